@@ -1,0 +1,1 @@
+"""Simulators behind one Brax-style interface; see :mod:`bridge.env`."""

@@ -1,0 +1,155 @@
+"""Settings of the point-control task. Every field can be overridden as ``env.<path>=<value>``."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+
+@dataclass
+class TargetCfg:
+    """The point to be held or followed."""
+
+    kind: str = "mixed"
+    """``mixed`` (a share ``fixed_fraction`` of the episodes holds a point, the rest follows a Langevin path),
+    ``fixed``, ``langevin`` or ``figure_eight``."""
+    fixed_fraction: float = 0.5
+    """Share of the episodes with a resting target when ``kind`` is ``mixed``."""
+    damping: float = 0.5
+    """Langevin: velocity damping, 1/s."""
+    omega: float = 1.5
+    """Langevin: natural frequency of the pull back to the origin, rad/s."""
+    sigma: float = 0.75
+    """Langevin: strength of the velocity noise, m/s per square root of a second."""
+    smoothing: float = 0.2
+    """Langevin: weight of the newest sample in the exponential smoothing of the path, per step."""
+    min_speed_limit: float = 0.5
+    """Langevin: the speed limit of an episode is drawn from [min_speed_limit, max_speed_limit], m/s."""
+    max_speed_limit: float = 1.5
+    """Langevin: see ``min_speed_limit``."""
+    figure_eight_size: float = 1.0
+    """Half the length of the figure-eight along x, m; it is half as wide along y."""
+    figure_eight_period: float = 6.0
+    """Seconds for one figure-eight."""
+
+
+@dataclass
+class ResetCfg:
+    """Where episodes begin, relative to the target's start."""
+
+    position: float = 10.0
+    """Radius of the ball of start positions, in arm lengths."""
+    linear_velocity: float = 1.0
+    """Radius of the ball of start velocities, m/s."""
+    angular_velocity: float = 1.0
+    """Radius of the ball of start body rates, rad/s."""
+    tilt: float = 45.0
+    """Roll and pitch are drawn from [-tilt, tilt], degrees."""
+    yaw: float = 180.0
+    """Yaw is drawn from [-yaw, yaw], degrees."""
+    on_target_fraction: float = 0.1
+    """Share of the episodes that begin at rest and level exactly on the target."""
+
+
+@dataclass
+class TerminationCfg:
+    """Limits that end an episode."""
+
+    max_distance: float = 15.0
+    """Distance from the spawn point, m."""
+    max_linear_velocity: float = 4.0
+    """Any component of the linear velocity, m/s."""
+    max_body_rate: float = 35.0
+    """Any component of the body rate, rad/s."""
+    max_tilt: float = 90.0
+    """Angle between the body's and the world's vertical, degrees."""
+
+
+@dataclass
+class RewardCfg:
+    """Weights of the reward terms, per step."""
+
+    alive: float = 1.5
+    """Added every step."""
+    position: float = 1.0
+    """Times the distance to the target, m."""
+    orientation: float = 0.5
+    """Times ``1 - cos(tilt)``."""
+    action_change: float = 0.1
+    """Times the norm of the change of the motor commands (0..1)."""
+    termination: float = 100.0
+    """Subtracted once when a limit ends the episode."""
+
+
+@dataclass
+class RandomizationCfg:
+    """Half-widths of uniform ranges around the nominal value, relative; drawn per environment at each reset."""
+
+    mass: float = 0.01
+    """0.1 means a mass between 90 % and 110 % of the nominal one."""
+    inertia: float = 0.01
+    """All axes together."""
+    thrust: float = 0.01
+    """Thrust per rotor speed squared, all motors together."""
+    motor: float = 0.01
+    """Motor rate constants (the inverse of the motor's time constant)."""
+
+
+@dataclass
+class PointControlCfg:
+    """Point control of a Crazyflie on the Crazyflow simulator."""
+
+    drone: str = "cf2x_L250"
+    """Crazyflow's name of the airframe."""
+    num_envs: int = 100
+    """Number of environments; ``--num_envs`` sets it."""
+    episode_length_s: float = 10.0
+    """Length of an episode, s."""
+    physics_freq: int = 500
+    """Physics steps per second; a multiple of ``policy_freq``."""
+    policy_freq: int = 100
+    """Control steps per second."""
+    frame: str = "body"
+    """Frame of the student's position and velocity errors: ``body`` or ``world``."""
+    teacher_frame: str = "body"
+    """The same for the teacher; the bundled teacher was trained with ``body``."""
+    target: TargetCfg = field(default_factory=TargetCfg)
+    """The point to be held or followed."""
+    reset: ResetCfg = field(default_factory=ResetCfg)
+    """Where episodes begin."""
+    termination: TerminationCfg = field(default_factory=TerminationCfg)
+    """Limits that end an episode."""
+    reward: RewardCfg = field(default_factory=RewardCfg)
+    """Weights of the reward terms."""
+    randomization: RandomizationCfg = field(default_factory=RandomizationCfg)
+    """Ranges of the physical parameters."""
+
+    def validate(self) -> None:
+        """Raise ``ValueError`` with one line that names the first setting that makes no sense."""
+        if self.target.kind not in ("mixed", "fixed", "langevin", "figure_eight"):
+            raise ValueError(
+                f"env.target.kind={self.target.kind!r}: expected mixed, fixed, langevin or figure_eight"
+            )
+        for name in ("frame", "teacher_frame"):
+            if getattr(self, name) not in ("body", "world"):
+                raise ValueError(f"env.{name}={getattr(self, name)!r}: expected body or world")
+        if self.num_envs < 1:
+            raise ValueError(f"env.num_envs={self.num_envs}: expected a positive number")
+        if self.policy_freq < 1 or self.physics_freq % self.policy_freq:
+            raise ValueError(
+                f"env.physics_freq={self.physics_freq}: expected a multiple of env.policy_freq={self.policy_freq}"
+            )
+        if self.episode_length_s * self.policy_freq < 1:
+            raise ValueError(f"env.episode_length_s={self.episode_length_s}: shorter than one control step")
+        for name in ("mass", "inertia", "thrust", "motor"):
+            if not 0 <= getattr(self.randomization, name) < 1:
+                raise ValueError(
+                    f"env.randomization.{name}={getattr(self.randomization, name)}: expected a number in [0, 1)"
+                )
+        for name in ("fixed_fraction", "smoothing"):
+            if not 0 <= getattr(self.target, name) <= 1:
+                raise ValueError(f"env.target.{name}={getattr(self.target, name)}: expected a number in [0, 1]")
+        if not 0 <= self.target.min_speed_limit <= self.target.max_speed_limit:
+            raise ValueError(
+                f"env.target.min_speed_limit={self.target.min_speed_limit}: expected a number between 0 and "
+                f"env.target.max_speed_limit={self.target.max_speed_limit}"
+            )

@@ -1,0 +1,153 @@
+"""The one interface every simulator stands behind, shaped like Brax's.
+
+An environment is a batch of ``num_envs`` independent copies of a task. ``reset(rng)`` starts them all,
+``step(state, action)`` advances them all by one control step. Both are pure and can be traced by JAX; everything
+that changes lives in the :class:`State` pytree.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Protocol, runtime_checkable
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+from jax import Array
+
+EPISODE_METRIC_PREFIX = "Episode_"
+"""Metrics whose name starts like this speak of a whole episode and are read at its last step only; all other
+metrics are averaged over all steps."""
+
+
+@struct.dataclass
+class State:
+    """What an environment hands back; the leading axis of every array is ``num_envs`` (B)."""
+
+    pipeline_state: Any
+    """The simulator's own state, a pytree (Brax's name for it). Leaves have the leading axis B too, so that finished
+    environments can be replaced one by one; what is shared, a random key for one, belongs in ``info``."""
+    obs: dict[str, Array]
+    """Observation groups by name, each (B, size) float32."""
+    reward: Array
+    """(B,) float32, the reward of the step that led here."""
+    done: Array
+    """(B,) bool, whether that step ended an episode (by termination or by time)."""
+    metrics: dict[str, Array]
+    """Numbers to log, each (B,) float32; see :data:`EPISODE_METRIC_PREFIX`."""
+    info: dict[str, Any]
+    """Everything else; ``time_outs`` (B,) bool tells ends by time from terminations."""
+
+
+@runtime_checkable
+class Env(Protocol):
+    """A batch of environments. An implementation is immutable: all that changes is in the State."""
+
+    num_envs: int
+    """Number of environments in the batch (B)."""
+    num_actions: int
+    """Size of one action; actions are (B, num_actions) float32 in [-1, 1]."""
+    max_episode_length: int
+    """Steps after which an episode is cut by time."""
+    step_dt: float
+    """Seconds of simulated time per step."""
+    obs_sizes: Mapping[str, int]
+    """Size of each observation group."""
+
+    def reset(self, rng: Array) -> State:
+        """Start all episodes. ``rng`` is one JAX key."""
+        ...
+
+    def step(self, state: State, action: Array) -> State:
+        """Advance every environment by one control step."""
+        ...
+
+
+class AutoReset:
+    """Restarts finished environments inside ``step``, tells time-outs from terminations, keeps episode sums.
+
+    The wrapped environment reports terminations in ``done`` and need not know about time. After a step that ends an
+    episode, ``obs`` and ``pipeline_state`` are those of the new episode, while ``reward``, ``done`` and ``metrics``
+    speak of the step that ended the old one. That is the convention of Isaac Lab and rsl_rl. Added to the State:
+
+    - ``info["time_outs"]`` (B,) bool: the episode ended by time alone.
+    - ``info["episode_length_buf"]`` (B,) int32: steps since the episode began.
+    - ``info["episode_return_buf"]`` (B,) float32: undiscounted return since the episode began.
+    - ``info["rng"]``: the key from which later resets are drawn.
+    - ``metrics["episode_return"]``, ``metrics["episode_length"]`` (B,) float32: the running sums, the finished
+      episode's at a step with ``done``.
+    """
+
+    def __init__(self, env: Env):
+        self.env = env
+        self.num_envs = env.num_envs
+        self.num_actions = env.num_actions
+        self.max_episode_length = env.max_episode_length
+        self.step_dt = env.step_dt
+        self.obs_sizes = env.obs_sizes
+
+    def reset(self, rng: Array) -> State:
+        """Start all episodes at step 0."""
+        rng, key = jax.random.split(rng)
+        state = self.env.reset(key)
+        zeros = jnp.zeros(self.num_envs, jnp.float32)
+        return state.replace(
+            done=jnp.zeros(self.num_envs, bool),
+            metrics={**state.metrics, "episode_return": zeros, "episode_length": zeros},
+            info={
+                **state.info,
+                "rng": rng,
+                "time_outs": jnp.zeros(self.num_envs, bool),
+                "episode_length_buf": jnp.zeros(self.num_envs, jnp.int32),
+                "episode_return_buf": zeros,
+            },
+        )
+
+    def step(self, state: State, action: Array) -> State:
+        """Advance, then restart what has ended."""
+        stepped = self.env.step(state, action)
+        length = state.info["episode_length_buf"] + 1
+        total = state.info["episode_return_buf"] + stepped.reward
+        terminated = stepped.done
+        time_outs = (length >= self.max_episode_length) & ~terminated
+        done = terminated | time_outs
+
+        rng, key = jax.random.split(state.info["rng"])
+        current = (stepped.pipeline_state, stepped.obs)
+
+        def restart():
+            fresh = self.env.reset(key)
+            return where_done(done, (fresh.pipeline_state, fresh.obs), current)
+
+        # Episodes end rarely, so most steps need no fresh states: the branch saves drawing them.
+        pipeline_state, obs = jax.lax.cond(jnp.any(done), restart, lambda: current)
+        return stepped.replace(
+            pipeline_state=pipeline_state,
+            obs=obs,
+            done=done,
+            metrics={**stepped.metrics, "episode_return": total, "episode_length": length.astype(jnp.float32)},
+            info={
+                **stepped.info,
+                "rng": rng,
+                "time_outs": time_outs,
+                "episode_length_buf": jnp.where(done, 0, length),
+                "episode_return_buf": jnp.where(done, 0.0, total),
+            },
+        )
+
+    def randomize_episode_length(self, state: State, rng: Array) -> State:
+        """Pretend the episodes began at different times, so that their time-outs do not fall together.
+
+        rsl_rl's ``init_at_random_ep_len``.
+        """
+        length = jax.random.randint(rng, (self.num_envs,), 0, self.max_episode_length, jnp.int32)
+        return state.replace(info={**state.info, "episode_length_buf": length})
+
+
+def where_done(done: Array, fresh: Any, current: Any) -> Any:
+    """Per environment, take ``fresh`` where ``done`` (B,) and ``current`` elsewhere, leaf by leaf."""
+
+    def choose(a: Array, b: Array) -> Array:
+        return jnp.where(done.reshape(done.shape + (1,) * (b.ndim - 1)), a, b)
+
+    return jax.tree.map(choose, fresh, current)

@@ -1,0 +1,259 @@
+"""Train the teacher of the embedded point-control task from scratch, with analytic policy gradients.
+
+The embedded simulator is differentiable, so the policy needs no reward samples and no critic: the cost of a stretch
+of flight is differentiated through simulator and policy with respect to the policy's parameters. A stretch
+(``--horizon`` steps) begins where the last one ended, so the policy learns on the states it meets itself;
+some environments start afresh between stretches. ::
+
+    python examples/train_teacher.py --out jdistill/teachers/crazyflie.safetensors
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax import Array
+
+from bridge.crazyflie import PhysicalState, PointControl, PointControlCfg
+from bridge.crazyflie.cfg import RandomizationCfg, ResetCfg, TargetCfg
+from bridge.crazyflie.dynamics import rotation_matrix
+from bridge.env import AutoReset, State, where_done
+from jdistill import networks
+from jdistill.networks import Normalizer, Policy, PolicyState
+from jdistill.policy_file import save_policy
+
+GROUP = "teacher"
+LAYOUT = [
+    ("position_error", 3, "m"),
+    ("velocity_error", 3, "m/s"),
+    ("rotation_matrix", 9, "1"),
+    ("body_rates", 3, "rad/s"),
+    ("previous_motor_commands", 4, "0..1"),
+    ("rotor_speeds", 4, "0..1"),
+]
+"""Parts of the teacher's observation in order: name, size, unit."""
+MOTORS = ("front_right", "back_right", "back_left", "front_left")
+NORMALIZER_UPDATES = 100
+"""Updates after which the normaliser is frozen: by then the policy hovers, and its observations are typical."""
+
+
+def parse_args() -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--out", type=Path, required=True, help="policy file to write")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--num_envs", type=int, default=256)
+    parser.add_argument("--horizon", type=int, default=150, help="control steps the gradient flows through")
+    parser.add_argument("--updates", type=int, default=2000)
+    parser.add_argument("--learning_rate", type=float, default=2e-3, help="decays to zero along a cosine")
+    return parser.parse_args()
+
+
+def training_cfg(num_envs: int) -> PointControlCfg:
+    """The default task made harder: wider starts, wider physical parameters, wilder targets."""
+    return PointControlCfg(
+        num_envs=num_envs,
+        target=TargetCfg(sigma=1.0, max_speed_limit=2.0),
+        reset=ResetCfg(position=15.0, linear_velocity=1.5, angular_velocity=3.0, tilt=70.0),
+        randomization=RandomizationCfg(mass=0.04, inertia=0.05, thrust=0.04, motor=0.05),
+    )
+
+
+# ---------------------------------------------------------------------------------------------------- training
+
+
+def huber(x: Array, width: float) -> Array:
+    """Smooth length of vectors (B, D): |x|^2 / (2 width) near zero, |x| far away (pseudo-Huber)."""
+    return jnp.sqrt(jnp.sum(x * x, axis=-1) + width * width) - width
+
+
+def vertical(craft) -> Array:
+    """Cosine of the tilt (B,)."""
+    return rotation_matrix(craft.quat)[:, 2, 2]
+
+
+def cost(before: PhysicalState, after: PhysicalState) -> Array:
+    """What a control step costs (B,); smooth everywhere, for the gradient."""
+    craft, target = after.craft, after.target
+    tracking = huber(craft.pos - target.pos, 0.05) + 0.15 * huber(craft.vel - target.vel, 0.2)
+    rates = jnp.sum(jnp.array([0.003, 0.003, 0.01]) * craft.ang_vel**2, axis=-1)
+    roughness = 2.0 * jnp.sum((after.last_action - before.last_action) ** 2, axis=-1)
+    tilt = 0.1 * (1.0 - vertical(craft))
+    # The task's limits are 4 m/s and 90 degrees. Walls that rise well before them have a gradient that a
+    # termination lacks.
+    walls = jnp.sum(jax.nn.relu(jnp.abs(craft.vel) - 3.0) ** 2, axis=-1)
+    walls += 10.0 * jax.nn.relu(0.3 - vertical(craft)) ** 2
+    return tracking + rates + roughness + tilt + walls
+
+
+def stretch(env: PointControl, policy: Policy, learnt: PolicyState, state: State, steps: int):
+    """Fly ``steps`` steps: mean cost, the last State, and the observations (steps, B, D)."""
+
+    # Recomputing each step in the backward pass is faster here than storing what it needs.
+    @jax.checkpoint
+    def step(state: State, _: None):
+        _, action = networks.act(policy, learnt, (), state.obs[GROUP])
+        after = env.step(state, action)
+        return after, (cost(state.pipeline_state, after.pipeline_state), state.obs[GROUP])
+
+    state, (costs, obs) = jax.lax.scan(step, state, None, length=steps)
+    return costs.mean(), (state, obs)
+
+
+def refresh(env: PointControl, state: State, rng: Array, share: float = 0.15) -> State:
+    """Restart a random share of the environments and all that have left the flight envelope."""
+    fresh_key, pick_key = jax.random.split(rng)
+    fresh = env.reset(fresh_key)
+    craft = state.pipeline_state.craft
+    error = jnp.linalg.norm(craft.pos - state.pipeline_state.target.pos, axis=-1)
+    # `<` is false for what is not a number, so that such states restart as well.
+    fine = (error < 5.0) & (jnp.abs(craft.vel).max(axis=-1) < 6.0) & (vertical(craft) > -0.2)
+    fine &= jnp.abs(craft.ang_vel).max(axis=-1) < 35.0
+    done = ~fine | (jax.random.uniform(pick_key, fine.shape) < share)
+    chosen = where_done(done, (fresh.pipeline_state, fresh.obs), (state.pipeline_state, state.obs))
+    return state.replace(pipeline_state=chosen[0], obs=chosen[1])
+
+
+def hovering_start(learnt: PolicyState, action: float) -> PolicyState:
+    """Let the untrained policy command about ``action`` (-1..1) on all motors, whatever it sees."""
+    last = max(k for k in learnt.params if k.startswith("mlp_"))
+    dense = learnt.params[last]["dense"]
+    dense = {"kernel": 0.1 * dense["kernel"], "bias": jnp.full_like(dense["bias"], jnp.arctanh(action))}
+    return learnt.replace(params={**learnt.params, last: {"dense": dense}})
+
+
+def train(args: argparse.Namespace) -> tuple[Policy, PolicyState]:
+    """Run all updates; returns the network and what it has learnt."""
+    env = PointControl(training_cfg(args.num_envs))
+    policy = Policy(num_actions=4, hidden_dims=(64, 64, 64), activation="elu", output_activation="tanh")
+    init_key, reset_key, rng = jax.random.split(jax.random.key(args.seed), 3)
+    learnt = networks.init(policy, init_key, env.obs_sizes[GROUP], normalize=True)
+    learnt = hovering_start(learnt, 2.0 * env.hover_action - 1.0)
+    schedule = optax.cosine_decay_schedule(args.learning_rate, args.updates)
+    optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(schedule, b2=0.99))
+
+    @jax.jit
+    def update(learnt: PolicyState, opt_state: Any, state: State, rng: Array, normalize: Array):
+        state = refresh(env, state, rng)
+
+        def loss(params):
+            return stretch(env, policy, learnt.replace(params=params), state, args.horizon)
+
+        (value, (state, obs)), gradient = jax.value_and_grad(loss, has_aux=True)(learnt.params)
+        norm = optax.global_norm(gradient)
+        gradient = jax.tree.map(lambda g: jnp.where(jnp.isfinite(norm), g, 0.0), gradient)
+        change, opt_state = optimizer.update(gradient, opt_state)
+        seen = jax.lax.cond(normalize, lambda: learnt.normalizer.update(obs), lambda: learnt.normalizer)
+        learnt = PolicyState(params=optax.apply_updates(learnt.params, change), normalizer=seen)
+        return learnt, opt_state, state, value, norm
+
+    state, opt_state = jax.jit(env.reset)(reset_key), optimizer.init(learnt.params)
+    begin = time.perf_counter()
+    for i in range(args.updates):
+        rng, key = jax.random.split(rng)
+        learnt, opt_state, state, value, norm = update(learnt, opt_state, state, key, i < NORMALIZER_UPDATES)
+        if i % 50 == 0 or i == args.updates - 1:
+            elapsed = time.perf_counter() - begin
+            print(f"{i:5d}  cost {value:.4f}  gradient norm {norm:7.3f}  {elapsed:5.0f} s", flush=True)
+    return policy, learnt
+
+
+# -------------------------------------------------------------------------------------------------- evaluation
+
+
+def evaluate(cfg: PointControlCfg, policy: Policy, learnt: PolicyState, seed: int, settle_s: float = 3.0) -> dict:
+    """Fly one episode in each environment of ``cfg`` and count; "settled" numbers start at ``settle_s``."""
+    env = AutoReset(PointControl(cfg))
+    settle = round(settle_s / env.step_dt)
+
+    def step(carry: tuple[State, Array], _: None):
+        state, flying = carry
+        _, action = networks.act(policy, learnt, (), state.obs[GROUP])
+        after = env.step(state, action)
+        craft = after.pipeline_state.craft
+        change = jnp.abs(after.pipeline_state.last_action - state.pipeline_state.last_action).mean(axis=-1)
+        ended = after.done & ~after.info["time_outs"] & flying
+        hit = {k.split("/")[1]: v * ended for k, v in after.metrics.items() if k.startswith("Episode_Term")}
+        flying &= ~after.done
+        values = {
+            "position_error_m": after.metrics["Metrics/position_error"],
+            "action_change": 2.0 * change,
+            "body_rate_xy": jnp.linalg.norm(craft.ang_vel[:, :2], axis=-1),
+            "yaw_rate": jnp.abs(craft.ang_vel[:, 2]),
+            "tilt_deg": jnp.rad2deg(jnp.arccos(jnp.clip(vertical(craft), -1.0, 1.0))),
+        }
+        return (after, flying), (values, flying, hit)
+
+    @jax.jit
+    def fly(rng: Array):
+        state = env.reset(rng)
+        flying = jnp.ones(env.num_envs, bool)
+        return jax.lax.scan(step, (state, flying), None, length=env.max_episode_length)[1]
+
+    values, flying, hits = fly(jax.random.key(seed))
+    ended = {name: int(hit.sum()) for name, hit in hits.items()}
+    broken = int(jnp.stack(list(hits.values())).any(axis=0).any(axis=0).sum())
+    counted = flying[settle:]
+    means = {k: float((v[settle:] * counted).sum() / counted.sum()) for k, v in values.items()}
+    late = jnp.where(counted, values["position_error_m"][settle:], jnp.nan)
+    return {
+        "episodes": env.num_envs,
+        "survival": 1.0 - broken / env.num_envs,
+        "terminations": ended,
+        "position_error_p99_m": float(jnp.nanpercentile(late, 99)),
+        **means,
+    }
+
+
+def evaluate_all(policy: Policy, learnt: PolicyState, seed: int = 1000) -> dict[str, dict]:
+    """The bundled numbers: 1000 episodes of the default task and of variations of it."""
+    cases = {
+        "mixed": PointControlCfg(),
+        "fixed": PointControlCfg(target=TargetCfg(kind="fixed")),
+        "langevin": PointControlCfg(target=TargetCfg(kind="langevin")),
+        "figure_eight": PointControlCfg(target=TargetCfg(kind="figure_eight")),
+        "mixed_tilt_60": PointControlCfg(reset=ResetCfg(tilt=60.0)),
+        "mixed_tilt_90": PointControlCfg(reset=ResetCfg(tilt=90.0)),
+    }
+    numbers = {}
+    for i, (name, cfg) in enumerate(cases.items()):
+        cfg.num_envs = 1000
+        numbers[name] = evaluate(cfg, policy, learnt, seed + i)
+        print(f"{name}: {json.dumps(numbers[name])}", flush=True)
+    return numbers
+
+
+def describe(env_cfg: PointControlCfg, numbers: dict[str, dict]) -> dict[str, Any]:
+    """The policy file's header: what goes in, what comes out, what it is worth."""
+    return {
+        "observation": {
+            "group": GROUP,
+            "frame": env_cfg.teacher_frame,
+            "layout": [{"name": name, "size": size, "unit": unit} for name, size, unit in LAYOUT],
+        },
+        "action": {"layout": list(MOTORS), "range": [-1, 1], "rate_hz": env_cfg.policy_freq},
+        "drone": env_cfg.drone,
+        "trained_by": "examples/train_teacher.py",
+        "numbers": numbers,
+    }
+
+
+def main() -> None:
+    """Train, evaluate, write."""
+    args = parse_args()
+    policy, learnt = train(args)
+    numbers = evaluate_all(policy, learnt)
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    save_policy(args.out, policy, learnt, describe(PointControlCfg(), numbers))
+    print(f"wrote {args.out}")
+
+
+if __name__ == "__main__":
+    main()

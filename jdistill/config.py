@@ -1,0 +1,262 @@
+"""Settings of the learner, under rsl_rl's and Isaac Lab's names, and how files and overrides become one config.
+
+A run's config has three parts: ``task`` (a name), ``agent`` (:class:`AgentCfg`) and ``env`` (the task's own dataclass).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+LOSSES = ("mse", "huber")
+OPTIMIZERS = ("adam", "adamw", "sgd", "rmsprop")
+LOGGERS = ("tensorboard", "wandb", "none")
+
+
+class ConfigError(ValueError):
+    """A setting that cannot be used; the message is one line that says which and why."""
+
+
+@dataclass
+class AlgorithmCfg:
+    """rsl_rl's ``RslRlDistillationAlgorithmCfg`` with the two-stage settings."""
+
+    class_name: str = "Distillation"
+    """The algorithm; there is one."""
+    num_learning_epochs: int = 4
+    """Passes over a rollout per iteration."""
+    learning_rate: float = 1e-3
+    """Step size of the optimizer."""
+    max_grad_norm: float | None = 1.0
+    """Gradients are scaled down to this global norm; null switches that off."""
+    gradient_length: int = 15
+    """Environment steps per gradient step, and how far gradients reach back in time."""
+    loss_type: str = "mse"
+    """``mse`` or ``huber``."""
+    optimizer: str = "adam"
+    """``adam``, ``adamw``, ``sgd`` or ``rmsprop``, each with torch's defaults."""
+    use_two_stage_training: bool = False
+    """Phase 1: the teacher's action steps the environment; phase 2: the student's. False: the student's throughout."""
+    phase1_iterations: int = 600
+    """Iterations 0 .. phase1_iterations - 1 are phase 1; a third to a half of ``max_iterations`` is usual."""
+
+
+@dataclass
+class StudentCfg:
+    """The student's network: dense layers, recurrent layers, dense layers."""
+
+    pre_dims: list[int] = field(default_factory=lambda: [16])
+    """Widths of the dense layers before the recurrent ones."""
+    rnn_type: str | None = "gru"
+    """``gru``, ``lstm``, or null for a feed-forward student."""
+    rnn_hidden_dim: int = 16
+    """Width of each recurrent layer."""
+    rnn_num_layers: int = 1
+    """Number of recurrent layers."""
+    hidden_dims: list[int] = field(default_factory=lambda: [16])
+    """Widths of the dense layers between the recurrent ones and the output."""
+    activation: str = "elu"
+    """Activation of the dense layers, by rsl_rl's names."""
+    output_activation: str = "tanh"
+    """Activation of the output; ``identity`` is rsl_rl's own."""
+    learn_initial_carry: bool = False
+    """Whether the recurrent state at an episode's start is learnt instead of zero."""
+    obs_normalization: bool = True
+    """Whether observations are normalised by their running mean and standard deviation."""
+    init_noise_std: float = 0.0
+    """Standard deviation of the noise on the student's actions in rollouts; labels and loss never see it."""
+
+
+@dataclass
+class AgentCfg:
+    """rsl_rl's runner settings (Isaac Lab's ``RslRlDistillationRunnerCfg``)."""
+
+    seed: int = 42
+    """Seed of every random number."""
+    num_steps_per_env: int = 400
+    """Environment steps per environment and iteration."""
+    max_iterations: int = 1500
+    """Iterations of the whole run, those before a resume included."""
+    save_interval: int = 100
+    """Iterations between checkpoints."""
+    max_checkpoints: int = 5
+    """Checkpoints kept on disk, newest first; the best one is kept besides."""
+    experiment_name: str = "distillation"
+    """Folder of related runs."""
+    run_name: str = ""
+    """Appended to the run folder's name."""
+    logger: str = "tensorboard"
+    """``tensorboard``, ``wandb`` or ``none``."""
+    log_project_name: str = "jdistill"
+    """Project of a wandb run."""
+    teacher: str | None = None
+    """Policy file of the teacher; null takes the one bundled for the task."""
+    obs_groups: dict[str, list[str]] = field(
+        default_factory=lambda: {"student": ["student"], "teacher": ["teacher"]}
+    )
+    """Which of the environment's observation groups make up the observations of ``student`` and ``teacher``."""
+    empirical_normalization: bool | None = None
+    """rsl_rl 2.x's name for ``student.obs_normalization``; wins over it unless null."""
+    init_at_random_ep_len: bool = True
+    """Whether the first episodes begin at random ages, so that time-outs do not fall together."""
+    student: StudentCfg = field(default_factory=StudentCfg)
+    """The student's network."""
+    algorithm: AlgorithmCfg = field(default_factory=AlgorithmCfg)
+    """The algorithm."""
+
+    def validate(self) -> None:
+        """Raise :class:`ConfigError` for the first setting that makes no sense."""
+        algorithm, student = self.algorithm, self.student
+        _positive("agent.num_steps_per_env", self.num_steps_per_env)
+        _positive("agent.max_iterations", self.max_iterations)
+        _positive("agent.save_interval", self.save_interval)
+        _positive("agent.max_checkpoints", self.max_checkpoints)
+        _positive("agent.algorithm.num_learning_epochs", algorithm.num_learning_epochs)
+        _positive("agent.algorithm.gradient_length", algorithm.gradient_length)
+        _positive("agent.student.rnn_hidden_dim", student.rnn_hidden_dim)
+        _positive("agent.student.rnn_num_layers", student.rnn_num_layers)
+        for name, widths in (("pre_dims", student.pre_dims), ("hidden_dims", student.hidden_dims)):
+            for width in widths:
+                _positive(f"agent.student.{name}", width)
+        if algorithm.phase1_iterations < 0:
+            raise ConfigError(f"agent.algorithm.phase1_iterations={algorithm.phase1_iterations}: must not be negative")
+        if not algorithm.learning_rate > 0:
+            raise ConfigError(f"agent.algorithm.learning_rate={algorithm.learning_rate}: must be positive")
+        if student.init_noise_std < 0:
+            raise ConfigError(f"agent.student.init_noise_std={student.init_noise_std}: must not be negative")
+        steps = self.num_steps_per_env * algorithm.num_learning_epochs
+        if steps < algorithm.gradient_length:
+            raise ConfigError(
+                f"agent.algorithm.gradient_length={algorithm.gradient_length}: longer than an iteration's {steps} steps "
+                "(num_steps_per_env * num_learning_epochs), so nothing would ever be learnt"
+            )
+        _one_of("agent.algorithm.class_name", algorithm.class_name, ("Distillation",))
+        _one_of("agent.algorithm.loss_type", algorithm.loss_type, LOSSES)
+        _one_of("agent.algorithm.optimizer", algorithm.optimizer, OPTIMIZERS)
+        _one_of("agent.student.rnn_type", student.rnn_type, ("gru", "lstm", None))
+        _one_of("agent.logger", self.logger, LOGGERS)
+        from jdistill.networks import ACTIVATIONS
+
+        _one_of("agent.student.activation", student.activation, tuple(ACTIVATIONS))
+        _one_of("agent.student.output_activation", student.output_activation, tuple(ACTIVATIONS))
+        for name in ("student", "teacher"):
+            if not self.obs_groups.get(name):
+                raise ConfigError(f"agent.obs_groups.{name}: name at least one observation group")
+        for name in ("experiment_name", "run_name"):
+            if "/" in getattr(self, name):
+                raise ConfigError(f"agent.{name}={getattr(self, name)}: must not contain '/'")
+
+
+@dataclass
+class RunCfg:
+    """Everything a run is made of."""
+
+    task: str
+    """Name of the task."""
+    agent: AgentCfg
+    """The learner's settings."""
+    env: Any
+    """The task's settings, an instance of its dataclass."""
+
+    def save(self, path: Path) -> None:
+        """Write as YAML that :func:`load_file` reads."""
+        data = {"task": self.task, "agent": dataclasses.asdict(self.agent), "env": dataclasses.asdict(self.env)}
+        path.write_text(yaml.safe_dump(data, sort_keys=False))
+
+
+def load_file(path: Path) -> dict[str, Any]:
+    """Read a YAML config (``task``, ``agent``, ``env``; all optional)."""
+    try:
+        data = yaml.safe_load(path.read_text())
+    except OSError as e:
+        raise ConfigError(f"{path}: {e.strerror}") from e
+    except (yaml.YAMLError, UnicodeDecodeError) as e:
+        raise ConfigError(f"{path}: not a YAML file ({' '.join(str(e).split())})") from e
+    if not isinstance(data or {}, dict):
+        raise ConfigError(f"{path}: expected a mapping with the keys task, agent, env")
+    return data or {}
+
+
+def compose(task: str, env_cls: type, layers: Iterable[dict[str, Any]], overrides: Iterable[str]) -> RunCfg:
+    """Merge the defaults, the ``layers`` (nested dicts, later wins), then dotted ``overrides`` (``key=value``).
+
+    Raises:
+        ConfigError: an unknown key (with the nearest known one), a value of the wrong type, or one that makes no sense.
+    """
+    cfg = OmegaConf.create({"agent": OmegaConf.structured(AgentCfg), "env": OmegaConf.structured(env_cls)})
+    known = sorted(_keys(cfg))
+    for layer in layers:
+        part = {k: v for k, v in layer.items() if k != "task"}
+        for key, value in _flatten(part):
+            _set(cfg, known, key, value)
+    for override in overrides:
+        key, separator, text = override.partition("=")
+        if not separator:
+            raise ConfigError(f"{override}: expected key=value")
+        try:
+            value = yaml.safe_load(text)
+        except yaml.YAMLError as e:
+            raise ConfigError(f"{override}: the value is no valid YAML") from e
+        # YAML 1.1 reads 5e-4 as a string; as a number is what everybody means.
+        _set(cfg, known, key, text if isinstance(value, str) else value)
+    agent, env = OmegaConf.to_object(cfg.agent), OmegaConf.to_object(cfg.env)
+    assert isinstance(agent, AgentCfg)
+    if agent.empirical_normalization is not None:
+        agent.student.obs_normalization = agent.empirical_normalization
+    agent.validate()
+    try:
+        env.validate()
+    except ValueError as e:
+        raise ConfigError(str(e)) from e
+    return RunCfg(task=task, agent=agent, env=env)
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """`` (did you mean X?)`` for the known name most like ``name``, or nothing."""
+    match = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+    return f" (did you mean {match[0]}?)" if match else ""
+
+
+def _set(cfg: Any, known: list[str], key: str, value: Any) -> None:
+    # Observation groups are the user's own names, so anything below them is allowed.
+    if key not in known and not key.startswith("agent.obs_groups."):
+        raise ConfigError(f"{key}: unknown setting{nearest(key, known)}")
+    try:
+        OmegaConf.update(cfg, key, value, merge=False)
+    except OmegaConfBaseException as e:
+        raise ConfigError(f"{key}={value}: {str(e).splitlines()[0]}") from e
+
+
+def _flatten(tree: dict[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
+    for key, value in tree.items():
+        if isinstance(value, dict) and value:
+            yield from _flatten(value, f"{prefix}{key}.")
+        elif value is not None or prefix:
+            yield f"{prefix}{key}", value
+
+
+def _keys(cfg: Any, prefix: str = "") -> Iterable[str]:
+    for key in cfg:
+        child = cfg._get_node(key)
+        yield f"{prefix}{key}"
+        if OmegaConf.is_dict(child) and not child._is_none():
+            yield from _keys(child, f"{prefix}{key}.")
+
+
+def _positive(name: str, value: int) -> None:
+    if value < 1:
+        raise ConfigError(f"{name}={value}: must be positive")
+
+
+def _one_of(name: str, value: Any, allowed: tuple[Any, ...]) -> None:
+    if value not in allowed:
+        hint = nearest(str(value), [str(a) for a in allowed])
+        raise ConfigError(f"{name}={value}: expected one of {', '.join(str(a) for a in allowed)}{hint}")

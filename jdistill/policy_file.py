@@ -1,0 +1,93 @@
+"""Policies on disk: one safetensors file whose header carries a JSON description, readable without torch or JAX.
+
+The header's ``jdistill`` entry is a JSON object: ``format`` (this page's version), ``network`` (the fields of
+:class:`jdistill.networks.Policy`), ``obs_size``, ``normalizer`` (its formula, or null), and whatever the writer adds:
+``observation`` (group and layout), ``action``, ``trained_by``, ``numbers``. Tensors are ``params/<path>`` and
+``normalizer/{mean,var,count}``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from flax import traverse_util
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from jdistill.networks import Normalizer, Policy, PolicyState
+
+FORMAT = 1
+
+
+class PolicyFileError(ValueError):
+    """A policy file that cannot be used; the message is one line that says why and what to do."""
+
+
+def save_policy(path: Path, policy: Policy, state: PolicyState, description: dict[str, Any]) -> None:
+    """Write ``policy`` and what it has learnt; ``description`` joins the JSON header. Replaces ``path`` whole."""
+    tensors = traverse_util.flatten_dict({"params": state.params}, sep="/")
+    if state.normalizer is not None:
+        tensors |= {f"normalizer/{k}": v for k, v in vars(state.normalizer).items()}
+    header = {
+        **description,
+        "format": FORMAT,
+        "network": {f.name: getattr(policy, f.name) for f in _network_fields()},
+        "obs_size": _input_size(policy, state.params),
+        "normalizer": None if state.normalizer is None else "(obs - mean) / (sqrt(var) + 1e-2)",
+    }
+    part = path.with_name(path.name + ".part")
+    save_file(
+        {k: np.ascontiguousarray(v) for k, v in tensors.items()},
+        part,
+        metadata={"jdistill": json.dumps(header, indent=1)},
+    )
+    os.replace(part, path)
+
+
+def load_policy(path: Path) -> tuple[Policy, PolicyState, dict[str, Any]]:
+    """Read what :func:`save_policy` wrote: the network, its state, the JSON header.
+
+    Raises:
+        PolicyFileError: the file is missing, damaged, of another kind, or its tensors do not fit its header.
+    """
+    if not path.is_file():
+        raise PolicyFileError(f"{path}: no such file")
+    try:
+        with safe_open(path, framework="numpy") as file:
+            header = json.loads((file.metadata() or {}).get("jdistill", "null"))
+            tensors = {name: jnp.asarray(file.get_tensor(name)) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError, json.JSONDecodeError) as e:
+        raise PolicyFileError(f"{path}: truncated or no safetensors file ({e})") from e
+    if not isinstance(header, dict) or "network" not in header:
+        raise PolicyFileError(f"{path}: not written by jdistill (its header has no policy description)")
+    if header.get("format") != FORMAT:
+        raise PolicyFileError(f"{path}: policy format {header.get('format')}, this version reads {FORMAT}")
+    try:
+        network = {k: tuple(v) if isinstance(v, list) else v for k, v in header["network"].items()}
+        policy = Policy(**network)
+        tree = traverse_util.unflatten_dict(tensors, sep="/")
+        normalizer = Normalizer(**tree["normalizer"]) if "normalizer" in tree else None
+        state = PolicyState(params=tree["params"], normalizer=normalizer)
+        if _input_size(policy, state.params) != header["obs_size"]:
+            raise ValueError("input size")
+    except (KeyError, TypeError, ValueError) as e:
+        raise PolicyFileError(f"{path}: tensors and description do not fit ({e})") from e
+    return policy, state, header
+
+
+def _network_fields() -> list[dataclasses.Field]:
+    """The fields that make a network, without Linen's own ``parent`` and ``name``."""
+    return [f for f in dataclasses.fields(Policy) if f.name not in ("parent", "name")]
+
+
+def _input_size(policy: Policy, params: Any) -> int:
+    """Size of the observation, read from the first layer's weights."""
+    if not policy.pre_dims and policy.rnn_type:
+        return int(params["rnn_0"]["weight_ih"].shape[0])
+    return int(params["pre_0" if policy.pre_dims else "mlp_0"]["dense"]["kernel"].shape[0])
