@@ -26,7 +26,7 @@ from bridge.crazyflie.cfg import RandomizationCfg, ResetCfg, TargetCfg
 from bridge.crazyflie.dynamics import rotation_matrix
 from bridge.env import AutoReset, State, where_done
 from jdistill import networks
-from jdistill.networks import Normalizer, Policy, PolicyState
+from jdistill.networks import Policy, PolicyState
 from jdistill.policy_file import save_policy
 
 GROUP = "teacher"

@@ -99,9 +99,7 @@ class AgentCfg:
     """Project of a wandb run."""
     teacher: str | None = None
     """Policy file of the teacher; null takes the one bundled for the task."""
-    obs_groups: dict[str, list[str]] = field(
-        default_factory=lambda: {"student": ["student"], "teacher": ["teacher"]}
-    )
+    obs_groups: dict[str, list[str]] = field(default_factory=lambda: {"student": ["student"], "teacher": ["teacher"]})
     """Which of the environment's observation groups make up the observations of ``student`` and ``teacher``."""
     empirical_normalization: bool | None = None
     """rsl_rl 2.x's name for ``student.obs_normalization``; wins over it unless null."""

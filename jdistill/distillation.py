@@ -173,7 +173,7 @@ class Distillation:
 
         def step(loop: Any, key: Array) -> Any:
             env_state, carries = loop
-            obs = {g: env_state.obs[g] for names in self.cfg.obs_groups.values() for g in names}
+            obs = {g: env_state.obs[g] for name in ("student", "teacher") for g in self.cfg.obs_groups[name]}
             carries, student_action, teacher_action = self.act(state, carries, obs, key)
             action = jax.lax.cond(teacher_steps, lambda: teacher_action, lambda: student_action)
             with jax.named_scope("env_step"):

@@ -202,10 +202,7 @@ class Policy(nn.Module):
         self.mlp = [Dense(width) for width in (*self.hidden_dims, self.num_actions)]
         if self.learn_initial_carry:
             self.first = [
-                [
-                    self.param(f"initial_{i}_{j}", nn.initializers.zeros, x.shape)
-                    for j, x in enumerate(layer.initial())
-                ]
+                [self.param(f"initial_{i}_{j}", nn.initializers.zeros, x.shape) for j, x in enumerate(layer.initial())]
                 for i, layer in enumerate(self.rnn)
             ]
 

@@ -126,9 +126,7 @@ class PointControlCfg:
     def validate(self) -> None:
         """Raise ``ValueError`` with one line that names the first setting that makes no sense."""
         if self.target.kind not in ("mixed", "fixed", "langevin", "figure_eight"):
-            raise ValueError(
-                f"env.target.kind={self.target.kind!r}: expected mixed, fixed, langevin or figure_eight"
-            )
+            raise ValueError(f"env.target.kind={self.target.kind!r}: expected mixed, fixed, langevin or figure_eight")
         for name in ("frame", "teacher_frame"):
             if getattr(self, name) not in ("body", "world"):
                 raise ValueError(f"env.{name}={getattr(self, name)!r}: expected body or world")

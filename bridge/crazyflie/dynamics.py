@@ -153,4 +153,3 @@ def _build_sim(drone: str, num_envs: int, physics_freq: int) -> Any:
             )
         finally:
             mujoco.set_mju_user_warning(None)
-

@@ -48,9 +48,7 @@ def reset(cfg: TargetCfg, rng: Array, num_envs: int) -> Target:
         vel=zeros,
         raw_pos=zeros,
         raw_vel=zeros,
-        speed_limit=jax.random.uniform(
-            limit_key, (num_envs,), minval=cfg.min_speed_limit, maxval=cfg.max_speed_limit
-        ),
+        speed_limit=jax.random.uniform(limit_key, (num_envs,), minval=cfg.min_speed_limit, maxval=cfg.max_speed_limit),
         kind=kind.astype(jnp.int32),
         time=jnp.zeros(num_envs),
     )
@@ -67,9 +65,7 @@ def step(cfg: TargetCfg, target: Target, rng: Array, dt: float) -> Target:
         return target.replace(pos=pos, vel=vel)
     moved = langevin(cfg, target, rng, dt)
     moving = (target.kind == LANGEVIN)[:, None]
-    return moved.replace(
-        pos=jnp.where(moving, moved.pos, target.pos), vel=jnp.where(moving, moved.vel, target.vel)
-    )
+    return moved.replace(pos=jnp.where(moving, moved.pos, target.pos), vel=jnp.where(moving, moved.vel, target.vel))
 
 
 def langevin(cfg: TargetCfg, target: Target, rng: Array, dt: float) -> Target:

@@ -1,0 +1,125 @@
+"""What a run prints: rsl_rl's iteration block with the phase lines, the switch banner, a progress bar."""
+
+from __future__ import annotations
+
+import datetime
+from dataclasses import dataclass
+from typing import Any
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+WIDTH, PAD = 80, 40
+
+
+@dataclass(frozen=True)
+class Timing:
+    """How fast it goes."""
+
+    total_steps: int
+    """Environment steps since the run began, all environments together."""
+    steps_per_second: float
+    """In this iteration."""
+    iteration_time: float
+    """Seconds."""
+    elapsed: float
+    """Seconds since this program began to iterate."""
+    eta: float
+    """Seconds until the last iteration, at the mean speed so far."""
+
+
+class RunConsole:
+    """Prints plain lines; on a terminal a progress bar with the remaining time stays below them."""
+
+    def __init__(self, start: int, total: int):
+        self._console = Console(highlight=False, soft_wrap=True)
+        self._progress: Progress | None = None
+        if self._console.is_terminal:
+            self._progress = Progress(
+                TextColumn("Iteration"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TimeElapsedColumn(),
+                TextColumn("ETA"),
+                TimeRemainingColumn(),
+                console=self._console,
+            )
+            self._task = self._progress.add_task("", total=total, completed=start)
+
+    def __enter__(self) -> RunConsole:
+        if self._progress:
+            self._progress.start()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        if self._progress:
+            self._progress.stop()
+
+    def print(self, text: str) -> None:
+        """One or more lines, as they are."""
+        self._console.print(text, markup=False)
+        self._console.file.flush()
+
+    def advance(self) -> None:
+        """One iteration is done."""
+        if self._progress:
+            self._progress.advance(self._task)
+
+
+def switch_banner(iteration: int) -> str:
+    """Announces the first iteration of phase 2."""
+    rule = "=" * WIDTH
+    return "\n".join(
+        [
+            rule,
+            rule,
+            "  SWITCHING TO PHASE 2: Now using STUDENT actions to update environment",
+            f"  Iteration: {iteration}",
+            rule,
+            rule,
+        ]
+    )
+
+
+def iteration_block(
+    iteration: int, total: int, phase: dict[str, Any], scalars: dict[str, float], timing: Timing, run_name: str
+) -> str:
+    """The block of one iteration; ``phase`` is :meth:`DistillationRunner.get_training_phase_info`'s answer."""
+    lines = ["#" * WIDTH, f" Learning iteration {iteration}/{total} ".center(WIDTH).rstrip(), ""]
+    if phase["use_two_stage_training"]:
+        lines += [
+            f"Training Phase: Phase {phase['training_phase']} ({phase['action_source']} actions)",
+            f"Phase Iteration: {iteration}/{phase['phase1_iterations']} (Phase 1)",
+        ]
+    if run_name:
+        lines.append(_row("Run name", run_name))
+    lines += [
+        _row("Total steps", str(timing.total_steps)),
+        _row("Steps per second", f"{timing.steps_per_second:.0f}"),
+        _row("Mean behavior loss", f"{scalars['Loss/behavior']:.3g}"),
+        _row("Mean action error", f"{scalars['Policy/mean_action_error']:.4f}"),
+    ]
+    if "Train/mean_reward" in scalars:
+        lines.append(_row("Mean reward", f"{scalars['Train/mean_reward']:.2f}"))
+        lines.append(_row("Mean episode length", f"{scalars['Train/mean_episode_length']:.2f}"))
+    extras = [tag for tag in scalars if tag.startswith(("Metrics/", "Episode"))]
+    lines += [_row(tag, f"{scalars[tag]:.4f}") for tag in extras]
+    lines += [
+        "-" * WIDTH,
+        _row("Iteration time", f"{timing.iteration_time:.2f}s"),
+        _row("Time elapsed", str(datetime.timedelta(seconds=int(timing.elapsed)))),
+        _row("ETA", str(datetime.timedelta(seconds=int(timing.eta)))),
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _row(name: str, value: str) -> str:
+    return f"{name + ':':>{PAD}} {value}"

@@ -1,0 +1,88 @@
+"""Where a run's scalars go: TensorBoard, Weights & Biases, or nowhere."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Protocol
+
+from jdistill.config import AgentCfg, ConfigError
+
+
+class Writer(Protocol):
+    """Takes scalars by tag."""
+
+    def write(self, scalars: dict[str, float], iteration: int) -> None:
+        """Record the scalars of one iteration."""
+        ...
+
+    def close(self) -> None:
+        """Flush and end."""
+        ...
+
+
+class TensorBoardWriter:
+    """Event files in the run folder."""
+
+    def __init__(self, run_dir: Path):
+        from tensorboardX import SummaryWriter
+
+        self._writer = SummaryWriter(logdir=str(run_dir), flush_secs=10)
+
+    def write(self, scalars: dict[str, float], iteration: int) -> None:
+        """Record the scalars of one iteration."""
+        for tag, value in scalars.items():
+            self._writer.add_scalar(tag, value, iteration)
+
+    def close(self) -> None:
+        """Flush and end."""
+        self._writer.close()
+
+
+class WandbWriter:
+    """A Weights & Biases run; with ``WANDB_MODE=offline`` it stays on disk until ``wandb sync``."""
+
+    def __init__(self, run_dir: Path, cfg: AgentCfg, config: dict[str, Any]):
+        try:
+            import wandb
+        except ImportError as e:
+            raise ConfigError("--logger wandb: wandb is not installed; add it with 'uv run --extra wandb ...'") from e
+        try:
+            # The folder's name identifies the run, so a resumed one goes on where it was.
+            self._run = wandb.init(
+                project=cfg.log_project_name,
+                name=run_dir.name,
+                id=f"{cfg.experiment_name}-{run_dir.name}",
+                resume="allow",
+                dir=str(run_dir),
+                config=config,
+            )
+        except wandb.errors.Error as e:
+            hint = "log in with 'wandb login' or set WANDB_MODE=offline"
+            raise ConfigError(f"--logger wandb: {' '.join(str(e).split())}; {hint}") from e
+
+    def write(self, scalars: dict[str, float], iteration: int) -> None:
+        """Record the scalars of one iteration."""
+        self._run.log(scalars, step=iteration)
+
+    def close(self) -> None:
+        """Flush and end."""
+        self._run.finish()
+
+
+class NoWriter:
+    """Drops everything."""
+
+    def write(self, scalars: dict[str, float], iteration: int) -> None:
+        """Drop the scalars."""
+
+    def close(self) -> None:
+        """Do nothing."""
+
+
+def make_writer(run_dir: Path, cfg: AgentCfg, config: dict[str, Any]) -> Writer:
+    """The writer that ``cfg.logger`` names; ``config`` is stored with a wandb run."""
+    if cfg.logger == "tensorboard":
+        return TensorBoardWriter(run_dir)
+    if cfg.logger == "wandb":
+        return WandbWriter(run_dir, cfg, config)
+    return NoWriter()

@@ -1,0 +1,261 @@
+"""The loop around the compiled iteration: console, logs, checkpoints, profiles, signals."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any, NamedTuple
+
+import jax
+
+from bridge.env import AutoReset
+from jdistill.checkpoint import Checkpoints
+from jdistill.config import ConfigError, RunCfg, StudentCfg
+from jdistill.console import RunConsole, Timing, iteration_block, switch_banner
+from jdistill.distillation import Distillation, TrainState
+from jdistill.log import make_writer
+from jdistill.networks import Policy, PolicyState
+from jdistill.policy_file import load_policy, save_policy
+from jdistill.profiling import Profiler, ProfileWindow
+
+FINITE = "finite/"
+
+
+class TrainingError(RuntimeError):
+    """Training cannot go on; the message is one line that says why and what is kept."""
+
+
+class Interrupted(Exception):
+    """The user asked to stop; everything is saved. ``signum`` is the signal."""
+
+    def __init__(self, signum: int, iteration: int, run_dir: Path):
+        super().__init__(f"Interrupted after {iteration} iterations; everything is saved in {run_dir}")
+        self.signum = signum
+        self.run_dir = run_dir
+
+
+class Teacher(NamedTuple):
+    """A frozen policy as :func:`jdistill.policy_file.load_policy` gives it."""
+
+    policy: Policy
+    state: PolicyState
+    description: dict[str, Any]
+
+
+class DistillationRunner:
+    """Runs two-stage distillation of ``teacher`` into a student on ``env`` and keeps its folder ``run_dir``."""
+
+    def __init__(self, env: AutoReset, cfg: RunCfg, teacher: Teacher, run_dir: Path):
+        self.env = env
+        self.cfg = cfg
+        self.teacher = teacher
+        self.run_dir = run_dir
+        self.student = make_student(cfg.agent.student, env.num_actions)
+        self.alg = Distillation(env, self.student, teacher.policy, cfg.agent)
+        self.checkpoints = Checkpoints(run_dir, cfg.agent.max_checkpoints)
+        self._init = jax.jit(self.alg.init)
+        self._iteration = jax.jit(self.alg.iteration, donate_argnums=0)
+        self.state: TrainState | None = None
+        self.current_learning_iteration = 0
+
+    # -- state ---------------------------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Begin at iteration 0."""
+        self.state = self._init(jax.random.key(self.cfg.agent.seed), self.teacher.state)
+        self.save_teacher()
+
+    def load(self) -> None:
+        """Go on from the newest checkpoint of the run folder."""
+        template = jax.eval_shape(self.alg.init, jax.random.key(self.cfg.agent.seed), self.teacher.state)
+        self.state = self.checkpoints.restore(template)
+        self.current_learning_iteration = int(self.state.iteration)
+
+    def save_teacher(self) -> None:
+        """Keep the teacher with the run, so that a resume needs no other file."""
+        save_policy(self.run_dir / "teacher.safetensors", *self.teacher)
+
+    def save(self, mean_return: float | None) -> None:
+        """Write a checkpoint and the student's policy file (the best student's too, when this one is)."""
+        assert self.state is not None
+        iteration = self.current_learning_iteration
+        best = self.checkpoints.save(iteration, self.state, mean_return)
+        for name in ["student", *(["best_student"] if best else [])]:
+            save_policy(self.run_dir / f"{name}.safetensors", self.student, self.state.student, self._header())
+
+    def _header(self) -> dict[str, Any]:
+        return {
+            "observation": {"groups": self.cfg.agent.obs_groups["student"]},
+            "action": self.teacher.description.get("action"),
+            "task": self.cfg.task,
+            "iteration": self.current_learning_iteration,
+        }
+
+    # -- phases --------------------------------------------------------------------------------------------------
+
+    def get_training_phase_info(self) -> dict[str, Any]:
+        """The phase of the iteration that comes next."""
+        phase1 = self.current_learning_iteration < self.alg.phase1_iterations
+        return {
+            "use_two_stage_training": self.cfg.agent.algorithm.use_two_stage_training,
+            "training_phase": 1 if phase1 else 2,
+            "current_iteration": self.current_learning_iteration,
+            "phase1_iterations": self.alg.phase1_iterations,
+            "action_source": "teacher" if phase1 else "student",
+        }
+
+    def _student_return(self, scalars: dict[str, float]) -> float | None:
+        """The mean return if every episode in it was flown by the student from its start, else None."""
+        own = (self.current_learning_iteration - self.alg.phase1_iterations) * self.cfg.agent.num_steps_per_env
+        old = self.alg.phase1_iterations > 0 and own <= self.env.max_episode_length
+        return None if own <= 0 or old else scalars.get("Train/mean_reward")
+
+    # -- the loop ------------------------------------------------------------------------------------------------
+
+    def learn(self, profile: ProfileWindow | None = None) -> None:
+        """Iterate until ``max_iterations``.
+
+        Raises:
+            TrainingError: data that are not finite; the last good checkpoint stays.
+            Interrupted: SIGINT or SIGTERM came; the state is saved.
+        """
+        first, total = self.current_learning_iteration, self.cfg.agent.max_iterations
+        writer = make_writer(self.run_dir, self.cfg.agent, dataclasses.asdict(self.cfg))
+        profiler = Profiler(self.run_dir, profile)
+        scalars: dict[str, float] = {}
+        try:
+            with RunConsole(first, total) as console, _signals() as received:
+                iteration = self._compile(console)
+                began = time.perf_counter()
+                for number in range(first, total):
+                    if number == self.alg.phase1_iterations > 0:
+                        console.print(switch_banner(number))
+                    phase = self.get_training_phase_info()
+                    started = time.perf_counter()
+                    with profiler.iteration(number):
+                        self.state, results = iteration(self.state)
+                        scalars = self._read(jax.device_get(results), number)
+                    timing = self._timing(number, first, total, began, time.perf_counter() - started)
+                    if profiler.after(number):
+                        console.print(f"Profiler trace written to {profiler.directory}")
+                    self.current_learning_iteration = number + 1
+                    writer.write(self._tagged(scalars, phase, timing), number)
+                    run_name = self.cfg.agent.run_name
+                    console.print(iteration_block(number, total, phase, scalars, timing, run_name))
+                    console.advance()
+                    if received or (number + 1) % self.cfg.agent.save_interval == 0 or number + 1 == total:
+                        self.save(self._student_return(scalars))
+                    if received:
+                        raise Interrupted(received[0], number + 1, self.run_dir)
+        finally:
+            profiler.close()
+            writer.close()
+            self.checkpoints.close()
+
+    def _compile(self, console: RunConsole) -> Any:
+        started = time.perf_counter()
+        compiled = self._iteration.lower(self.state).compile()
+        console.print(f"Compiled the iteration in {time.perf_counter() - started:.1f}s.\n")
+        return compiled
+
+    def _read(self, results: dict[str, Any], number: int) -> dict[str, float]:
+        """Scalars to log; raises if the iteration met data that are not finite."""
+        for tag, value in results.items():
+            if tag.startswith(FINITE) and not value:
+                kept = self.checkpoints.latest()
+                where = f"the checkpoint of iteration {kept} is kept in {self.run_dir}" if kept else "nothing saved yet"
+                raise TrainingError(f"iteration {number}: NaN or infinity in {tag.removeprefix(FINITE)}; {where}")
+        values = {tag: float(value) for tag, value in results.items() if not tag.startswith(FINITE)}
+        return {tag: value for tag, value in values.items() if math.isfinite(value)}
+
+    def _timing(self, number: int, first: int, total: int, began: float, seconds: float) -> Timing:
+        steps = self.cfg.agent.num_steps_per_env * self.env.num_envs
+        elapsed = time.perf_counter() - began
+        return Timing(
+            total_steps=(number + 1) * steps,
+            steps_per_second=steps / seconds,
+            iteration_time=seconds,
+            elapsed=elapsed,
+            eta=elapsed / (number + 1 - first) * (total - number - 1),
+        )
+
+    def _tagged(self, scalars: dict[str, float], phase: dict[str, Any], timing: Timing) -> dict[str, float]:
+        return {
+            **scalars,
+            "Loss/learning_rate": self.cfg.agent.algorithm.learning_rate,
+            "Policy/mean_std": self.cfg.agent.student.init_noise_std,
+            "Distillation/training_phase": phase["training_phase"],
+            "Distillation/current_iteration": phase["current_iteration"],
+            "Perf/total_fps": timing.steps_per_second,
+            "Perf/iteration_time": timing.iteration_time,
+        }
+
+
+def make_student(cfg: StudentCfg, num_actions: int) -> Policy:
+    """The student's network."""
+    return Policy(
+        num_actions=num_actions,
+        hidden_dims=tuple(cfg.hidden_dims),
+        activation=cfg.activation,
+        output_activation=cfg.output_activation,
+        pre_dims=tuple(cfg.pre_dims),
+        rnn_type=cfg.rnn_type,
+        rnn_hidden_dim=cfg.rnn_hidden_dim,
+        rnn_num_layers=cfg.rnn_num_layers,
+        learn_initial_carry=cfg.learn_initial_carry,
+    )
+
+
+def load_teacher(file: Path, env: AutoReset, cfg: RunCfg) -> Teacher:
+    """Read the teacher's policy file.
+
+    Raises:
+        PolicyFileError: it cannot be read.
+        ConfigError: it does not fit the environment.
+    """
+    teacher = Teacher(*load_policy(file))
+    sizes = env.obs_sizes
+    for name in ("student", "teacher"):
+        for group in cfg.agent.obs_groups[name]:
+            if group not in sizes:
+                known = ", ".join(f"{g} ({n})" for g, n in sizes.items())
+                raise ConfigError(f"agent.obs_groups.{name}: no observation group '{group}'; there are {known}")
+    groups = cfg.agent.obs_groups["teacher"]
+    size = sum(sizes[g] for g in groups)
+    if teacher.description["obs_size"] != size:
+        detail = " + ".join(f"'{g}' {sizes[g]}" for g in groups)
+        raise ConfigError(
+            f"{file}: the teacher takes {teacher.description['obs_size']} observations, the environment's {detail} has {size}"
+        )
+    if teacher.policy.num_actions != env.num_actions:
+        raise ConfigError(
+            f"{file}: the teacher gives {teacher.policy.num_actions} actions, the environment takes {env.num_actions}"
+        )
+    frame = teacher.description.get("observation", {}).get("frame")
+    expected = getattr(cfg.env, "teacher_frame", frame)
+    if frame is not None and frame != expected:
+        raise ConfigError(f"{file}: the teacher's errors are in the {frame} frame, env.teacher_frame={expected}")
+    return teacher
+
+
+@contextmanager
+def _signals() -> Iterator[list[int]]:
+    """Collect SIGINT and SIGTERM instead of dying of them; a second one has its usual effect."""
+    received: list[int] = []
+
+    def note(signum: int, frame: FrameType | None) -> None:
+        received.append(signum)
+        signal.signal(signum, before[signum])
+
+    before = {s: signal.signal(s, note) for s in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield received
+    finally:
+        for signum, handler in before.items():
+            signal.signal(signum, handler)

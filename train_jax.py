@@ -1,0 +1,289 @@
+"""Distill a teacher policy into a student: parse the command line, build, run.
+
+python train_jax.py --phase1 500
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import os
+import sys
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, NoReturn
+
+from bridge.tasks import TASKS, Task, make_env
+from jdistill.config import LOGGERS, ConfigError, RunCfg, compose, load_file, nearest
+
+CONFIGS = Path(__file__).parent / "configs"
+
+
+class Parser(argparse.ArgumentParser):
+    """Answers a bad command line with one line."""
+
+    def error(self, message: str) -> NoReturn:
+        """Exit with status 2."""
+        fail(message, status=2)
+
+
+def fail(message: str, status: int = 1) -> NoReturn:
+    """Say what is wrong on stderr and exit."""
+    print(f"train_jax.py: error: {message}", file=sys.stderr)
+    raise SystemExit(status)
+
+
+def count(text: str) -> int:
+    """A number of things, zero included."""
+    if not text.isdigit():
+        raise argparse.ArgumentTypeError(f"{text!r} is not a count (0, 1, 2, ...)")
+    return int(text)
+
+
+def positive(text: str) -> int:
+    """A number of things, at least one."""
+    if not text.isdigit() or int(text) == 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a positive count (1, 2, ...)")
+    return int(text)
+
+
+def boolean(text: str) -> bool:
+    """True or false, as people write them."""
+    if text.lower() not in ("true", "false", "1", "0", "yes", "no"):
+        raise argparse.ArgumentTypeError(f"{text!r} is neither true nor false")
+    return text.lower() in ("true", "1", "yes")
+
+
+def make_parser() -> Parser:
+    """Every flag, one line of help each."""
+    parser = Parser(
+        prog="train_jax.py",
+        description="Two-stage distillation of a teacher policy into a student, in JAX.",
+        epilog="Any setting can be overridden: agent.algorithm.learning_rate=5e-4 env.randomization.mass=0.1",
+        allow_abbrev=False,
+    )
+    add = parser.add_argument
+    add("--task", metavar="NAME", help="task to train on: crazyflie (default) or its alias distillation")
+    add("--num_envs", type=positive, metavar="N", help="environments flown side by side (100)")
+    add("--max_iterations", type=positive, metavar="N", help="iterations of the whole run, resumes included (1500)")
+    add("--phase1", type=count, metavar="N", help="two-stage training: the teacher steps the first N iterations")
+    add("--seed", type=count, metavar="N", help="seed of every random number (42)")
+    add("--teacher", metavar="FILE", help="policy file of the teacher (default: the one bundled for the task)")
+    add("--checkpoint", metavar="FILE", help="the same as --teacher, by Isaac Lab's name")
+    add("--resume", type=boolean, nargs="?", const=True, metavar="BOOL", help="go on with a run (default: the newest)")
+    add("--load_run", metavar="RUN", help="name or path of the run that --resume goes on with")
+    add("--experiment_name", metavar="NAME", help="folder of related runs (distillation)")
+    add("--run_name", metavar="NAME", help="appended to the run folder's name")
+    add("--logger", choices=LOGGERS, help="where scalars go: tensorboard (default), wandb or none")
+    add("--log_project_name", metavar="NAME", help="project of a wandb run (jdistill)")
+    add("--logdir", metavar="DIR", help="folder of all experiments (logs/jdistill)")
+    add("--device", metavar="NAME", help="cpu, cuda or cuda:N (default: the fastest that JAX finds)")
+    add("--headless", action="store_true", help="open no window; the embedded simulator never does")
+    add("--profile", metavar="START:COUNT", help="write a JAX profiler trace of COUNT iterations from START on")
+    add("--config", metavar="FILE", help="YAML file with task, agent and env settings, or the name of one in configs/")
+    add("overrides", nargs="*", metavar="KEY=VALUE", help="settings of the agent and the environment, dotted")
+    return parser
+
+
+def parse(argv: list[str]) -> argparse.Namespace:
+    """The command line, with unknown flags answered by the nearest known one."""
+    parser = make_parser()
+    # argparse would take an override behind a bare --resume for its value.
+    argv = [x for a, b in zip(argv, [*argv[1:], ""], strict=True) for x in _explicit_resume(a, b)]
+    args, unknown = parser.parse_known_intermixed_args(argv)
+    for text in unknown:
+        flags = [o for action in parser._actions for o in action.option_strings]
+        parser.error(f"unknown flag {text.split('=')[0]}{nearest(text.split('=')[0], flags)}")
+    if args.teacher and args.checkpoint and args.teacher != args.checkpoint:
+        parser.error("--teacher and --checkpoint both name the teacher: give one of them")
+    if args.load_run and not args.resume:
+        parser.error("--load_run names the run to go on with: add --resume")
+    return args
+
+
+def _explicit_resume(argument: str, following: str) -> list[str]:
+    bare = argument == "--resume" and ("=" in following or following.startswith("-") or not following)
+    return ["--resume", "true"] if bare else [argument]
+
+
+def find_run(args: argparse.Namespace, experiment: str) -> Path:
+    """The run folder that ``--resume`` means."""
+    from jdistill.checkpoint import has_checkpoint
+
+    folder = log_root(args) / experiment
+    if args.load_run:
+        candidates = [p for p in (folder / args.load_run, Path(args.load_run)) if p.is_dir()]
+        if not candidates:
+            runs = sorted(p.name for p in folder.glob("*")) if folder.is_dir() else []
+            raise ConfigError(f"--load_run {args.load_run}: no such run in {folder}{nearest(args.load_run, runs)}")
+        if not has_checkpoint(candidates[0]):
+            raise ConfigError(f"--load_run {args.load_run}: {candidates[0]} holds no checkpoint to go on from")
+        return candidates[0]
+    runs = sorted(p for p in folder.glob("*") if has_checkpoint(p)) if folder.is_dir() else []
+    if not runs:
+        raise ConfigError(f"--resume: nothing to resume, no run with a checkpoint in {folder}")
+    return runs[-1]
+
+
+def log_root(args: argparse.Namespace) -> Path:
+    """The folder of all experiments."""
+    return Path(args.logdir or "logs/jdistill")
+
+
+def new_run(args: argparse.Namespace, cfg: RunCfg) -> Path:
+    """Create ``<logdir>/<experiment>/<timestamp>[_<run_name>]``; never one that exists."""
+    stamp = datetime.datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
+    name = f"{stamp}_{cfg.agent.run_name}" if cfg.agent.run_name else stamp
+    folder = log_root(args) / cfg.agent.experiment_name
+    for suffix in ["", *(f"-{i}" for i in range(2, 100))]:
+        run = folder / (name + suffix)
+        try:
+            run.mkdir(parents=True)
+            return run
+        except FileExistsError:
+            if folder.is_dir():
+                continue
+            raise ConfigError(f"{folder}: is not a folder, choose another --logdir") from None
+        except OSError as e:
+            raise ConfigError(f"cannot write to {run}: {e.strerror}; choose another --logdir") from e
+    raise ConfigError(f"{folder}: 99 runs were begun in this second")
+
+
+def flag_settings(args: argparse.Namespace) -> dict[str, Any]:
+    """What the flags say, as a config."""
+    agent = {
+        "max_iterations": args.max_iterations,
+        "seed": args.seed,
+        "experiment_name": args.experiment_name,
+        "run_name": args.run_name,
+        "logger": args.logger,
+        "log_project_name": args.log_project_name,
+        "teacher": args.teacher or args.checkpoint,
+    }
+    settings: dict[str, Any] = {"agent": {k: v for k, v in agent.items() if v is not None}}
+    if args.phase1 is not None:
+        settings["agent"]["algorithm"] = {"use_two_stage_training": True, "phase1_iterations": args.phase1}
+    if args.num_envs is not None:
+        settings["env"] = {"num_envs": args.num_envs}
+    return settings
+
+
+def configure(args: argparse.Namespace) -> tuple[RunCfg, Task, Path | None]:
+    """The config, the task, and the run folder to go on with, if any.
+
+    Later wins: the defaults, the resumed run's config, ``--config``, the flags, the overrides.
+    """
+    layers = [load_file(config_path(args.config))] if args.config else []
+    run = None
+    if args.resume:
+        run = find_run(args, args.experiment_name or _experiment(layers) or "distillation")
+        layers.insert(0, load_file(run / "config.yaml"))
+    name = args.task or next((layer["task"] for layer in reversed(layers) if layer.get("task")), "crazyflie")
+    if name not in TASKS:
+        raise ConfigError(f"unknown task {name}{nearest(name, TASKS)}; there are {', '.join(TASKS)}")
+    task = TASKS[name]()
+    return compose(task.name, task.cfg_cls, [*layers, flag_settings(args)], args.overrides), task, run
+
+
+def _experiment(layers: list[dict[str, Any]]) -> str | None:
+    return next((name for layer in layers if (name := (layer.get("agent") or {}).get("experiment_name"))), None)
+
+
+def config_path(text: str) -> Path:
+    """A path as given, or the name of a preset."""
+    path = Path(text)
+    preset = CONFIGS / f"{text.removesuffix('.yaml')}.yaml"
+    if path.is_file():
+        return path
+    if preset.is_file():
+        return preset
+    names = sorted(p.stem for p in CONFIGS.glob("*.yaml"))
+    raise ConfigError(f"--config {text}: no such file or preset{nearest(text, names)}; presets: {', '.join(names)}")
+
+
+def select_device(name: str | None) -> None:
+    """Tell JAX which device to use, before it starts."""
+    if name is None:
+        return
+    kind, _, index = name.partition(":")
+    if kind not in ("cpu", "cuda", "gpu", "tpu") or (index and not index.isdigit()):
+        raise ConfigError(f"--device {name}: expected cpu, cuda or cuda:N")
+    os.environ["JAX_PLATFORMS"] = "cuda" if kind == "gpu" else kind
+    if index and kind in ("cuda", "gpu"):
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
+        chosen = visible[int(index)] if int(index) < len(visible) and visible[0] else index
+        os.environ["CUDA_VISIBLE_DEVICES"] = chosen
+    import jax
+
+    try:
+        jax.devices()
+    except RuntimeError as e:
+        raise ConfigError(f"--device {name}: JAX finds no such device; for a GPU use 'uv run --extra cuda ...'") from e
+
+
+def teacher_path(cfg: RunCfg, task: Task, run: Path | None, args: argparse.Namespace) -> Path:
+    """The teacher's file: the one named, the one a resumed run kept, or the bundled one."""
+    if run and not (args.teacher or args.checkpoint):
+        return run / "teacher.safetensors"
+    if cfg.agent.teacher:
+        return Path(cfg.agent.teacher)
+    return Path(str(files("jdistill"))) / "teachers" / f"{task.name}.safetensors"
+
+
+def train(args: argparse.Namespace) -> Path:
+    """Build everything and run it; returns the run folder."""
+    from jdistill.profiling import ProfileWindow
+
+    profile = ProfileWindow.parse(args.profile) if args.profile else None
+    cfg, task, resumed = configure(args)
+    select_device(args.device)
+    from jdistill.runner import DistillationRunner, load_teacher
+
+    env = make_env(task, cfg.env)
+    teacher = load_teacher(teacher_path(cfg, task, resumed, args), env, cfg)
+    run = resumed or new_run(args, cfg)
+    runner = DistillationRunner(env, cfg, teacher, run)
+    if resumed:
+        runner.load()
+        if runner.current_learning_iteration >= cfg.agent.max_iterations:
+            done = runner.current_learning_iteration
+            raise ConfigError(
+                f"{run} is complete: {done} iterations of {cfg.agent.max_iterations}; raise --max_iterations"
+            )
+        print(f"Resuming {run} at iteration {runner.current_learning_iteration}", flush=True)
+    else:
+        print(f"Logging to {run}", flush=True)
+        runner.start()
+    cfg.save(run / "config.yaml")
+    runner.learn(profile)
+    print(f"Done. Student: {run / 'student.safetensors'}")
+    return run
+
+
+def main(argv: list[str]) -> int:
+    """Run the command; returns its exit status."""
+    args = parse(argv)
+    from jdistill.checkpoint import CheckpointError
+    from jdistill.policy_file import PolicyFileError
+    from jdistill.runner import Interrupted, TrainingError
+
+    try:
+        train(args)
+    except (ConfigError, CheckpointError, PolicyFileError, TrainingError) as e:
+        fail(str(e))
+    except Interrupted as stop:
+        print(f"\n{stop}. Go on with: {resume_command(args, stop.run_dir)}", file=sys.stderr)
+        return 128 + stop.signum
+    except KeyboardInterrupt:
+        fail("interrupted before training began", status=130)
+    return 0
+
+
+def resume_command(args: argparse.Namespace, run: Path) -> str:
+    """The command that goes on with ``run``."""
+    logdir = f" --logdir {args.logdir}" if args.logdir else ""
+    return f"python train_jax.py --resume --load_run {run.name} --experiment_name {run.parent.name}{logdir}"
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
