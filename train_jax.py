@@ -171,7 +171,8 @@ def flag_settings(args: argparse.Namespace) -> dict[str, Any]:
 def configure(args: argparse.Namespace) -> tuple[RunCfg, Task, Path | None]:
     """The config, the task, and the run folder to go on with, if any.
 
-    Later wins: the defaults, the resumed run's config, ``--config``, the flags, the overrides.
+    Later wins: the dataclasses' defaults, the task's ``configs/<task>.yaml``, the resumed run's config, ``--config``,
+    the flags, the overrides.
     """
     layers = [load_file(config_path(args.config))] if args.config else []
     run = None
@@ -182,7 +183,8 @@ def configure(args: argparse.Namespace) -> tuple[RunCfg, Task, Path | None]:
     if name not in TASKS:
         raise ConfigError(f"unknown task {name}{nearest(name, TASKS)}; there are {', '.join(TASKS)}")
     task = TASKS[name]()
-    return compose(task.name, task.cfg_cls, [*layers, flag_settings(args)], args.overrides), task, run
+    defaults = load_file(CONFIGS / f"{task.name}.yaml")
+    return compose(task.name, task.cfg_cls, [defaults, *layers, flag_settings(args)], args.overrides), task, run
 
 
 def _experiment(layers: list[dict[str, Any]]) -> str | None:

@@ -35,6 +35,9 @@ class AlgorithmCfg:
     """Passes over a rollout per iteration."""
     learning_rate: float = 1e-3
     """Step size of the optimizer."""
+    learning_rate_half_life: float | None = None
+    """Iterations after which the step size has halved, and halved again; null keeps it fixed, as rsl_rl does. (A decay
+    over ``max_iterations`` would make a resumed run differ from an uninterrupted one.)"""
     max_grad_norm: float | None = 1.0
     """Gradients are scaled down to this global norm; null switches that off."""
     gradient_length: int = 15
@@ -125,16 +128,19 @@ class AgentCfg:
             for width in widths:
                 _positive(f"agent.student.{name}", width)
         if algorithm.phase1_iterations < 0:
-            raise ConfigError(f"agent.algorithm.phase1_iterations={algorithm.phase1_iterations}: must not be negative")
+            raise ConfigError(f"agent.algorithm.phase1_iterations={algorithm.phase1_iterations}: negative")
         if not algorithm.learning_rate > 0:
             raise ConfigError(f"agent.algorithm.learning_rate={algorithm.learning_rate}: must be positive")
+        half_life = algorithm.learning_rate_half_life
+        if half_life is not None and not half_life > 0:
+            raise ConfigError(f"agent.algorithm.learning_rate_half_life={half_life}: must be positive")
         if student.init_noise_std < 0:
             raise ConfigError(f"agent.student.init_noise_std={student.init_noise_std}: must not be negative")
         steps = self.num_steps_per_env * algorithm.num_learning_epochs
         if steps < algorithm.gradient_length:
             raise ConfigError(
-                f"agent.algorithm.gradient_length={algorithm.gradient_length}: longer than an iteration's {steps} steps "
-                "(num_steps_per_env * num_learning_epochs), so nothing would ever be learnt"
+                f"agent.algorithm.gradient_length={algorithm.gradient_length}: longer than the {steps} steps of an "
+                "iteration (num_steps_per_env * num_learning_epochs), so nothing would ever be learnt"
             )
         _one_of("agent.algorithm.class_name", algorithm.class_name, ("Distillation",))
         _one_of("agent.algorithm.loss_type", algorithm.loss_type, LOSSES)

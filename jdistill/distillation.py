@@ -213,6 +213,7 @@ class Distillation:
         raw_obs = self.obs_for("student", rollout.obs)
         data = (state.student.normalize(raw_obs), rollout.teacher_action, rollout.done)
         epoch_carry = state.student_carry
+        decay = self.learning_rate_decay(state.iteration)
 
         def window_loss(params: Any, carry: Carry, start: Array, steps: int) -> tuple[Array, Carry]:
             at = start + jnp.arange(steps)
@@ -228,6 +229,7 @@ class Distillation:
             params, opt_state, carry = loop
             (loss, carry), grads = jax.value_and_grad(window_loss, has_aux=True)(params, carry, start, length)
             updates, opt_state = self.optimizer.update(grads, opt_state, params)
+            updates = jax.tree.map(lambda u: decay * u, updates)
             return (optax.apply_updates(params, updates), opt_state, carry), loss
 
         loop = (state.student.params, state.opt_state, epoch_carry)
@@ -240,6 +242,11 @@ class Distillation:
         student = PolicyState(params=params, normalizer=normalizer and normalizer.update(raw_obs))
         state = state.replace(student=student, opt_state=opt_state, student_carry=carry)
         return state, total / (epochs * horizon)
+
+    def learning_rate_decay(self, iteration: Array | int) -> Array | float:
+        """Factor on the learning rate, 2^(-iteration / half-life); 1 without a half-life."""
+        half_life = self.cfg.algorithm.learning_rate_half_life
+        return 1.0 if half_life is None else 2.0 ** (-iteration / half_life)
 
     # -- iteration -----------------------------------------------------------------------------------------------
 

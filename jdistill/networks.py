@@ -195,7 +195,8 @@ class Policy(nn.Module):
     rnn_num_layers: int = 1
     learn_initial_carry: bool = False
 
-    def setup(self):
+    def setup(self) -> None:
+        """Create the layers."""
         self.pre = [Dense(width) for width in self.pre_dims]
         layers = self.rnn_num_layers if self.rnn_type else 0
         self.rnn = [RNN_TYPES[self.rnn_type or "gru"](self.rnn_hidden_dim) for _ in range(layers)]

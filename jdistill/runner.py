@@ -142,8 +142,9 @@ class DistillationRunner:
                         self.state, results = iteration(self.state)
                         scalars = self._read(jax.device_get(results), number)
                     timing = self._timing(number, first, total, began, time.perf_counter() - started)
-                    if profiler.after(number):
-                        console.print(f"Profiler trace written to {profiler.directory}")
+                    if shares := profiler.after(number, iteration.as_text):
+                        parts = ", ".join(f"{scope} {ms:.1f} ms" for scope, ms in shares.items())
+                        console.print(f"Profiler trace written to {profiler.directory}\nPer iteration: {parts}\n")
                     self.current_learning_iteration = number + 1
                     writer.write(self._tagged(scalars, phase, timing), number)
                     run_name = self.cfg.agent.run_name
@@ -186,9 +187,11 @@ class DistillationRunner:
         )
 
     def _tagged(self, scalars: dict[str, float], phase: dict[str, Any], timing: Timing) -> dict[str, float]:
+        decay = self.alg.learning_rate_decay(phase["current_iteration"])
+        rate = self.cfg.agent.algorithm.learning_rate * float(decay)
         return {
             **scalars,
-            "Loss/learning_rate": self.cfg.agent.algorithm.learning_rate,
+            "Loss/learning_rate": rate,
             "Policy/mean_std": self.cfg.agent.student.init_noise_std,
             "Distillation/training_phase": phase["training_phase"],
             "Distillation/current_iteration": phase["current_iteration"],
@@ -231,7 +234,8 @@ def load_teacher(file: Path, env: AutoReset, cfg: RunCfg) -> Teacher:
     if teacher.description["obs_size"] != size:
         detail = " + ".join(f"'{g}' {sizes[g]}" for g in groups)
         raise ConfigError(
-            f"{file}: the teacher takes {teacher.description['obs_size']} observations, the environment's {detail} has {size}"
+            f"{file}: the teacher takes {teacher.description['obs_size']} observations, "
+            f"the environment's {detail} has {size}"
         )
     if teacher.policy.num_actions != env.num_actions:
         raise ConfigError(
