@@ -3,7 +3,11 @@
 The embedded simulator is differentiable, so the policy needs no reward samples and no critic: the cost of a stretch
 of flight is differentiated through simulator and policy with respect to the policy's parameters. A stretch
 (``--horizon`` steps) begins where the last one ended, so the policy learns on the states it meets itself;
-some environments start afresh between stretches. ::
+some environments start afresh between stretches.
+
+A teacher is worth what its student can copy, so it is trained with two handicaps. Its rotor speeds are noisy: the
+student has no rotor speeds, and a teacher that leans on them gives labels that the student cannot reproduce. And its
+actions are executed with errors, as a student's are, which makes it hold its point firmly in spite of them. ::
 
     python examples/train_teacher.py --out jdistill/teachers/crazyflie.safetensors
 """
@@ -19,11 +23,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
+from flax import struct
 from jax import Array
 
 from bridge.crazyflie import PhysicalState, PointControl, PointControlCfg
 from bridge.crazyflie.cfg import RandomizationCfg, ResetCfg, TargetCfg
-from bridge.crazyflie.dynamics import rotation_matrix
+from bridge.crazyflie.dynamics import Craft, rotation_matrix
 from bridge.env import AutoReset, State, where_done
 from jdistill import networks
 from jdistill.networks import Policy, PolicyState
@@ -40,6 +45,8 @@ LAYOUT = [
 ]
 """Parts of the teacher's observation in order: name, size, unit."""
 MOTORS = ("front_right", "back_right", "back_left", "front_left")
+ROTOR_SPEEDS = slice(22, 26)
+"""Where the rotor speeds are in the observation."""
 NORMALIZER_UPDATES = 100
 """Updates after which the normaliser is frozen: by then the policy hovers, and its observations are typical."""
 
@@ -50,9 +57,11 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--out", type=Path, required=True, help="policy file to write")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--num_envs", type=int, default=256)
-    parser.add_argument("--horizon", type=int, default=150, help="control steps the gradient flows through")
-    parser.add_argument("--updates", type=int, default=2000)
+    parser.add_argument("--horizon", type=int, default=120, help="control steps the gradient flows through")
+    parser.add_argument("--updates", type=int, default=1000)
     parser.add_argument("--learning_rate", type=float, default=2e-3, help="decays to zero along a cosine")
+    parser.add_argument("--rotor_noise", type=float, default=0.03, help="standard deviation, per step, 0..1")
+    parser.add_argument("--action_error", type=float, default=0.1, help="standard deviation, per stretch, -1..1")
     return parser.parse_args()
 
 
@@ -69,12 +78,30 @@ def training_cfg(num_envs: int) -> PointControlCfg:
 # ---------------------------------------------------------------------------------------------------- training
 
 
+@struct.dataclass
+class Handicap:
+    """What disturbs the policy during a stretch of T steps."""
+
+    rotor_noise: Array
+    """(T, B, 4) added to the rotor speeds that the policy sees."""
+    action_error: Array
+    """(B, 4) added to every action of the stretch."""
+
+    @staticmethod
+    def draw(args: argparse.Namespace, rng: Array) -> Handicap:
+        """Normal deviates of the standard deviations that ``args`` asks for."""
+        noise_key, error_key = jax.random.split(rng)
+        noise = jax.random.normal(noise_key, (args.horizon, args.num_envs, 4))
+        error = jax.random.normal(error_key, (args.num_envs, 4))
+        return Handicap(rotor_noise=args.rotor_noise * noise, action_error=args.action_error * error)
+
+
 def huber(x: Array, width: float) -> Array:
     """Smooth length of vectors (B, D): |x|^2 / (2 width) near zero, |x| far away (pseudo-Huber)."""
     return jnp.sqrt(jnp.sum(x * x, axis=-1) + width * width) - width
 
 
-def vertical(craft) -> Array:
+def vertical(craft: Craft) -> Array:
     """Cosine of the tilt (B,)."""
     return rotation_matrix(craft.quat)[:, 2, 2]
 
@@ -82,9 +109,9 @@ def vertical(craft) -> Array:
 def cost(before: PhysicalState, after: PhysicalState) -> Array:
     """What a control step costs (B,); smooth everywhere, for the gradient."""
     craft, target = after.craft, after.target
-    tracking = huber(craft.pos - target.pos, 0.05) + 0.15 * huber(craft.vel - target.vel, 0.2)
+    tracking = huber(craft.pos - target.pos, 0.03) + 0.15 * huber(craft.vel - target.vel, 0.2)
     rates = jnp.sum(jnp.array([0.003, 0.003, 0.01]) * craft.ang_vel**2, axis=-1)
-    roughness = 2.0 * jnp.sum((after.last_action - before.last_action) ** 2, axis=-1)
+    roughness = 4.0 * jnp.sum((after.last_action - before.last_action) ** 2, axis=-1)
     tilt = 0.1 * (1.0 - vertical(craft))
     # The task's limits are 4 m/s and 90 degrees. Walls that rise well before them have a gradient that a
     # termination lacks.
@@ -93,17 +120,18 @@ def cost(before: PhysicalState, after: PhysicalState) -> Array:
     return tracking + rates + roughness + tilt + walls
 
 
-def stretch(env: PointControl, policy: Policy, learnt: PolicyState, state: State, steps: int):
-    """Fly ``steps`` steps: mean cost, the last State, and the observations (steps, B, D)."""
+def stretch(env: PointControl, policy: Policy, learnt: PolicyState, state: State, handicap: Handicap):
+    """Fly the steps of a stretch: mean cost, and as auxiliaries the last State and all observations (T, B, D)."""
 
     # Recomputing each step in the backward pass is faster here than storing what it needs.
     @jax.checkpoint
-    def step(state: State, _: None):
-        _, action = networks.act(policy, learnt, (), state.obs[GROUP])
-        after = env.step(state, action)
+    def step(state: State, noise: Array):
+        obs = state.obs[GROUP].at[:, ROTOR_SPEEDS].add(noise)
+        _, action = networks.act(policy, learnt, (), obs)
+        after = env.step(state, action + handicap.action_error)
         return after, (cost(state.pipeline_state, after.pipeline_state), state.obs[GROUP])
 
-    state, (costs, obs) = jax.lax.scan(step, state, None, length=steps)
+    state, (costs, obs) = jax.lax.scan(step, state, handicap.rotor_noise)
     return costs.mean(), (state, obs)
 
 
@@ -141,10 +169,12 @@ def train(args: argparse.Namespace) -> tuple[Policy, PolicyState]:
 
     @jax.jit
     def update(learnt: PolicyState, opt_state: Any, state: State, rng: Array, normalize: Array):
-        state = refresh(env, state, rng)
+        refresh_key, handicap_key = jax.random.split(rng)
+        state = refresh(env, state, refresh_key)
+        handicap = Handicap.draw(args, handicap_key)
 
         def loss(params):
-            return stretch(env, policy, learnt.replace(params=params), state, args.horizon)
+            return stretch(env, policy, learnt.replace(params=params), state, handicap)
 
         (value, (state, obs)), gradient = jax.value_and_grad(loss, has_aux=True)(learnt.params)
         norm = optax.global_norm(gradient)

@@ -241,9 +241,9 @@ def _set(cfg: Any, known: list[str], key: str, value: Any) -> None:
 
 def _flatten(tree: dict[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
     for key, value in tree.items():
-        if isinstance(value, dict) and value:
+        if isinstance(value, dict):
             yield from _flatten(value, f"{prefix}{key}.")
-        elif value is not None or prefix:
+        elif value is not None or prefix:  # An empty section of a file is None.
             yield f"{prefix}{key}", value
 
 

@@ -14,12 +14,14 @@ import os
 from pathlib import Path
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
+from safetensors.numpy import save
 
+from jdistill import networks
 from jdistill.networks import Normalizer, Policy, PolicyState
 
 FORMAT = 1
@@ -31,9 +33,6 @@ class PolicyFileError(ValueError):
 
 def save_policy(path: Path, policy: Policy, state: PolicyState, description: dict[str, Any]) -> None:
     """Write ``policy`` and what it has learnt; ``description`` joins the JSON header. Replaces ``path`` whole."""
-    tensors = traverse_util.flatten_dict({"params": state.params}, sep="/")
-    if state.normalizer is not None:
-        tensors |= {f"normalizer/{k}": v for k, v in vars(state.normalizer).items()}
     header = {
         **description,
         "format": FORMAT,
@@ -42,11 +41,8 @@ def save_policy(path: Path, policy: Policy, state: PolicyState, description: dic
         "normalizer": None if state.normalizer is None else "(obs - mean) / (sqrt(var) + 1e-2)",
     }
     part = path.with_name(path.name + ".part")
-    save_file(
-        {k: np.ascontiguousarray(v) for k, v in tensors.items()},
-        part,
-        metadata={"jdistill": json.dumps(header, indent=1)},
-    )
+    arrays = {k: np.array(v, order="C") for k, v in _tensors(state).items()}
+    part.write_bytes(save(arrays, metadata={"jdistill": json.dumps(header, indent=1)}))
     os.replace(part, path)
 
 
@@ -71,14 +67,29 @@ def load_policy(path: Path) -> tuple[Policy, PolicyState, dict[str, Any]]:
     try:
         network = {k: tuple(v) if isinstance(v, list) else v for k, v in header["network"].items()}
         policy = Policy(**network)
-        tree = traverse_util.unflatten_dict(tensors, sep="/")
-        normalizer = Normalizer(**tree["normalizer"]) if "normalizer" in tree else None
-        state = PolicyState(params=tree["params"], normalizer=normalizer)
-        if _input_size(policy, state.params) != header["obs_size"]:
-            raise ValueError("input size")
-    except (KeyError, TypeError, ValueError) as e:
-        raise PolicyFileError(f"{path}: tensors and description do not fit ({e})") from e
-    return policy, state, header
+        expected = _expected_tensors(policy, header["obs_size"], header["normalizer"] is not None)
+    except (KeyError, TypeError) as e:
+        raise PolicyFileError(f"{path}: its header describes no policy ({e})") from e
+    for name in sorted(expected.keys() | tensors.keys()):
+        shapes = [list(group[name].shape) if name in group else "missing" for group in (tensors, expected)]
+        if shapes[0] != shapes[1]:
+            raise PolicyFileError(f"{path}: tensor '{name}' is {shapes[0]}, its header asks for {shapes[1]}")
+    tree = traverse_util.unflatten_dict(tensors, sep="/")
+    normalizer = Normalizer(**tree["normalizer"]) if "normalizer" in tree else None
+    return policy, PolicyState(params=tree["params"], normalizer=normalizer), header
+
+
+def _expected_tensors(policy: Policy, obs_size: int, normalize: bool) -> dict[str, Any]:
+    """Shapes of all tensors by their names in the file."""
+    state = jax.eval_shape(lambda: networks.init(policy, jax.random.key(0), obs_size, normalize))
+    return _tensors(state)
+
+
+def _tensors(state: PolicyState) -> dict[str, Any]:
+    tensors = traverse_util.flatten_dict({"params": state.params}, sep="/")
+    if state.normalizer is not None:
+        tensors |= {f"normalizer/{k}": v for k, v in vars(state.normalizer).items()}
+    return tensors
 
 
 def _network_fields() -> list[dataclasses.Field]:

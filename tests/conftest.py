@@ -14,12 +14,28 @@ from jdistill.networks import Policy
 
 ROOT = Path(__file__).parents[1]
 BUNDLED_TEACHER = ROOT / "jdistill" / "teachers" / "crazyflie.safetensors"
+CACHE = ROOT / ".pytest_cache" / "jax"
+# Most of the suite's time is compilation, much of it of the same programs; subprocesses get the same folder.
+jax.config.update("jax_compilation_cache_dir", str(CACHE))
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 
 
 @pytest.fixture(scope="session")
 def crazyflie() -> PointControl:
-    """Eight Crazyflies."""
-    return PointControl(PointControlCfg(num_envs=8))
+    """Eight Crazyflies, compiled once for all tests."""
+    return jitted(PointControl(PointControlCfg(num_envs=8)))
+
+
+@pytest.fixture(scope="session")
+def flock(crazyflie) -> AutoReset:
+    """The eight Crazyflies with auto-reset."""
+    return jitted(AutoReset(crazyflie))
+
+
+def jitted(env):
+    """``env`` with compiled methods, so that calls outside of jit are fast too."""
+    env.reset, env.step = jax.jit(env.reset), jax.jit(env.step)
+    return env
 
 
 @pytest.fixture(scope="session")
@@ -35,7 +51,7 @@ def teacher_state(teacher):
 
 
 @pytest.fixture
-def make_distillation(crazyflie, teacher):
+def make_distillation(flock, teacher):
     """Builds the algorithm on the eight Crazyflies; keyword arguments change the algorithm's settings."""
 
     def make(student: Policy | None = None, num_steps: int = 30, student_cfg: StudentCfg | None = None, **algorithm):
@@ -45,6 +61,6 @@ def make_distillation(crazyflie, teacher):
             student=student_cfg or StudentCfg(),
         )
         student = student or Policy(4, (16,), pre_dims=(16,), rnn_type="gru", output_activation="tanh")
-        return Distillation(AutoReset(crazyflie), student, teacher, cfg)
+        return Distillation(flock, student, teacher, cfg)
 
     return make

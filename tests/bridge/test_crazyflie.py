@@ -13,13 +13,20 @@ from scipy.spatial.transform import Rotation
 from bridge.crazyflie import PointControl, PointControlCfg, target
 from bridge.crazyflie.cfg import RandomizationCfg, ResetCfg, RewardCfg, TargetCfg
 from bridge.crazyflie.dynamics import Physics, rotation_matrix
+from tests.conftest import jitted
 
 STILL = ResetCfg(position=0, linear_velocity=0, angular_velocity=0, tilt=0, yaw=0)
 NOMINAL = RandomizationCfg(mass=0, inertia=0, thrust=0, motor=0)
 
 
 def make(num_envs: int = 8, **settings) -> PointControl:
-    return PointControl(PointControlCfg(num_envs=num_envs, **settings))
+    return jitted(PointControl(PointControlCfg(num_envs=num_envs, **settings)))
+
+
+@pytest.fixture(scope="module")
+def resting() -> PointControl:
+    """Nominal craft that begin at rest on their target, which stays."""
+    return make(reset=STILL, randomization=NOMINAL, target=TargetCfg(kind="fixed"))
 
 
 def with_craft(env: PointControl, state, **fields):
@@ -51,25 +58,23 @@ def test_one_control_step_is_five_steps_of_crazyflow(crazyflie):
         np.testing.assert_allclose(value, getattr(sim.data.states, name)[:, 0], rtol=1e-5, atol=1e-6, err_msg=name)
 
 
-def test_hover_command_carries_the_nominal_craft():
-    env = make(reset=STILL, randomization=NOMINAL, target=TargetCfg(kind="fixed"))
+def test_hover_command_carries_the_nominal_craft(resting):
+    env = resting
     state = env.reset(jax.random.key(0))
     action = jnp.full((8, 4), 2 * env.hover_action - 1)
-    step = jax.jit(env.step)
     for _ in range(100):
-        state = step(state, action)
+        state = env.step(state, action)
     assert float(jnp.abs(state.pipeline_state.craft.pos).max()) < 1e-3
     np.testing.assert_allclose(state.obs["teacher"][:, 22:], env.hover_action, atol=1e-4)
 
 
-def test_motor_order_is_front_right_back_right_back_left_front_left():
+def test_motor_order_is_front_right_back_right_back_left_front_left(resting):
     """More speed on one motor tips the craft away from it."""
-    env = make(num_envs=4, reset=STILL, randomization=NOMINAL)
+    env, motors = resting, jnp.tile(jnp.eye(4), (2, 1))
     state = env.reset(jax.random.key(0))
-    step = jax.jit(env.step)
     for _ in range(5):
-        state = step(state, 2 * (env.hover_action + 0.1 * jnp.eye(4)) - 1)
-    roll_rate, pitch_rate = np.sign(np_of(state.pipeline_state.craft.ang_vel)[:, :2]).T
+        state = env.step(state, 2 * (env.hover_action + 0.1 * motors) - 1)
+    roll_rate, pitch_rate = np.sign(np_of(state.pipeline_state.craft.ang_vel)[:4, :2]).T
     # x points forward, y to the left: a strong right side rolls left (negative), a strong front pitches up (negative).
     assert roll_rate.tolist() == [-1, -1, 1, 1]
     assert pitch_rate.tolist() == [-1, 1, 1, -1]
@@ -79,7 +84,7 @@ def test_motor_order_is_front_right_back_right_back_left_front_left():
 def test_observation_layout(frame):
     env = make(frame=frame, teacher_frame="body")
     state = env.reset(jax.random.key(1))
-    state = jax.jit(env.step)(state, jax.random.uniform(jax.random.key(2), (8, 4), minval=-1.0))
+    state = env.step(state, jax.random.uniform(jax.random.key(2), (8, 4), minval=-1.0))
     sim = state.pipeline_state
     rotation = Rotation.from_quat(np_of(sim.craft.quat))
     position, velocity = np_of(sim.craft.pos - sim.target.pos), np_of(sim.craft.vel - sim.target.vel)
@@ -102,7 +107,7 @@ def test_rotation_matrix_agrees_with_scipy():
 def test_reward_terms():
     env = make(reward=RewardCfg(alive=1.5, position=1.0, orientation=0.5, action_change=0.1))
     before = env.reset(jax.random.key(1))
-    after = jax.jit(env.step)(before, jnp.ones((8, 4)))
+    after = env.step(before, jnp.ones((8, 4)))
     sim = after.pipeline_state
     error = np.linalg.norm(np_of(sim.craft.pos - sim.target.pos), axis=1)
     tilt = 1 - np_of(rotation_matrix(sim.craft.quat))[:, 2, 2]
@@ -120,8 +125,8 @@ def test_reward_terms():
         ("nan", {"vel": [np.nan, 0, 0]}),
     ],
 )
-def test_each_limit_ends_the_episode(limit, fields):
-    env = make(reset=STILL, randomization=NOMINAL)
+def test_each_limit_ends_the_episode(resting, limit, fields):
+    env = resting
     hover = jnp.full((8, 4), 2 * env.hover_action - 1)
     fine = env.step(env.reset(jax.random.key(0)), hover)
     assert not fine.done.any()
@@ -134,7 +139,7 @@ def test_each_limit_ends_the_episode(limit, fields):
 
 def test_default_resets_fill_their_ranges():
     env = make(num_envs=2000)
-    craft = jax.jit(env.reset)(jax.random.key(0)).pipeline_state.craft
+    craft = env.reset(jax.random.key(0)).pipeline_state.craft
     arm = np.sqrt(2) * 0.03253
     for name, radius in (("pos", 10 * arm), ("vel", 1.0), ("ang_vel", 1.0)):
         length = np.linalg.norm(np_of(getattr(craft, name)), axis=1)
@@ -153,9 +158,8 @@ def test_randomization_draws_within_its_range_and_changes_the_flight():
     mass = np_of(state.pipeline_state.physics.mass)
     assert 0.9 <= mass.min() < 0.91 and 1.09 < mass.max() <= 1.1
     assert (state.pipeline_state.physics.thrust == 1).all()
-    step = jax.jit(env.step)
     for _ in range(20):
-        state = step(state, jnp.full((500, 4), 2 * env.hover_action - 1))
+        state = env.step(state, jnp.full((500, 4), 2 * env.hover_action - 1))
     height = np_of(state.pipeline_state.craft.pos)[:, 2]
     assert np.corrcoef(mass, height)[0, 1] < -0.99, "heavier craft sink at the same command"
 
@@ -226,7 +230,9 @@ def test_random_actions_never_leave_a_state_that_is_not_finite(crazyflie):
 
 def test_reset_and_step_are_pure(crazyflie):
     def leaves(state):
-        data = jax.tree.map(lambda x: jax.random.key_data(x) if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key) else x, state)
+        data = jax.tree.map(
+            lambda x: jax.random.key_data(x) if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key) else x, state
+        )
         return jax.tree.leaves(data)
 
     a, b = (crazyflie.reset(jax.random.key(5)) for _ in range(2))

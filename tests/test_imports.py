@@ -1,0 +1,34 @@
+"""What importing the packages costs, and what it must not need."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+from tests.conftest import ROOT
+
+
+def modules_after(code: str) -> set[str]:
+    """Top-level modules loaded in a fresh interpreter after ``code``."""
+    code += "\nimport sys; print(' '.join({m.split('.')[0] for m in sys.modules}))"
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    return set(out.stdout.split())
+
+
+def test_the_learner_imports_no_torch_and_no_simulator():
+    names = [p.stem for p in (ROOT / "jdistill").glob("*.py") if p.stem != "__init__"]
+    assert "distillation" in names
+    loaded = modules_after("import jdistill\n" + "\n".join(f"import jdistill.{n}" for n in names))
+    assert "jdistill" in loaded and "jax" in loaded
+    assert not loaded & {"torch", "crazyflow", "mujoco", "isaaclab", "gymnasium", "wandb", "tensorboardX"}
+
+
+def test_task_names_cost_no_simulator():
+    assert not modules_after("import bridge.tasks") & {"torch", "crazyflow", "mujoco", "jdistill"}
+
+
+def test_the_bridge_does_not_know_the_learner():
+    loaded = modules_after(
+        "from bridge.tasks import TASKS, make_env; t = TASKS['crazyflie'](); make_env(t, t.cfg_cls(num_envs=1))"
+    )
+    assert "crazyflow" in loaded and not loaded & {"jdistill", "torch"}

@@ -1,0 +1,295 @@
+"""The command, from the outside: runs, resumes, signals, profiles, complaints."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import pytest
+import yaml
+from safetensors.numpy import load_file
+
+import train_jax
+from jdistill import networks
+from jdistill.networks import Policy
+from jdistill.policy_file import load_policy, save_policy
+from tests.conftest import BUNDLED_TEACHER, CACHE, ROOT
+
+SMALL = ["--num_envs", "4", "--logger", "none", "agent.num_steps_per_env=16", "agent.save_interval=100"]
+ENVIRONMENT = {
+    **os.environ,
+    "JAX_COMPILATION_CACHE_DIR": str(CACHE),
+    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.5",
+}
+
+
+def command(logdir: Path, *arguments: str) -> list[str]:
+    return [sys.executable, str(ROOT / "train_jax.py"), "--logdir", str(logdir), *arguments]
+
+
+def train(logdir: Path, *arguments: str) -> tuple[Path, str]:
+    """Run the command to its end; returns the newest run folder and what it printed."""
+    done = subprocess.run(command(logdir, *arguments), capture_output=True, text=True, env=ENVIRONMENT)
+    assert done.returncode == 0, done.stderr
+    return max((p for p in logdir.glob("*/*") if p.is_dir()), key=lambda p: p.stat().st_mtime), done.stdout
+
+
+def complaint(capsys, *arguments: str) -> str:
+    """Run the command in this process; it must fail with one line on stderr, which is returned."""
+    with pytest.raises(SystemExit) as stop:
+        train_jax.main(list(arguments))
+    assert stop.value.code not in (0, None)
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1 and lines[0].startswith("train_jax.py: error: "), lines
+    return lines[0]
+
+
+@pytest.fixture(scope="module")
+def two_stages(tmp_path_factory):
+    """A short run through both phases with TensorBoard, a profile and a name."""
+    logdir = tmp_path_factory.mktemp("two stages")
+    arguments = [*SMALL, "--logger", "tensorboard", "--phase1", "3", "--max_iterations", "6", "--run_name", "night"]
+    return train(logdir, *arguments, "--profile", "4:1", "--experiment_name", "exp", "--task", "distillation")
+
+
+def test_console_lines(two_stages):
+    lines = two_stages[1].splitlines()
+    at = [lines.index(f" Learning iteration {i}/6 ".center(80).rstrip()) for i in range(6)]
+    for i, line in enumerate(at):
+        phase = "Phase 1 (teacher actions)" if i < 3 else "Phase 2 (student actions)"
+        assert lines[line - 1] == "#" * 80
+        assert lines[line + 1 : line + 4] == ["", f"Training Phase: {phase}", f"Phase Iteration: {i}/3 (Phase 1)"]
+    banner = [
+        "=" * 80,
+        "=" * 80,
+        "  SWITCHING TO PHASE 2: Now using STUDENT actions to update environment",
+        "  Iteration: 3",
+        "=" * 80,
+        "=" * 80,
+    ]
+    assert lines[at[3] - 1 - len(banner) : at[3] - 1] == banner
+    assert lines.count(banner[2]) == 1
+    block = "\n".join(lines[at[5] :])
+    for row in ("Total steps: 384", "Steps per second: ", "Mean behavior loss: ", "Iteration time: ", "ETA: 0:00:00"):
+        assert row in block
+    assert "\x1b" not in two_stages[1], "plain text in a pipe"
+
+
+def test_run_folder(two_stages):
+    run, out = two_stages
+    assert re.fullmatch(r"exp/\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d_night", f"{run.parent.name}/{run.name}")
+    assert f"Logging to {run}" in out
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    assert config["task"] == "crazyflie" and config["env"]["num_envs"] == 4
+    assert config["agent"]["algorithm"]["phase1_iterations"] == 3
+    assert (run / "checkpoints" / "6").is_dir()
+    policy, _, header = load_policy(run / "student.safetensors")
+    assert policy.rnn_type == "gru" and header["obs_size"] == 22 and header["iteration"] == 6
+    for name, value in load_file(run / "teacher.safetensors").items():
+        assert (value == load_file(BUNDLED_TEACHER)[name]).all(), "the teacher stays as it was"
+
+
+def test_scalars_are_rsl_rls(two_stages):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(two_stages[0]))
+    events.Reload()
+    wanted = {"Loss/behavior", "Loss/learning_rate", "Perf/total_fps", "Policy/mean_std"}
+    wanted |= {"Distillation/training_phase", "Distillation/current_iteration", "Episode_Termination/tilt"}
+    assert wanted <= set(events.Tags()["scalars"])
+    phases = events.Scalars("Distillation/training_phase")
+    assert [(e.step, e.value) for e in phases] == [(0, 1), (1, 1), (2, 1), (3, 2), (4, 2), (5, 2)]
+
+
+def test_profile_shows_the_scopes(two_stages):
+    run, out = two_stages
+    (trace,) = (run / "profile").rglob("*.xplane.pb")
+    data = trace.read_bytes()
+    for scope in ("teacher", "student", "env_step", "update"):
+        assert f"/{scope}/".encode() in data
+    (events,) = (run / "profile").rglob("*.trace.json.gz")
+    named = [e for e in json.loads(gzip.decompress(events.read_bytes()))["traceEvents"] if e.get("name") == "iteration"]
+    assert [e["args"]["step_num"] for e in named] == ["4"]
+    times = json.loads((run / "profile" / "scopes.json").read_text())
+    assert set(times) == {"teacher", "student", "env_step", "update", "other"}
+    assert all(ms > 0 for ms in times.values())
+    assert f"Profiler trace written to {run / 'profile'}" in out
+
+
+@pytest.mark.parametrize("phase1", ["6", "14"], ids=["switch before the stop", "switch after the resume"])
+def test_a_resumed_run_is_bitwise_the_uninterrupted_one(tmp_path, phase1):
+    whole, _ = train(tmp_path / "whole", *SMALL, "--phase1", phase1, "--max_iterations", "20")
+    half, _ = train(tmp_path / "halves", *SMALL, "--phase1", phase1, "--max_iterations", "10")
+    resumed, out = train(tmp_path / "halves", "--resume", "--max_iterations", "20")
+    assert resumed == half and f"Resuming {half} at iteration 10" in out
+    assert ("SWITCHING TO PHASE 2" in out) == (phase1 == "14"), "the run's own phase 1 is remembered"
+    ours, theirs = (load_file(run / "student.safetensors") for run in (resumed, whole))
+    assert ours.keys() == theirs.keys()
+    for name, value in ours.items():
+        assert (value == theirs[name]).all(), name
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+def test_signals_save_and_say_how_to_go_on(tmp_path, signum):
+    process = subprocess.Popen(
+        command(tmp_path, *SMALL, "--phase1", "2", "--max_iterations", "100000"),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=ENVIRONMENT,
+    )
+    for line in process.stdout:
+        if "Learning iteration 5/" in line:
+            process.send_signal(signum)
+            break
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 128 + signum
+    assert err.count("\n") == 1 and "Traceback" not in err
+    done, hint = re.search(r"Interrupted after (\d+) iterations; everything is saved.*Go on with: (.*)$", err).groups()
+    last = re.findall(r"Learning iteration (\d+)/", out)[-1:] or ["5"]
+    assert int(done) == int(last[0]) + 1
+    arguments = hint.split()
+    assert arguments[:2] == ["python", "train_jax.py"]
+    again = subprocess.run(
+        [sys.executable, str(ROOT / "train_jax.py"), *arguments[2:], "--max_iterations", str(int(done) + 2)],
+        capture_output=True,
+        text=True,
+        env=ENVIRONMENT,
+    )
+    assert again.returncode == 0, again.stderr
+    assert f"Learning iteration {done}/{int(done) + 2}" in again.stdout
+
+
+def test_best_student_is_one_that_flew_itself(tmp_path):
+    """Episodes of three steps: only after the switch may a checkpoint count as the best."""
+    settings = ["env.episode_length_s=0.03", "agent.save_interval=1", "--phase1", "4", "--max_iterations"]
+    run, _ = train(tmp_path, *SMALL, *settings, "4")
+    assert not list((run / "best").glob("[0-9]*")) and not (run / "best_student.safetensors").exists()
+    run, _ = train(tmp_path, "--resume", "--max_iterations", "8")
+    (best,) = (run / "best").glob("[0-9]*")
+    assert 5 <= int(best.name) <= 8
+    assert load_policy(run / "best_student.safetensors")[2]["iteration"] == int(best.name)
+    assert len(list((run / "checkpoints").glob("[0-9]*"))) == 5, "max_checkpoints"
+
+
+def test_wandb_works_offline(tmp_path, monkeypatch):
+    monkeypatch.setitem(ENVIRONMENT, "WANDB_MODE", "offline")
+    run, _ = train(tmp_path, *SMALL, "--logger", "wandb", "--log_project_name", "Foundation", "--max_iterations", "2")
+    (folder,) = (run / "wandb").glob("offline-run-*")
+    assert list(folder.glob("*.wandb"))
+
+
+def test_nan_stops_the_run_and_keeps_the_checkpoint(tmp_path):
+    """A teacher that goes mad when the target moves: NaN must not reach a checkpoint."""
+    policy, state, header = load_policy(BUNDLED_TEACHER)
+    params = jax.tree.map(lambda x: x * jnp.nan, state.params)
+    save_policy(tmp_path / "mad.safetensors", policy, state.replace(params=params), header)
+    run, _ = train(tmp_path, *SMALL, "--max_iterations", "2")
+    before = load_file(run / "student.safetensors")
+    # The teacher is part of the checkpoint, so the mad one needs a run of its own.
+    mad = subprocess.run(
+        command(tmp_path, *SMALL, "--max_iterations", "2", "--teacher", str(tmp_path / "mad.safetensors")),
+        capture_output=True,
+        text=True,
+        env=ENVIRONMENT,
+    )
+    assert mad.returncode == 1
+    assert mad.stderr.count("\n") == 1 and "Traceback" not in mad.stderr
+    assert "iteration 0: NaN or infinity in the teacher's action" in mad.stderr
+    after = load_file(run / "student.safetensors")
+    assert all((after[k] == v).all() for k, v in before.items())
+
+
+def test_headless_device_and_unnamed_flags_are_accepted(tmp_path):
+    run, out = train(tmp_path, *SMALL, "--headless", "--device", "cpu", "--resume", "False", "--max_iterations", "1")
+    assert "Training Phase" not in out, "one-stage training has no phases to speak of"
+    assert yaml.safe_load((run / "config.yaml").read_text())["agent"]["algorithm"]["use_two_stage_training"] is False
+
+
+def test_help_explains_every_flag(capsys):
+    with pytest.raises(SystemExit) as stop:
+        train_jax.main(["--help"])
+    assert stop.value.code == 0
+    text = capsys.readouterr().out
+    flags = "task num_envs max_iterations phase1 seed teacher checkpoint resume load_run experiment_name run_name"
+    flags += " logger log_project_name logdir device headless profile config"
+    for flag in flags.split():
+        assert re.search(rf"--{flag}\b.*?\s{{2,}}\w+", text, re.DOTALL), flag
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["--task", "crazyfly"], "unknown task crazyfly (did you mean crazyflie?)"),
+        (["--num_env", "4"], "unknown flag --num_env (did you mean --num_envs?)"),
+        (["--phase_1=4"], "unknown flag --phase_1 (did you mean --phase1?)"),
+        (["--num_envs", "-4"], "'-4' is not a positive count"),
+        (["--num_envs", "0"], "'0' is not a positive count"),
+        (["--phase1", "1.5"], "'1.5' is not a count"),
+        (["--max_iterations", "many"], "'many' is not a positive count"),
+        (["--resume", "maybe"], "'maybe' is neither true nor false"),
+        (["--logger", "neptune"], "invalid choice: 'neptune'"),
+        (["--profile", "3"], "expected START:COUNT"),
+        (["--device", "tpy"], "--device tpy: expected cpu, cuda or cuda:N"),
+        (["--load_run", "x"], "add --resume"),
+        (["--teacher", "a", "--checkpoint", "b"], "give one of them"),
+        (["--config", "crazyfly"], "no such file or preset (did you mean crazyflie?)"),
+        (["agent.algorithm.learning_rat=1"], "did you mean agent.algorithm.learning_rate?"),
+        (["env.randomization.maas=1"], "did you mean env.randomization.mass?"),
+        (["agent.seed"], "expected key=value"),
+        (["--teacher", "nowhere.safetensors"], "nowhere.safetensors: no such file"),
+    ],
+)
+def test_bad_command_lines(capsys, tmp_path, arguments, expected):
+    assert expected in complaint(capsys, "--logdir", str(tmp_path / "logs"), *arguments)
+    assert not (tmp_path / "logs").exists(), "nothing is created by a command that cannot run"
+
+
+def test_teachers_that_do_not_fit(capsys, tmp_path):
+    cut = tmp_path / "cut.safetensors"
+    cut.write_bytes(BUNDLED_TEACHER.read_bytes()[:20_000])
+    assert "truncated" in complaint(capsys, "--teacher", str(cut), "--logdir", str(tmp_path / "logs"))
+    _, _, header = load_policy(BUNDLED_TEACHER)
+    for obs_size, actions, expected in (
+        (30, 4, "takes 30 observations, the environment's 'teacher' 26 has 26"),
+        (26, 5, "gives 5 actions, the environment takes 4"),
+    ):
+        policy = Policy(actions, (8,))
+        save_policy(cut, policy, networks.init(policy, jax.random.key(0), obs_size, True), header)
+        assert expected in complaint(capsys, "--teacher", str(cut), "--logdir", str(tmp_path / "logs"))
+    assert "env.teacher_frame=world" in complaint(capsys, "env.teacher_frame=world", "--logdir", str(tmp_path / "logs"))
+    groups = complaint(capsys, "agent.obs_groups.student=[policy]", "--logdir", str(tmp_path / "logs"))
+    assert "no observation group 'policy'; there are student (22), teacher (26)" in groups
+    assert not (tmp_path / "logs").exists()
+
+
+def test_nothing_to_resume(capsys, tmp_path, two_stages):
+    assert "nothing to resume" in complaint(capsys, "--resume", "--logdir", str(tmp_path))
+    run = two_stages[0]
+    where = ["--logdir", str(run.parents[1]), "--experiment_name", "exp"]
+    assert "no such run" in complaint(capsys, "--resume", "--load_run", "2020", *where)
+    assert "is complete: 6 iterations of 6; raise --max_iterations" in complaint(capsys, "--resume", *where)
+    other = complaint(capsys, "--resume", "--max_iterations", "9", "--num_envs", "5", *where)
+    assert "made with other settings" in other and "[4" in other and "[5" in other
+    assert yaml.safe_load((run / "config.yaml").read_text())["env"]["num_envs"] == 4, "nothing is overwritten"
+
+
+def test_unwritable_log_folder(capsys, tmp_path):
+    (tmp_path / "file").write_text("")
+    message = complaint(capsys, "--logdir", str(tmp_path / "file"), "--num_envs", "4")
+    assert "choose another --logdir" in message
+
+
+def test_runs_of_one_second_get_folders_of_their_own(tmp_path):
+    args = train_jax.parse(["--logdir", str(tmp_path)])
+    cfg, _, _ = train_jax.configure(args)
+    runs = {train_jax.new_run(args, cfg) for _ in range(3)}
+    assert len(runs) == 3 and all(r.is_dir() for r in runs)
