@@ -114,8 +114,8 @@ def find_run(args: argparse.Namespace, experiment: str) -> Path:
     if args.load_run:
         candidates = [p for p in (folder / args.load_run, Path(args.load_run)) if p.is_dir()]
         if not candidates:
-            runs = sorted(p.name for p in folder.glob("*")) if folder.is_dir() else []
-            raise ConfigError(f"--load_run {args.load_run}: no such run in {folder}{nearest(args.load_run, runs)}")
+            names = [p.name for p in folder.glob("*")] if folder.is_dir() else []
+            raise ConfigError(f"--load_run {args.load_run}: no such run in {folder}{nearest(args.load_run, names)}")
         if not has_checkpoint(candidates[0]):
             raise ConfigError(f"--load_run {args.load_run}: {candidates[0]} holds no checkpoint to go on from")
         return candidates[0]
@@ -274,7 +274,7 @@ def main(argv: list[str]) -> int:
     except (ConfigError, CheckpointError, PolicyFileError, TrainingError) as e:
         fail(str(e))
     except Interrupted as stop:
-        print(f"\n{stop}. Go on with: {resume_command(args, stop.run_dir)}", file=sys.stderr)
+        print(f"{stop}. Go on with: {resume_command(args, stop.run_dir)}", file=sys.stderr)
         return 128 + stop.signum
     except KeyboardInterrupt:
         fail("interrupted before training began", status=130)

@@ -20,8 +20,7 @@ EPISODE_METRIC_PREFIX = "Episode_"
 metrics are averaged over all steps."""
 
 
-@struct.dataclass
-class State:
+class State(struct.PyTreeNode):
     """What an environment hands back; the leading axis of every array is ``num_envs`` (B)."""
 
     pipeline_state: Any

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from bridge.env import AutoReset, Env
+from bridge.env import AutoReset
 
 
 @dataclass(frozen=True)
@@ -17,8 +17,8 @@ class Task:
     """The name under which its runs, presets and bundled teacher are filed."""
     cfg_cls: type
     """Dataclass of its settings; it has ``num_envs`` and ``validate()``."""
-    make: Callable[[Any], Env]
-    """Builds the environment, without auto-reset, from an instance of ``cfg_cls``."""
+    make: Callable[[Any], Any]
+    """Builds the environment (a :class:`bridge.env.Env`), without auto-reset, from an instance of ``cfg_cls``."""
 
 
 def _crazyflie() -> Task:

@@ -42,11 +42,11 @@ class Checkpoints:
         args = ocp.args.Composite(**{STATE: ocp.args.StandardSave(arrays), INFO: ocp.args.JsonSave(info)})
         if iteration not in self._latest.all_steps():
             self._latest.save(iteration, args=args)
-        best = mean_return is not None and mean_return > self._best_return
-        if best and iteration not in self._best.all_steps():
-            self._best_return = mean_return
-            self._best.save(iteration, args=args)
-        return best
+        if mean_return is None or mean_return <= self._best_return:
+            return False
+        self._best_return = mean_return
+        self._best.save(iteration, args=args)
+        return True
 
     def latest(self) -> int | None:
         """Iterations completed at the newest checkpoint, or None."""

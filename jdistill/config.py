@@ -211,8 +211,8 @@ def compose(task: str, env_cls: type, layers: Iterable[dict[str, Any]], override
             raise ConfigError(f"{override}: the value is no valid YAML") from e
         # YAML 1.1 reads 5e-4 as a string; as a number is what everybody means.
         _set(cfg, known, key, text if isinstance(value, str) else value)
-    agent, env = OmegaConf.to_object(cfg.agent), OmegaConf.to_object(cfg.env)
-    assert isinstance(agent, AgentCfg)
+    agent: Any = OmegaConf.to_object(cfg.agent)
+    env: Any = OmegaConf.to_object(cfg.env)
     if agent.empirical_normalization is not None:
         agent.student.obs_normalization = agent.empirical_normalization
     agent.validate()

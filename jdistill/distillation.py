@@ -30,9 +30,10 @@ from jdistill.networks import Carry, Policy, PolicyState
 EPISODES = 100
 """Mean return and length are taken over this many episodes, as in rsl_rl."""
 
+FINITE = "finite/"
 
-@struct.dataclass
-class Episodes:
+
+class Episodes(struct.PyTreeNode):
     """Return and length of the last finished episodes, a ring."""
 
     returns: Array
@@ -69,8 +70,7 @@ class Episodes:
         return (self.returns * filled).sum() / number, (self.lengths * filled).sum() / number
 
 
-@struct.dataclass
-class TrainState:
+class TrainState(struct.PyTreeNode):
     """Everything that training needs to go on. This pytree is the checkpoint."""
 
     iteration: Array
@@ -220,9 +220,9 @@ class Distillation:
             obs, labels, dones = jax.tree.map(lambda x: x[at % horizon], data)
             # Every epoch begins where the rollout began; after the very last step nothing begins any more.
             restart = ((at + 1) % horizon == 0) & (at + 1 < epochs * horizon)
-            carry, actions = self.student.apply(
-                {"params": params}, carry, obs, dones, restart, epoch_carry, method=Policy.unroll
-            )
+            sequence = (carry, obs, dones, restart, epoch_carry)
+            out: Any = self.student.apply({"params": params}, *sequence, method=Policy.unroll)
+            carry, actions = out
             return self.loss(actions, labels).mean(axis=(1, 2)).sum(), carry
 
         def learn(loop: Any, start: Array) -> Any:
@@ -266,11 +266,12 @@ class Distillation:
         return state.replace(iteration=state.iteration + 1), self.scalars(state, rollout, loss)
 
     def scalars(self, state: TrainState, rollout: Transition, loss: Array) -> dict[str, Array]:
-        """Scalars of one iteration under rsl_rl's log tags, and under ``finite/...`` whether its data are."""
+        """Scalars of one iteration by rsl_rl's log tags; ``finite/<rank>/<name>`` tells whether its data are finite."""
         mean_return, mean_length = state.episodes.means()
-        finite = {f"observation group '{name}'": x for name, x in rollout.obs.items()}
-        finite |= {"the teacher's action": rollout.teacher_action, "the student's action": rollout.student_action}
-        finite |= {"the reward": rollout.reward, "the loss": loss}
+        # In the order of cause and effect: a broken observation breaks everything below it.
+        finite = [(f"observation group '{name}'", x) for name, x in rollout.obs.items()]
+        finite += [("the teacher's action", rollout.teacher_action), ("the student's action", rollout.student_action)]
+        finite += [("the reward", rollout.reward), ("the loss", loss)]
         error = rollout.student_action - rollout.teacher_action
         return {
             "Loss/behavior": loss,
@@ -279,7 +280,7 @@ class Distillation:
             "Train/mean_episode_length": mean_length,
             "Train/episodes": rollout.done.sum(),
             **episode_metrics(rollout),
-            **{f"finite/{name}": jnp.isfinite(x).all() for name, x in finite.items()},
+            **{f"{FINITE}{rank}/{name}": jnp.isfinite(x).all() for rank, (name, x) in enumerate(finite)},
         }
 
 

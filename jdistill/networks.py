@@ -12,7 +12,7 @@ single bias, so a layer with one bias would not learn the same student.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -40,8 +40,7 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
 """Activations by rsl_rl's names (its ``crelu`` is torch's CELU)."""
 
 
-@struct.dataclass
-class Normalizer:
+class Normalizer(struct.PyTreeNode):
     """Running mean and variance of observations, rsl_rl's ``EmpiricalNormalization``."""
 
     mean: Array
@@ -51,7 +50,7 @@ class Normalizer:
     count: Array
     """() float32, number of observations seen."""
 
-    EPS = 1e-2
+    EPS: ClassVar[float] = 1e-2
 
     @staticmethod
     def create(size: int) -> Normalizer:
@@ -74,8 +73,7 @@ class Normalizer:
         return Normalizer(mean=new_mean, var=new_var, count=count)
 
 
-@struct.dataclass
-class PolicyState:
+class PolicyState(struct.PyTreeNode):
     """All that a policy has learnt."""
 
     params: Any
@@ -237,26 +235,10 @@ class Policy(nn.Module):
         x = self._before(obs)
         first = self.initial_carry(obs.shape[1])
         states = []
-        for layer, *starts in zip(self.rnn, carry, first, restart_carry, strict=True):
-            state, x = layer(x, self._scan(*starts, dones, restart))
+        for layer, start, new, again in zip(self.rnn, carry, first, restart_carry, strict=True):
+            state, x = layer(x, _scan_over_time(start, new, again, dones, restart))
             states.append(state)
         return tuple(states), self._after(x)
-
-    @staticmethod
-    def _scan(start: Any, first: Any, restart_state: Any, dones: Array, restart: Array) -> Callable[..., Any]:
-        """How :meth:`unroll` runs one recurrent layer over time."""
-
-        def run(projected: Array, recurrent: Callable[..., Any]) -> Any:
-            def body(state: Any, inputs: Any) -> Any:
-                at, done, again = inputs
-                state, out = recurrent(at, state)
-                state = jax.tree.map(lambda s, f: jnp.where(done[:, None], f, s), state, first)
-                state = jax.tree.map(lambda s, r: jnp.where(again, r, s), state, restart_state)
-                return state, out
-
-            return jax.lax.scan(body, start, (projected, dones, restart))
-
-        return run
 
     def _before(self, x: Array) -> Array:
         for layer in self.pre:
@@ -273,6 +255,22 @@ class Policy(nn.Module):
         return self.step(self.initial_carry(obs.shape[0]), obs)[1]
 
 
+def _scan_over_time(start: Any, first: Any, restart_state: Any, dones: Array, restart: Array) -> Callable[..., Any]:
+    """How :meth:`Policy.unroll` runs one recurrent layer over time."""
+
+    def run(projected: Array, recurrent: Callable[..., Any]) -> Any:
+        def body(state: Any, inputs: Any) -> Any:
+            at, done, again = inputs
+            state, out = recurrent(at, state)
+            state = jax.tree.map(lambda s, f: jnp.where(done[:, None], f, s), state, first)
+            state = jax.tree.map(lambda s, r: jnp.where(again, r, s), state, restart_state)
+            return state, out
+
+        return jax.lax.scan(body, start, (projected, dones, restart))
+
+    return run
+
+
 def init(policy: Policy, rng: Array, obs_size: int, normalize: bool) -> PolicyState:
     """Fresh parameters for observations of ``obs_size``."""
     params = policy.init(rng, jnp.zeros((1, obs_size)))["params"]
@@ -281,12 +279,14 @@ def init(policy: Policy, rng: Array, obs_size: int, normalize: bool) -> PolicySt
 
 def initial_carry(policy: Policy, state: PolicyState, batch: int) -> Carry:
     """Carry of ``batch`` environments whose episodes begin."""
-    return policy.apply({"params": state.params}, batch, method=Policy.initial_carry)
+    carry: Any = policy.apply({"params": state.params}, batch, method=Policy.initial_carry)
+    return carry
 
 
 def act(policy: Policy, state: PolicyState, carry: Carry, obs: Array) -> tuple[Carry, Array]:
     """Deterministic actions (B, A) for raw observations (B, D), and the next carry."""
-    return policy.apply({"params": state.params}, carry, state.normalize(obs), method=Policy.step)
+    out: Any = policy.apply({"params": state.params}, carry, state.normalize(obs), method=Policy.step)
+    return out
 
 
 def num_parameters(state: PolicyState) -> int:

@@ -65,7 +65,7 @@ def load_policy(path: Path) -> tuple[Policy, PolicyState, dict[str, Any]]:
     if header.get("format") != FORMAT:
         raise PolicyFileError(f"{path}: policy format {header.get('format')}, this version reads {FORMAT}")
     try:
-        network = {k: tuple(v) if isinstance(v, list) else v for k, v in header["network"].items()}
+        network: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in header["network"].items()}
         policy = Policy(**network)
         expected = _expected_tensors(policy, header["obs_size"], header["normalizer"] is not None)
     except (KeyError, TypeError) as e:

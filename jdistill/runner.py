@@ -18,13 +18,11 @@ from bridge.env import AutoReset
 from jdistill.checkpoint import Checkpoints
 from jdistill.config import ConfigError, RunCfg, StudentCfg
 from jdistill.console import RunConsole, Timing, iteration_block, switch_banner
-from jdistill.distillation import Distillation, TrainState
+from jdistill.distillation import FINITE, Distillation, TrainState
 from jdistill.log import make_writer
 from jdistill.networks import Policy, PolicyState
 from jdistill.policy_file import load_policy, save_policy
 from jdistill.profiling import Profiler, ProfileWindow
-
-FINITE = "finite/"
 
 
 class TrainingError(RuntimeError):
@@ -167,11 +165,11 @@ class DistillationRunner:
 
     def _read(self, results: dict[str, Any], number: int) -> dict[str, float]:
         """Scalars to log; raises if the iteration met data that are not finite."""
-        for tag, value in results.items():
-            if tag.startswith(FINITE) and not value:
-                kept = self.checkpoints.latest()
-                where = f"the checkpoint of iteration {kept} is kept in {self.run_dir}" if kept else "nothing saved yet"
-                raise TrainingError(f"iteration {number}: NaN or infinity in {tag.removeprefix(FINITE)}; {where}")
+        broken = sorted(tag for tag, value in results.items() if tag.startswith(FINITE) and not value)
+        if broken:
+            kept = self.checkpoints.latest()
+            where = f"the checkpoint of iteration {kept} is kept in {self.run_dir}" if kept else "nothing was saved yet"
+            raise TrainingError(f"iteration {number}: NaN or infinity in {broken[0].split('/', 2)[2]}; {where}")
         values = {tag: float(value) for tag, value in results.items() if not tag.startswith(FINITE)}
         return {tag: value for tag, value in values.items() if math.isfinite(value)}
 
@@ -257,7 +255,7 @@ def _signals() -> Iterator[list[int]]:
         received.append(signum)
         signal.signal(signum, before[signum])
 
-    before = {s: signal.signal(s, note) for s in (signal.SIGINT, signal.SIGTERM)}
+    before: dict[int, Any] = {int(s): signal.signal(s, note) for s in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield received
     finally:

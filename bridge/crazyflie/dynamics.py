@@ -18,8 +18,7 @@ from jax import Array
 from bridge.crazyflie.cfg import RandomizationCfg
 
 
-@struct.dataclass
-class Craft:
+class Craft(struct.PyTreeNode):
     """Physical state of a batch of quadrotors."""
 
     pos: Array
@@ -34,8 +33,7 @@ class Craft:
     """(B, 4) rpm; motors front-right, back-right, back-left, front-left."""
 
 
-@struct.dataclass
-class Physics:
+class Physics(struct.PyTreeNode):
     """Multipliers on the nominal physical parameters, each (B,)."""
 
     mass: Array

@@ -15,8 +15,7 @@ from bridge.crazyflie.cfg import TargetCfg
 FIXED, LANGEVIN, FIGURE_EIGHT = 0, 1, 2
 
 
-@struct.dataclass
-class Target:
+class Target(struct.PyTreeNode):
     """The point to be followed, relative to the spawn point, world frame."""
 
     pos: Array

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from types import MappingProxyType
+
 import jax
 import jax.numpy as jnp
 from flax import struct
@@ -14,8 +17,7 @@ from bridge.crazyflie.target import Target
 from bridge.env import State
 
 
-@struct.dataclass
-class PhysicalState:
+class PhysicalState(struct.PyTreeNode):
     """All that an episode carries from step to step."""
 
     craft: Craft
@@ -42,7 +44,7 @@ class PointControl:
     """
 
     num_actions = 4
-    obs_sizes = {"student": 22, "teacher": 26}  # noqa: RUF012
+    obs_sizes: Mapping[str, int] = MappingProxyType({"student": 22, "teacher": 26})
 
     def __init__(self, cfg: PointControlCfg):
         cfg.validate()
