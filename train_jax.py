@@ -68,7 +68,11 @@ def make_parser() -> Parser:
     add("--max_iterations", type=positive, metavar="N", help="iterations of the whole run, resumes included (1500)")
     add("--phase1", type=count, metavar="N", help="two-stage training: the teacher steps the first N iterations")
     add("--seed", type=count, metavar="N", help="seed of every random number (42)")
-    add("--teacher", metavar="FILE", help="policy file of the teacher (default: the one bundled for the task)")
+    add(
+        "--teacher",
+        metavar="FILE",
+        help="the teacher: a .safetensors policy or an rsl_rl .pt (default: the bundled one)",
+    )
     add("--checkpoint", metavar="FILE", help="the same as --teacher, by Isaac Lab's name")
     add("--resume", type=boolean, nargs="?", const=True, metavar="BOOL", help="go on with a run (default: the newest)")
     add("--load_run", metavar="RUN", help="name or path of the run that --resume goes on with")
@@ -158,9 +162,10 @@ def flag_settings(args: argparse.Namespace) -> dict[str, Any]:
         "run_name": args.run_name,
         "logger": args.logger,
         "log_project_name": args.log_project_name,
-        "teacher": args.teacher or args.checkpoint,
     }
     settings: dict[str, Any] = {"agent": {k: v for k, v in agent.items() if v is not None}}
+    if args.teacher or args.checkpoint:
+        settings["agent"]["teacher"] = {"file": args.teacher or args.checkpoint}
     if args.phase1 is not None:
         settings["agent"]["algorithm"] = {"use_two_stage_training": True, "phase1_iterations": args.phase1}
     if args.num_envs is not None:
@@ -227,8 +232,8 @@ def teacher_path(cfg: RunCfg, task: Task, run: Path | None, args: argparse.Names
     """The teacher's file: the one named, the one a resumed run kept, or the bundled one."""
     if run and not (args.teacher or args.checkpoint):
         return run / "teacher.safetensors"
-    if cfg.agent.teacher:
-        return Path(cfg.agent.teacher)
+    if cfg.agent.teacher.file:
+        return Path(cfg.agent.teacher.file)
     return Path(str(files("jdistill"))) / "teachers" / f"{task.name}.safetensors"
 
 

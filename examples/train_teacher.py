@@ -1,13 +1,14 @@
 """Train the teacher of the embedded point-control task from scratch, with analytic policy gradients.
 
-The embedded simulator is differentiable, so the policy needs no reward samples and no critic: the cost of a stretch
-of flight is differentiated through simulator and policy with respect to the policy's parameters. A stretch
-(``--horizon`` steps) begins where the last one ended, so the policy learns on the states it meets itself;
-some environments start afresh between stretches.
+The embedded simulator is differentiable, so the policy needs no reward samples and no critic: the cost of a
+stretch of flight is differentiated through simulator and policy with respect to the policy's parameters. A
+stretch (``--horizon`` steps) begins where the last one ended, so the policy learns on the states it meets
+itself; some environments start afresh between stretches.
 
-A teacher is worth what its student can copy, so it is trained with two handicaps. Its rotor speeds are noisy: the
-student has no rotor speeds, and a teacher that leans on them gives labels that the student cannot reproduce. And its
-actions are executed with errors, as a student's are, which makes it hold its point firmly in spite of them. ::
+A teacher is worth what its student can copy, so it is trained with two handicaps. Its rotor speeds are noisy:
+the student has no rotor speeds, and a teacher that leans on them gives labels that the student cannot
+reproduce. And its actions are executed with errors, as a student's are, which makes it hold its point firmly
+in spite of them. ::
 
     python examples/train_teacher.py --out jdistill/teachers/crazyflie.safetensors
 """
@@ -48,7 +49,9 @@ MOTORS = ("front_right", "back_right", "back_left", "front_left")
 ROTOR_SPEEDS = slice(22, 26)
 """Where the rotor speeds are in the observation."""
 NORMALIZER_UPDATES = 100
-"""Updates after which the normaliser is frozen: by then the policy hovers, and its observations are typical."""
+"""Updates after which the normaliser is frozen: by then the policy flies, and what it observes is typical."""
+SETTLE_S = 3.0
+"""Seconds after which an episode's start is forgotten, for the evaluation."""
 
 
 def parse_args() -> argparse.Namespace:
@@ -61,7 +64,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--updates", type=int, default=1000)
     parser.add_argument("--learning_rate", type=float, default=2e-3, help="decays to zero along a cosine")
     parser.add_argument("--rotor_noise", type=float, default=0.03, help="standard deviation, per step, 0..1")
-    parser.add_argument("--action_error", type=float, default=0.1, help="standard deviation, per stretch, -1..1")
+    parser.add_argument("--action_error", type=float, default=0.1, help="the same, per stretch, -1..1")
     return parser.parse_args()
 
 
@@ -75,7 +78,7 @@ def training_cfg(num_envs: int) -> PointControlCfg:
     )
 
 
-# ---------------------------------------------------------------------------------------------------- training
+# ------------------------------------------------------------------------------------------ training
 
 
 @struct.dataclass
@@ -121,7 +124,7 @@ def cost(before: PhysicalState, after: PhysicalState) -> Array:
 
 
 def stretch(env: PointControl, policy: Policy, learnt: PolicyState, state: State, handicap: Handicap):
-    """Fly the steps of a stretch: mean cost, and as auxiliaries the last State and all observations (T, B, D)."""
+    """Fly the steps of a stretch: mean cost, and beside it the last State and all observations (T, B, D)."""
 
     # Recomputing each step in the backward pass is faster here than storing what it needs.
     @jax.checkpoint
@@ -195,13 +198,17 @@ def train(args: argparse.Namespace) -> tuple[Policy, PolicyState]:
     return policy, learnt
 
 
-# -------------------------------------------------------------------------------------------------- evaluation
+# ---------------------------------------------------------------------------------------- evaluation
 
 
-def evaluate(cfg: PointControlCfg, policy: Policy, learnt: PolicyState, seed: int, settle_s: float = 3.0) -> dict:
-    """Fly one episode in each environment of ``cfg`` and count; "settled" numbers start at ``settle_s``."""
+def evaluate(cfg: PointControlCfg, policy: Policy, learnt: PolicyState, seed: int) -> dict[str, Any]:
+    """Fly one episode in each environment of ``cfg``: what survives, which limits end the rest, and means.
+
+    Means and percentile are taken from :data:`SETTLE_S` on, over the episodes still flying. ``action_change``
+    is the mean absolute change per step of one motor's action (-1..1); rates are in rad/s.
+    """
     env = AutoReset(PointControl(cfg))
-    settle = round(settle_s / env.step_dt)
+    settle = round(SETTLE_S / env.step_dt)
 
     def step(carry: tuple[State, Array], _: None):
         state, flying = carry

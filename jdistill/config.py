@@ -79,6 +79,18 @@ class StudentCfg:
 
 
 @dataclass
+class TeacherCfg:
+    """The teacher's policy. An rsl_rl checkpoint holds weights but no activations, so they are said here."""
+
+    file: str | None = None
+    """A jdistill policy (``.safetensors``) or an rsl_rl checkpoint (``.pt``); null takes the task's bundled teacher."""
+    activation: str = "elu"
+    """Of the hidden layers of an rsl_rl checkpoint, by rsl_rl's names."""
+    output_activation: str = "identity"
+    """Of the output of an rsl_rl checkpoint; ``tanh`` for actors that end in one."""
+
+
+@dataclass
 class AgentCfg:
     """rsl_rl's runner settings (Isaac Lab's ``RslRlDistillationRunnerCfg``)."""
 
@@ -100,8 +112,6 @@ class AgentCfg:
     """``tensorboard``, ``wandb`` or ``none``."""
     log_project_name: str = "jdistill"
     """Project of a wandb run."""
-    teacher: str | None = None
-    """Policy file of the teacher; null takes the one bundled for the task."""
     obs_groups: dict[str, list[str]] = field(default_factory=lambda: {"student": ["student"], "teacher": ["teacher"]})
     """Which of the environment's observation groups make up the observations of ``student`` and ``teacher``."""
     empirical_normalization: bool | None = None
@@ -110,6 +120,8 @@ class AgentCfg:
     """Whether the first episodes begin at random ages, so that time-outs do not fall together."""
     student: StudentCfg = field(default_factory=StudentCfg)
     """The student's network."""
+    teacher: TeacherCfg = field(default_factory=TeacherCfg)
+    """The teacher."""
     algorithm: AlgorithmCfg = field(default_factory=AlgorithmCfg)
     """The algorithm."""
 
@@ -149,8 +161,9 @@ class AgentCfg:
         _one_of("agent.logger", self.logger, LOGGERS)
         from jdistill.networks import ACTIVATIONS
 
-        _one_of("agent.student.activation", student.activation, tuple(ACTIVATIONS))
-        _one_of("agent.student.output_activation", student.output_activation, tuple(ACTIVATIONS))
+        for name, network in (("student", student), ("teacher", self.teacher)):
+            _one_of(f"agent.{name}.activation", network.activation, tuple(ACTIVATIONS))
+            _one_of(f"agent.{name}.output_activation", network.output_activation, tuple(ACTIVATIONS))
         for name in ("student", "teacher"):
             if not self.obs_groups.get(name):
                 raise ConfigError(f"agent.obs_groups.{name}: name at least one observation group")

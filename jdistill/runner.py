@@ -16,9 +16,10 @@ import jax
 
 from bridge.env import AutoReset
 from jdistill.checkpoint import Checkpoints
-from jdistill.config import ConfigError, RunCfg, StudentCfg
+from jdistill.config import ConfigError, RunCfg, StudentCfg, TeacherCfg
 from jdistill.console import RunConsole, Timing, iteration_block, switch_banner
 from jdistill.distillation import FINITE, Distillation, TrainState
+from jdistill.interop.rsl_rl import load_teacher_checkpoint
 from jdistill.log import make_writer
 from jdistill.networks import Policy, PolicyState
 from jdistill.policy_file import load_policy, save_policy
@@ -214,13 +215,13 @@ def make_student(cfg: StudentCfg, num_actions: int) -> Policy:
 
 
 def load_teacher(file: Path, env: AutoReset, cfg: RunCfg) -> Teacher:
-    """Read the teacher's policy file.
+    """Read the teacher's policy file or rsl_rl checkpoint.
 
     Raises:
         PolicyFileError: it cannot be read.
         ConfigError: it does not fit the environment.
     """
-    teacher = Teacher(*load_policy(file))
+    teacher = Teacher(*_read_policy(file, cfg.agent.teacher, env.num_actions))
     sizes = env.obs_sizes
     for name in ("student", "teacher"):
         for group in cfg.agent.obs_groups[name]:
@@ -244,6 +245,12 @@ def load_teacher(file: Path, env: AutoReset, cfg: RunCfg) -> Teacher:
     if frame is not None and frame != expected:
         raise ConfigError(f"{file}: the teacher's errors are in the {frame} frame, env.teacher_frame={expected}")
     return teacher
+
+
+def _read_policy(file: Path, cfg: TeacherCfg, num_actions: int) -> tuple[Policy, PolicyState, dict[str, Any]]:
+    if file.suffix in (".pt", ".pth"):
+        return load_teacher_checkpoint(file, cfg.activation, cfg.output_activation, num_actions)
+    return load_policy(file)
 
 
 @contextmanager

@@ -14,11 +14,13 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import pytest
+import torch
 import yaml
 from safetensors.numpy import load_file
 
 import train_jax
 from jdistill import networks
+from jdistill.interop import rsl_rl
 from jdistill.networks import Policy
 from jdistill.policy_file import load_policy, save_policy
 from tests.conftest import BUNDLED_TEACHER, CACHE, ROOT
@@ -259,6 +261,18 @@ def test_teachers_that_do_not_fit(capsys, tmp_path):
     groups = complaint(capsys, "agent.obs_groups.student=[policy]", "--logdir", str(tmp_path / "logs"))
     assert "no observation group 'policy'; there are student (22), teacher (26)" in groups
     assert not (tmp_path / "logs").exists()
+
+
+def test_an_rsl_rl_checkpoint_is_a_teacher(tmp_path):
+    """The bundled teacher, written as rsl_rl writes it, labels like the bundled teacher."""
+    policy, state, _ = load_policy(BUNDLED_TEACHER)
+    tensors = {k: torch.tensor(v) for k, v in rsl_rl.to_tensors(policy, state).items()}
+    torch.save({"actor_state_dict": tensors, "iter": 1499}, tmp_path / "model_1499.pt")
+    arguments = ["--max_iterations", "1", "--checkpoint", str(tmp_path / "model_1499.pt")]
+    run, _ = train(tmp_path, *SMALL, *arguments, "agent.teacher.output_activation=tanh")
+    kept, again, _ = load_policy(run / "teacher.safetensors")
+    obs = jax.random.normal(jax.random.key(0), (5, 26))
+    assert jnp.allclose(networks.act(kept, again, (), obs)[1], networks.act(policy, state, (), obs)[1], atol=1e-6)
 
 
 def test_nothing_to_resume(capsys, tmp_path, two_stages):

@@ -1,0 +1,1 @@
+"""Policies from and to other programs."""

@@ -1,0 +1,237 @@
+"""Beside the real rsl_rl: same weights, same data, same student; and its checkpoints of all ages."""
+
+from __future__ import annotations
+
+import warnings
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from rsl_rl.algorithms import Distillation as TorchDistillation
+from rsl_rl.models import MLPModel, RNNModel
+from rsl_rl.storage import RolloutStorage
+from tensordict import TensorDict
+
+from jdistill import networks
+from jdistill.config import StudentCfg
+from jdistill.interop import rsl_rl
+from jdistill.networks import Policy
+from jdistill.policy_file import PolicyFileError
+
+ENVS, STUDENT, TEACHER, ACTIONS = 8, 22, 26, 4
+GROUPS = {"student": ["student"], "teacher": ["teacher"]}
+MODELS = {
+    "mlp": (MLPModel, {}),
+    "gru": (RNNModel, {"rnn_type": "gru", "rnn_hidden_dim": 16, "rnn_num_layers": 1}),
+    "gru of two layers": (RNNModel, {"rnn_type": "gru", "rnn_hidden_dim": 12, "rnn_num_layers": 2}),
+    "lstm": (RNNModel, {"rnn_type": "lstm", "rnn_hidden_dim": 16, "rnn_num_layers": 1}),
+    "lstm of two layers": (RNNModel, {"rnn_type": "lstm", "rnn_hidden_dim": 12, "rnn_num_layers": 2}),
+}
+
+
+def observations(rng: np.random.Generator) -> TensorDict:
+    draw = {"student": rng.normal(size=(ENVS, STUDENT)), "teacher": rng.normal(size=(ENVS, TEACHER))}
+    return TensorDict({k: torch.tensor(v, dtype=torch.float32) for k, v in draw.items()}, batch_size=[ENVS])
+
+
+def model(kind: str, role: str = "student", **settings):
+    cls, recurrent = MODELS[kind]
+    obs = observations(np.random.default_rng(0))
+    return cls(obs, GROUPS, role, ACTIONS, **{"hidden_dims": [16, 8], "activation": "elu", **recurrent, **settings})
+
+
+def ours_of(torch_model, normalize: bool):
+    """Our network with the weights of rsl_rl's."""
+    tensors = {k: v.detach().numpy() for k, v in torch_model.state_dict().items()}
+    policy, state = rsl_rl.from_tensors(tensors, rsl_rl.MODEL, "elu", "identity", ACTIONS)
+    assert (state.normalizer is not None) == normalize
+    return policy, state
+
+
+@pytest.mark.parametrize("kind", MODELS)
+@pytest.mark.parametrize(
+    ("steps", "settings"),
+    [
+        (30, {"normalize": True}),
+        (20, {"normalize": True, "gradient_length": 15, "loss_type": "huber", "optimizer": "adamw"}),
+        (16, {"normalize": False, "gradient_length": 5, "max_grad_norm": None}),
+    ],
+    ids=["mse adam clipped", "huber adamw straddling", "unclipped, no normaliser, left over"],
+)
+def test_three_updates_give_the_same_student(make_distillation, teacher_state, kind, steps, settings):
+    settings = {"gradient_length": 15, "max_grad_norm": 1.0, "loss_type": "mse", "optimizer": "adam", **settings}
+    normalize = settings.pop("normalize")
+    torch.manual_seed(0)
+    theirs = model(kind, obs_normalization=normalize)
+    policy, learnt = ours_of(theirs, normalize)
+    storage = RolloutStorage("distillation", ENVS, steps, observations(np.random.default_rng(0)), [ACTIONS], "cpu")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # rsl_rl warns of left-over steps.
+        algorithm = TorchDistillation(theirs, model("mlp", "teacher"), storage, num_learning_epochs=4, **settings)
+    algorithm.train_mode()
+
+    alg = make_distillation(
+        policy, steps, num_learning_epochs=4, student_cfg=StudentCfg(obs_normalization=normalize), **settings
+    )
+    state = alg.init(jax.random.key(0), teacher_state).replace(student=learnt)
+    shapes = jax.eval_shape(alg.rollout, state)[1]
+    update = jax.jit(alg.update)
+
+    rng = np.random.default_rng(1)
+    for _ in range(3):
+        obs = [observations(rng) for _ in range(steps)]
+        labels = np.tanh(rng.normal(size=(steps, ENVS, ACTIONS))).astype(np.float32)
+        dones = rng.random((steps, ENVS)) < 0.1
+        for t in range(steps):
+            transition = RolloutStorage.Transition()
+            transition.observations, transition.privileged_actions = obs[t], torch.tensor(labels[t])
+            transition.actions, transition.rewards = torch.zeros(ENVS, ACTIONS), torch.zeros(ENVS)
+            transition.dones = torch.tensor(dones[t])
+            storage.add_transition(transition)
+        their_loss = algorithm.update()["behavior"]
+        rollout = shapes._replace(
+            obs={k: jnp.stack([jnp.array(o[k].numpy()) for o in obs]) for k in ("student", "teacher")},
+            teacher_action=jnp.array(labels),
+            done=jnp.array(dones),
+        )
+        state, our_loss = update(state, rollout)
+        assert float(our_loss) == pytest.approx(their_loss, rel=1e-5)
+
+    expected = {k: v.detach().numpy() for k, v in theirs.state_dict().items()}
+    ours = rsl_rl.to_tensors(policy, state.student)
+    assert ours.keys() == expected.keys()
+    for name, value in ours.items():
+        np.testing.assert_allclose(value, expected[name], atol=1e-4, rtol=1e-4, err_msg=name)
+
+
+@pytest.mark.parametrize("kind", ["mlp", "gru"])
+@pytest.mark.parametrize(
+    "activation",
+    ["elu", "selu", "relu", "crelu", "lrelu", "tanh", "sigmoid", "softplus", "gelu", "swish", "mish", "identity"],
+)
+def test_every_activation_acts_alike(kind, activation):
+    torch.manual_seed(1)
+    theirs = model(kind, "teacher", activation=activation, obs_normalization=True)
+    theirs.obs_normalizer.update(torch.randn(100, TEACHER) * 3 + 1)
+    tensors = {k: v.detach().numpy() for k, v in theirs.state_dict().items()}
+    policy, state = rsl_rl.from_tensors(tensors, rsl_rl.MODEL, activation, "identity", ACTIONS)
+    carry, rng = networks.initial_carry(policy, state, ENVS), np.random.default_rng(0)
+    theirs.eval()
+    for _ in range(5):
+        obs = observations(rng)
+        carry, action = networks.act(policy, state, carry, jnp.array(obs["teacher"].numpy()))
+        np.testing.assert_allclose(action, theirs(obs).detach().numpy(), atol=2e-5)
+
+
+def checkpoint_of_version(version: str, teacher) -> dict:
+    """What that version of rsl_rl wrote for a PPO actor or a distillation's teacher."""
+    tensors = teacher.state_dict()
+
+    def renamed(mlp: str, rnn: str, normalizer: str | None) -> dict:
+        names = {"mlp.": f"{mlp}.", "rnn.rnn.": f"{rnn}.", "obs_normalizer.": f"{normalizer}."}
+        moved = {}
+        for name, tensor in tensors.items():
+            old = next((o for o in names if name.startswith(o)), None)
+            if old and not (old == "obs_normalizer." and normalizer is None):
+                moved[names[old] + name.removeprefix(old)] = tensor
+        return moved
+
+    separate = {k.removeprefix("obs_normalizer."): v for k, v in tensors.items() if k.startswith("obs_normalizer.")}
+    noise = {"std": torch.ones(ACTIONS)}
+    critic = {"critic.0.weight": torch.zeros(4, 30), "critic.0.bias": torch.zeros(4)}
+    return {
+        "2.x": {
+            "model_state_dict": {**renamed("actor", "memory_a.rnn", None), **noise, **critic},
+            "obs_norm_state_dict": separate,
+            "iter": 1499,
+        },
+        "3.x": {
+            "model_state_dict": {**renamed("actor", "memory_a.rnn", "actor_obs_normalizer"), **critic},
+            "iter": 1499,
+        },
+        "3.x distillation": {
+            "model_state_dict": {
+                **renamed("teacher", "memory_t.rnn", "teacher_obs_normalizer"),
+                **{"student.0.weight": torch.zeros(4, 22)},
+            },
+        },
+        "5.x ppo": {"actor_state_dict": tensors, "critic_state_dict": {}, "iter": 1499},
+        "5.x distillation": {"teacher_state_dict": tensors, "student_state_dict": {}, "iter": 1499},
+    }[version]
+
+
+@pytest.mark.parametrize("kind", ["mlp", "gru", "lstm of two layers"])
+@pytest.mark.parametrize("version", ["2.x", "3.x", "3.x distillation", "5.x ppo", "5.x distillation"])
+@pytest.mark.parametrize(
+    "distribution",
+    [None, "GaussianDistribution", "HeteroscedasticGaussianDistribution"],
+    ids=["plain", "std", "state-dependent std"],
+)
+def test_teachers_of_every_version(tmp_path, kind, version, distribution):
+    torch.manual_seed(2)
+    cfg = distribution and {"class_name": f"rsl_rl.modules.distribution:{distribution}", "init_std": 0.5}
+    teacher = model(kind, "teacher", obs_normalization=True, distribution_cfg=cfg)
+    teacher.obs_normalizer.update(torch.randn(100, TEACHER) * 3 + 1)
+    teacher.eval()
+    torch.save(checkpoint_of_version(version, teacher), tmp_path / "model_1499.pt")
+    policy, state, header = rsl_rl.load_teacher_checkpoint(tmp_path / "model_1499.pt", "elu", "identity", ACTIONS)
+    assert policy.num_actions == ACTIONS and header["obs_size"] == TEACHER
+    carry, rng = networks.initial_carry(policy, state, ENVS), np.random.default_rng(0)
+    for _ in range(3):
+        obs = observations(rng)
+        carry, action = networks.act(policy, state, carry, jnp.array(obs["teacher"].numpy()))
+        np.testing.assert_allclose(action, teacher(obs).detach().numpy(), atol=2e-5)
+
+
+def test_output_activation_is_the_callers_word(tmp_path):
+    teacher = model("mlp", "teacher")
+    torch.save({"actor_state_dict": teacher.state_dict()}, tmp_path / "m.pt")
+    policy, state, _ = rsl_rl.load_teacher_checkpoint(tmp_path / "m.pt", "elu", "tanh", ACTIONS)
+    obs = observations(np.random.default_rng(0))
+    _, action = networks.act(policy, state, (), jnp.array(obs["teacher"].numpy()))
+    np.testing.assert_allclose(action, torch.tanh(teacher(obs)).detach().numpy(), atol=1e-5)
+
+
+class Malice:
+    """Unpickling this would create a file."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return (open, (str(self.path), "w"))
+
+
+def test_bad_files_are_told_in_one_line(tmp_path):
+    teacher = model("gru", "teacher").state_dict()
+    wide = {**teacher, "mlp.2.weight": torch.zeros(8, 99)}
+    short = {k: v for k, v in teacher.items() if k != "mlp.0.bias"}
+    cases = {
+        "mine.pt": ({"actor_state_dict": Malice(tmp_path / "broken into")}, "refused"),
+        "list.pt": ([1, 2], "holds a list"),
+        "other.pt": ({"policy": {}, "q": {}}, "no teacher and no actor in it; its entries are policy, q"),
+        "wide.pt": ({"actor_state_dict": wide}, r"'mlp.2.weight' is \[8, 99\], expected \[8, 16\]"),
+        "short.pt": ({"teacher_state_dict": short}, r"no tensor 'mlp.0.bias', expected one of \[16\]"),
+        "empty.pt": ({"teacher_state_dict": {}}, "no tensor 'mlp.0.weight'"),
+    }
+    for name, (content, complaint) in cases.items():
+        torch.save(content, tmp_path / name)
+        with pytest.raises(PolicyFileError, match=rf"{name}: .*{complaint}") as error:
+            rsl_rl.load_teacher_checkpoint(tmp_path / name, "elu", "identity", ACTIONS)
+        assert "\n" not in str(error.value)
+    assert not (tmp_path / "broken into").exists()
+    (tmp_path / "cut.pt").write_bytes((tmp_path / "wide.pt").read_bytes()[:500])
+    (tmp_path / "text.pt").write_text("hello")
+    for name, complaint in (("cut.pt", "truncated"), ("text.pt", "truncated|refused"), ("none.pt", "no such file")):
+        with pytest.raises(PolicyFileError, match=complaint) as error:
+            rsl_rl.load_teacher_checkpoint(tmp_path / name, "elu", "identity", ACTIONS)
+        assert "\n" not in str(error.value)
+
+
+def test_networks_that_rsl_rl_does_not_have_are_refused():
+    policy = Policy(4, (), pre_dims=(16,), rnn_type="gru")
+    state = networks.init(policy, jax.random.key(0), STUDENT, normalize=False)
+    with pytest.raises(ValueError, match="no dense layers before"):
+        rsl_rl.to_tensors(policy, state)
