@@ -32,6 +32,7 @@ from bridge.crazyflie.cfg import RandomizationCfg, ResetCfg, TargetCfg
 from bridge.crazyflie.dynamics import Craft, rotation_matrix
 from bridge.env import AutoReset, State, where_done
 from jdistill import networks
+from jdistill.evaluate import evaluate
 from jdistill.networks import Policy, PolicyState
 from jdistill.policy_file import save_policy
 
@@ -50,8 +51,6 @@ ROTOR_SPEEDS = slice(22, 26)
 """Where the rotor speeds are in the observation."""
 NORMALIZER_UPDATES = 100
 """Updates after which the normaliser is frozen: by then the policy flies, and what it observes is typical."""
-SETTLE_S = 3.0
-"""Seconds after which an episode's start is forgotten, for the evaluation."""
 
 
 def parse_args() -> argparse.Namespace:
@@ -81,8 +80,7 @@ def training_cfg(num_envs: int) -> PointControlCfg:
 # ------------------------------------------------------------------------------------------ training
 
 
-@struct.dataclass
-class Handicap:
+class Handicap(struct.PyTreeNode):
     """What disturbs the policy during a stretch of T steps."""
 
     rotor_noise: Array
@@ -183,7 +181,8 @@ def train(args: argparse.Namespace) -> tuple[Policy, PolicyState]:
         norm = optax.global_norm(gradient)
         gradient = jax.tree.map(lambda g: jnp.where(jnp.isfinite(norm), g, 0.0), gradient)
         change, opt_state = optimizer.update(gradient, opt_state)
-        seen = jax.lax.cond(normalize, lambda: learnt.normalizer.update(obs), lambda: learnt.normalizer)
+        assert learnt.normalizer is not None
+        seen = jax.lax.cond(normalize, learnt.normalizer.update, lambda _: learnt.normalizer, obs)
         learnt = PolicyState(params=optax.apply_updates(learnt.params, change), normalizer=seen)
         return learnt, opt_state, state, value, norm
 
@@ -201,54 +200,6 @@ def train(args: argparse.Namespace) -> tuple[Policy, PolicyState]:
 # ---------------------------------------------------------------------------------------- evaluation
 
 
-def evaluate(cfg: PointControlCfg, policy: Policy, learnt: PolicyState, seed: int) -> dict[str, Any]:
-    """Fly one episode in each environment of ``cfg``: what survives, which limits end the rest, and means.
-
-    Means and percentile are taken from :data:`SETTLE_S` on, over the episodes still flying. ``action_change``
-    is the mean absolute change per step of one motor's action (-1..1); rates are in rad/s.
-    """
-    env = AutoReset(PointControl(cfg))
-    settle = round(SETTLE_S / env.step_dt)
-
-    def step(carry: tuple[State, Array], _: None):
-        state, flying = carry
-        _, action = networks.act(policy, learnt, (), state.obs[GROUP])
-        after = env.step(state, action)
-        craft = after.pipeline_state.craft
-        change = jnp.abs(after.pipeline_state.last_action - state.pipeline_state.last_action).mean(axis=-1)
-        ended = after.done & ~after.info["time_outs"] & flying
-        hit = {k.split("/")[1]: v * ended for k, v in after.metrics.items() if k.startswith("Episode_Term")}
-        flying &= ~after.done
-        values = {
-            "position_error_m": after.metrics["Metrics/position_error"],
-            "action_change": 2.0 * change,
-            "body_rate_xy": jnp.linalg.norm(craft.ang_vel[:, :2], axis=-1),
-            "yaw_rate": jnp.abs(craft.ang_vel[:, 2]),
-            "tilt_deg": jnp.rad2deg(jnp.arccos(jnp.clip(vertical(craft), -1.0, 1.0))),
-        }
-        return (after, flying), (values, flying, hit)
-
-    @jax.jit
-    def fly(rng: Array):
-        state = env.reset(rng)
-        flying = jnp.ones(env.num_envs, bool)
-        return jax.lax.scan(step, (state, flying), None, length=env.max_episode_length)[1]
-
-    values, flying, hits = fly(jax.random.key(seed))
-    ended = {name: int(hit.sum()) for name, hit in hits.items()}
-    broken = int(jnp.stack(list(hits.values())).any(axis=0).any(axis=0).sum())
-    counted = flying[settle:]
-    means = {k: float((v[settle:] * counted).sum() / counted.sum()) for k, v in values.items()}
-    late = jnp.where(counted, values["position_error_m"][settle:], jnp.nan)
-    return {
-        "episodes": env.num_envs,
-        "survival": 1.0 - broken / env.num_envs,
-        "terminations": ended,
-        "position_error_p99_m": float(jnp.nanpercentile(late, 99)),
-        **means,
-    }
-
-
 def evaluate_all(policy: Policy, learnt: PolicyState, seed: int = 1000) -> dict[str, dict]:
     """The bundled numbers: 1000 episodes of the default task and of variations of it."""
     cases = {
@@ -262,7 +213,7 @@ def evaluate_all(policy: Policy, learnt: PolicyState, seed: int = 1000) -> dict[
     numbers = {}
     for i, (name, cfg) in enumerate(cases.items()):
         cfg.num_envs = 1000
-        numbers[name] = evaluate(cfg, policy, learnt, seed + i)
+        numbers[name] = evaluate(AutoReset(PointControl(cfg)), policy, learnt, [GROUP], seed + i)
         print(f"{name}: {json.dumps(numbers[name])}", flush=True)
     return numbers
 

@@ -42,7 +42,7 @@ def test_bundled_teacher_describes_itself():
     assert sum(part["size"] for part in header["observation"]["layout"]) == header["obs_size"] == 26
     assert header["observation"]["frame"] == "body" and state.normalizer is not None
     assert header["numbers"]["mixed"]["survival"] >= 0.99
-    assert header["numbers"]["fixed"]["position_error_m"] <= 0.05
+    assert header["numbers"]["fixed"]["steady"]["position_error"] <= 0.05
 
 
 def test_readable_with_numpy_alone():
