@@ -6,7 +6,7 @@ and the output activation are inside.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -51,8 +51,9 @@ class FeedForward(nn.Module):
 class WithGRU(nn.Module):
     """A policy with a GRU; the state is a buffer."""
 
-    first_hidden_state: torch.Tensor
-    hidden_state: torch.Tensor
+    if TYPE_CHECKING:  # torch.jit would try to read these.
+        first_hidden_state: torch.Tensor
+        hidden_state: torch.Tensor
 
     def __init__(self, before: nn.Module, rnn: nn.GRU, after: nn.Module, first: list[torch.Tensor]):
         super().__init__()
@@ -75,10 +76,11 @@ class WithGRU(nn.Module):
 class WithLSTM(nn.Module):
     """A policy with an LSTM; the states are buffers."""
 
-    first_hidden_state: torch.Tensor
-    first_cell_state: torch.Tensor
-    hidden_state: torch.Tensor
-    cell_state: torch.Tensor
+    if TYPE_CHECKING:
+        first_hidden_state: torch.Tensor
+        first_cell_state: torch.Tensor
+        hidden_state: torch.Tensor
+        cell_state: torch.Tensor
 
     def __init__(self, before: nn.Module, rnn: nn.LSTM, after: nn.Module, first: list[torch.Tensor]):
         super().__init__()
@@ -105,8 +107,9 @@ class WithLSTM(nn.Module):
 class Affine(nn.Module):
     """The normaliser: (obs - mean) / scale."""
 
-    mean: torch.Tensor
-    scale: torch.Tensor
+    if TYPE_CHECKING:
+        mean: torch.Tensor
+        scale: torch.Tensor
 
     def __init__(self, normalizer: Normalizer):
         super().__init__()
