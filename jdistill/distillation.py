@@ -13,6 +13,7 @@ back to where the rollout began).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -113,6 +114,9 @@ class Distillation:
         self.loss = LOSS_FUNCTIONS[cfg.algorithm.loss_type]
         algorithm = cfg.algorithm
         self.phase1_iterations = algorithm.phase1_iterations if algorithm.use_two_stage_training else 0
+        mixed = math.ceil(env.max_episode_length / cfg.num_steps_per_env) if self.phase1_iterations else 0
+        self.first_pure_iteration = self.phase1_iterations + mixed
+        """From here on every episode that ends was flown by the student from its start."""
 
     # -- state ---------------------------------------------------------------------------------------------------
 
@@ -252,9 +256,9 @@ class Distillation:
 
     def iteration(self, state: TrainState) -> tuple[TrainState, dict[str, Array]]:
         """Rollout and update; returns scalars to log (see :meth:`scalars`)."""
-        # Episodes flown in phase 1 say nothing of the student: at the switch the statistics start anew.
-        switched = (state.iteration == self.phase1_iterations) & (self.phase1_iterations > 0)
-        count = jnp.where(switched, 0, state.episodes.count)
+        # Episodes of phase 1, then those that saw the switch, say little of the student: the statistics start anew.
+        anew = (state.iteration == self.phase1_iterations) | (state.iteration == self.first_pure_iteration)
+        count = jnp.where(anew, 0, state.episodes.count)
         state = state.replace(episodes=state.episodes.replace(count=count))
         with jax.named_scope("rollout"):
             state, rollout = self.rollout(state)

@@ -111,9 +111,8 @@ class DistillationRunner:
 
     def _student_return(self, scalars: dict[str, float]) -> float | None:
         """The mean return if every episode in it was flown by the student from its start, else None."""
-        own = (self.current_learning_iteration - self.alg.phase1_iterations) * self.cfg.agent.num_steps_per_env
-        old = self.alg.phase1_iterations > 0 and own <= self.env.max_episode_length
-        return None if own <= 0 or old else scalars.get("Train/mean_reward")
+        pure = self.current_learning_iteration > self.alg.first_pure_iteration
+        return scalars.get("Train/mean_reward") if pure else None
 
     # -- the loop ------------------------------------------------------------------------------------------------
 

@@ -47,14 +47,15 @@ GATES = {3: "gru", 4: "lstm"}
 
 
 def load_teacher_checkpoint(
-    file: Path, activation: str, output_activation: str, num_actions: int
+    file: Path, activation: str, output_activation: str, num_actions: int | None
 ) -> tuple[Policy, PolicyState, dict[str, Any]]:
     """Read the teacher out of an rsl_rl checkpoint, or the actor of a PPO run, which becomes one.
 
     Args:
         activation: of the hidden layers, by rsl_rl's names.
         output_activation: what the environment or the fork applies to the output; rsl_rl itself has none.
-        num_actions: of the environment. A last layer twice as wide holds means and state-dependent deviations.
+        num_actions: of the environment; a last layer twice as wide holds means and state-dependent deviations. None
+            takes the whole layer for actions.
 
     Raises:
         PolicyFileError: the file cannot be read, is no such checkpoint, or its tensors do not fit together.
@@ -120,7 +121,7 @@ def input_size(tensors: Tensors, names: Names) -> int:
 
 
 def from_tensors(
-    tensors: Tensors, names: Names, activation: str, output_activation: str, num_actions: int
+    tensors: Tensors, names: Names, activation: str, output_activation: str, num_actions: int | None
 ) -> tuple[Policy, PolicyState]:
     """The network that ``tensors`` make.
 
@@ -142,7 +143,7 @@ def from_tensors(
     for i, index in enumerate(dense):
         params[f"mlp_{i}"], width = _dense(tensors, f"{names.mlp}.{index}", width)
         dims.append(width)
-    if dims[-1] == 2 * num_actions:
+    if num_actions and dims[-1] == 2 * num_actions:
         # A state-dependent deviation: the last layer is (2, actions), the means first.
         last = params[f"mlp_{len(dense) - 1}"]["dense"]
         last |= {"kernel": last["kernel"][:, :num_actions], "bias": last["bias"][:num_actions]}

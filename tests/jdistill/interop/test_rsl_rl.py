@@ -14,11 +14,11 @@ from rsl_rl.models import MLPModel, RNNModel
 from rsl_rl.storage import RolloutStorage
 from tensordict import TensorDict
 
-from jdistill import networks
+from jdistill import convert, networks
 from jdistill.config import StudentCfg
 from jdistill.interop import rsl_rl
 from jdistill.networks import Policy
-from jdistill.policy_file import PolicyFileError
+from jdistill.policy_file import PolicyFileError, load_policy
 
 ENVS, STUDENT, TEACHER, ACTIONS = 8, 22, 26, 4
 GROUPS = {"student": ["student"], "teacher": ["teacher"]}
@@ -183,6 +183,22 @@ def test_teachers_of_every_version(tmp_path, kind, version, distribution):
         obs = observations(rng)
         carry, action = networks.act(policy, state, carry, jnp.array(obs["teacher"].numpy()))
         np.testing.assert_allclose(action, teacher(obs).detach().numpy(), atol=2e-5)
+
+
+def test_converter_writes_a_policy_that_needs_no_torch(tmp_path, capsys):
+    teacher = model("gru", "teacher", obs_normalization=True)
+    torch.save({"actor_state_dict": teacher.state_dict()}, tmp_path / "model_9.pt")
+    out = tmp_path / "teacher.safetensors"
+    assert convert.main([str(tmp_path / "model_9.pt"), str(out), "--output_activation", "tanh"]) == 0
+    assert "26 observations, gru 16, 16-8-4, with normaliser" in capsys.readouterr().out
+    policy, state, _ = load_policy(out)
+    obs = observations(np.random.default_rng(0))
+    _, action = networks.act(
+        policy, state, networks.initial_carry(policy, state, ENVS), jnp.array(obs["teacher"].numpy())
+    )
+    np.testing.assert_allclose(action, torch.tanh(teacher.eval()(obs)).detach().numpy(), atol=1e-5)
+    assert convert.main([str(tmp_path / "none.pt"), str(out)]) == 1
+    assert "none.pt: no such file" in capsys.readouterr().err
 
 
 def test_output_activation_is_the_callers_word(tmp_path):
