@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import datetime
 import os
+import shlex
 import sys
 from importlib.resources import files
 from pathlib import Path
@@ -17,6 +18,7 @@ from bridge.tasks import TASKS, Task, make_env
 from jdistill.config import LOGGERS, ConfigError, RunCfg, compose, load_file, nearest
 
 CONFIGS = Path(__file__).parent / "configs"
+EXPERIMENT = "agent.experiment_name="
 
 
 class Parser(argparse.ArgumentParser):
@@ -50,7 +52,7 @@ def positive(text: str) -> int:
 def boolean(text: str) -> bool:
     """True or false, as people write them."""
     if text.lower() not in ("true", "false", "1", "0", "yes", "no"):
-        raise argparse.ArgumentTypeError(f"{text!r} is neither true nor false")
+        raise argparse.ArgumentTypeError(f"{text!r} is neither true nor false (--load_run names a run)")
     return text.lower() in ("true", "1", "yes")
 
 
@@ -182,18 +184,31 @@ def configure(args: argparse.Namespace) -> tuple[RunCfg, Task, Path | None]:
     layers = [load_file(config_path(args.config))] if args.config else []
     run = None
     if args.resume:
-        run = find_run(args, args.experiment_name or _experiment(layers) or "distillation")
+        run = find_run(args, _experiment(args, layers))
         layers.insert(0, load_file(run / "config.yaml"))
     name = args.task or next((layer["task"] for layer in reversed(layers) if layer.get("task")), "crazyflie")
     if name not in TASKS:
         raise ConfigError(f"unknown task {name}{nearest(name, TASKS)}; there are {', '.join(TASKS)}")
     task = TASKS[name]()
     defaults = load_file(CONFIGS / f"{task.name}.yaml")
-    return compose(task.name, task.cfg_cls, [defaults, *layers, flag_settings(args)], args.overrides), task, run
+    cfg = compose(task.name, task.cfg_cls, [defaults, *layers, flag_settings(args)], args.overrides)
+    if run:
+        refuse_changes(cfg, compose(task.name, task.cfg_cls, [defaults, layers[0]], []), run)
+    return cfg, task, run
 
 
-def _experiment(layers: list[dict[str, Any]]) -> str | None:
-    return next((name for layer in layers if (name := (layer.get("agent") or {}).get("experiment_name"))), None)
+def refuse_changes(cfg: RunCfg, before: RunCfg, run: Path) -> None:
+    """What a checkpoint holds cannot be changed by a resume; say so rather than ignore it."""
+    for name in ("teacher", "seed"):
+        if getattr(cfg.agent, name) != getattr(before.agent, name):
+            raise ConfigError(f"--resume: {run} has its {name} already; leave agent.{name} out, or begin a new run")
+
+
+def _experiment(args: argparse.Namespace, layers: list[dict[str, Any]]) -> str:
+    """The experiment's name by override, flag or file, before there is a whole config."""
+    names = [(layer.get("agent") or {}).get("experiment_name") for layer in layers]
+    names += [args.experiment_name, *(o.split("=", 1)[1] for o in args.overrides if o.startswith(EXPERIMENT))]
+    return next((name for name in reversed(names) if name), "distillation")
 
 
 def config_path(text: str) -> Path:
@@ -209,13 +224,12 @@ def config_path(text: str) -> Path:
 
 
 def select_device(name: str | None) -> None:
-    """Tell JAX which device to use, before it starts."""
+    """Tell JAX which device to use, before it looks for any."""
     if name is None:
         return
     kind, _, index = name.partition(":")
     if kind not in ("cpu", "cuda", "gpu", "tpu") or (index and not index.isdigit()):
         raise ConfigError(f"--device {name}: expected cpu, cuda or cuda:N")
-    os.environ["JAX_PLATFORMS"] = "cuda" if kind == "gpu" else kind
     if index and kind in ("cuda", "gpu"):
         visible = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
         chosen = visible[int(index)] if int(index) < len(visible) and visible[0] else index
@@ -223,9 +237,11 @@ def select_device(name: str | None) -> None:
     import jax
 
     try:
+        jax.config.update("jax_platforms", "cuda" if kind == "gpu" else kind)
         jax.devices()
     except RuntimeError as e:
-        raise ConfigError(f"--device {name}: JAX finds no such device; for a GPU use 'uv run --extra cuda ...'") from e
+        hint = "" if kind == "cpu" else "; for a GPU use 'uv run --extra cuda ...'"
+        raise ConfigError(f"--device {name}: JAX finds no such device{hint}") from e
 
 
 def teacher_path(cfg: RunCfg, task: Task, run: Path | None, args: argparse.Namespace) -> Path:
@@ -244,19 +260,22 @@ def train(args: argparse.Namespace) -> Path:
     profile = ProfileWindow.parse(args.profile) if args.profile else None
     cfg, task, resumed = configure(args)
     select_device(args.device)
+    from jdistill.log import check_logger
     from jdistill.runner import DistillationRunner, load_teacher
 
-    env = make_env(task, cfg.env)
+    check_logger(cfg.agent)
+    try:
+        env = make_env(task, cfg.env)
+    except ValueError as e:
+        raise ConfigError(str(e)) from e
     teacher = load_teacher(teacher_path(cfg, task, resumed, args), env, cfg)
     run = resumed or new_run(args, cfg)
     runner = DistillationRunner(env, cfg, teacher, run)
     if resumed:
         runner.load()
         if runner.current_learning_iteration >= cfg.agent.max_iterations:
-            done = runner.current_learning_iteration
-            raise ConfigError(
-                f"{run} is complete: {done} iterations of {cfg.agent.max_iterations}; raise --max_iterations"
-            )
+            done, goal = runner.current_learning_iteration, cfg.agent.max_iterations
+            raise ConfigError(f"{run} already has {done} iterations, --max_iterations is {goal}: raise it")
         print(f"Resuming {run} at iteration {runner.current_learning_iteration}", flush=True)
     else:
         print(f"Logging to {run}", flush=True)
@@ -278,18 +297,20 @@ def main(argv: list[str]) -> int:
         train(args)
     except (ConfigError, CheckpointError, PolicyFileError, TrainingError) as e:
         fail(str(e))
+    except OSError as e:
+        fail(f"{e.filename or 'the log folder'}: {e.strerror}")
     except Interrupted as stop:
         print(f"{stop}. Go on with: {resume_command(args, stop.run_dir)}", file=sys.stderr)
         return 128 + stop.signum
     except KeyboardInterrupt:
-        fail("interrupted before training began", status=130)
+        fail("interrupted", status=130)
     return 0
 
 
 def resume_command(args: argparse.Namespace, run: Path) -> str:
     """The command that goes on with ``run``."""
-    logdir = f" --logdir {args.logdir}" if args.logdir else ""
-    return f"python train_jax.py --resume --load_run {run.name} --experiment_name {run.parent.name}{logdir}"
+    device = ["--device", args.device] if args.device else []
+    return shlex.join(["python", "train_jax.py", "--resume", "--load_run", str(run), *device])
 
 
 if __name__ == "__main__":

@@ -70,7 +70,8 @@ class AutoReset:
     speak of the step that ended the old one. That is the convention of Isaac Lab and rsl_rl. Added to the State:
 
     - ``info["time_outs"]`` (B,) bool: the episode ended by time alone.
-    - ``info["episode_length_buf"]`` (B,) int32: steps since the episode began.
+    - ``info["episode_length_buf"]`` (B,) int32: the episode's age in steps, which the time limit is held against.
+    - ``info["episode_steps_buf"]`` (B,) int32: steps really taken; see :meth:`randomize_episode_length`.
     - ``info["episode_return_buf"]`` (B,) float32: undiscounted return since the episode began.
     - ``info["rng"]``: the key from which later resets are drawn.
     - ``metrics["episode_return"]``, ``metrics["episode_length"]`` (B,) float32: the running sums, the finished
@@ -84,6 +85,8 @@ class AutoReset:
         self.max_episode_length = env.max_episode_length
         self.step_dt = env.step_dt
         self.obs_sizes = env.obs_sizes
+        self.obs_frames: Mapping[str, str] = getattr(env, "obs_frames", {})
+        """Frame of each observation group, where the environment has a choice."""
 
     def reset(self, rng: Array) -> State:
         """Start all episodes at step 0."""
@@ -98,6 +101,7 @@ class AutoReset:
                 "rng": rng,
                 "time_outs": jnp.zeros(self.num_envs, bool),
                 "episode_length_buf": jnp.zeros(self.num_envs, jnp.int32),
+                "episode_steps_buf": jnp.zeros(self.num_envs, jnp.int32),
                 "episode_return_buf": zeros,
             },
         )
@@ -106,6 +110,7 @@ class AutoReset:
         """Advance, then restart what has ended."""
         stepped = self.env.step(state, action)
         length = state.info["episode_length_buf"] + 1
+        steps = state.info["episode_steps_buf"] + 1
         total = state.info["episode_return_buf"] + stepped.reward
         terminated = stepped.done
         time_outs = (length >= self.max_episode_length) & ~terminated
@@ -124,12 +129,13 @@ class AutoReset:
             pipeline_state=pipeline_state,
             obs=obs,
             done=done,
-            metrics={**stepped.metrics, "episode_return": total, "episode_length": length.astype(jnp.float32)},
+            metrics={**stepped.metrics, "episode_return": total, "episode_length": steps.astype(jnp.float32)},
             info={
                 **stepped.info,
                 "rng": rng,
                 "time_outs": time_outs,
                 "episode_length_buf": jnp.where(done, 0, length),
+                "episode_steps_buf": jnp.where(done, 0, steps),
                 "episode_return_buf": jnp.where(done, 0.0, total),
             },
         )

@@ -40,12 +40,11 @@ class Checkpoints:
         """
         arrays, info = _to_host(state), {"iteration": iteration, "mean_return": mean_return}
         args = ocp.args.Composite(**{STATE: ocp.args.StandardSave(arrays), INFO: ocp.args.JsonSave(info)})
-        if iteration not in self._latest.all_steps():
-            self._latest.save(iteration, args=args)
+        self._write(self._latest, iteration, args)
         if mean_return is None or mean_return <= self._best_return:
             return False
         self._best_return = mean_return
-        self._best.save(iteration, args=args)
+        self._write(self._best, iteration, args)
         return True
 
     def latest(self) -> int | None:
@@ -65,20 +64,36 @@ class Checkpoints:
             args = ocp.args.Composite(**{STATE: ocp.args.StandardRestore()})
             arrays = self._latest.restore(step, args=args)[STATE]
         except Exception as e:  # Orbax raises a dozen kinds for a damaged folder.
-            raise CheckpointError(f"{self._latest.directory / str(step)}: damaged checkpoint ({_line(e)})") from e
+            folder = self._latest.directory / str(step)
+            raise CheckpointError(
+                f"{folder}: damaged; delete this folder to go on from the checkpoint before it"
+            ) from e
         return _from_host(arrays, template)
 
     def close(self) -> None:
         """Wait until everything is on disk."""
-        self._latest.close()
-        self._best.close()
+        try:
+            self._latest.close()
+            self._best.close()
+        except Exception as e:  # What went wrong in the background comes out here.
+            raise CheckpointError(f"{self._latest.directory}: the last checkpoint is incomplete ({_line(e)})") from e
+
+    @staticmethod
+    def _write(manager: ocp.CheckpointManager, iteration: int, args: Any) -> None:
+        try:
+            manager.save(iteration, args=args)
+        except Exception as e:  # A full disk, a vanished folder: Orbax raises a dozen kinds.
+            raise CheckpointError(f"{manager.directory}: cannot save ({_line(e)})") from e
 
     def _read_best_return(self) -> float:
         step = self._best.latest_step()
         if step is None:
             return -np.inf
-        info = self._best.restore(step, args=ocp.args.Composite(**{INFO: ocp.args.JsonRestore()}))[INFO]
-        return float(info["mean_return"])
+        try:
+            info = self._best.restore(step, args=ocp.args.Composite(**{INFO: ocp.args.JsonRestore()}))[INFO]
+            return float(info["mean_return"])
+        except Exception:  # A damaged best checkpoint must not keep a run from going on; the next best replaces it.
+            return -np.inf
 
 
 def has_checkpoint(run_dir: Path) -> bool:
@@ -90,7 +105,10 @@ def has_checkpoint(run_dir: Path) -> bool:
 def _manager(directory: Path, max_to_keep: int) -> ocp.CheckpointManager:
     # Orbax wants absolute paths.
     options = ocp.CheckpointManagerOptions(max_to_keep=max_to_keep)
-    return ocp.CheckpointManager(directory.absolute(), options=options)
+    try:
+        return ocp.CheckpointManager(directory.absolute(), options=options)
+    except OSError as e:
+        raise CheckpointError(f"{directory}: cannot hold checkpoints ({e.strerror})") from e
 
 
 def _to_host(state: Any) -> dict[str, np.ndarray]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -139,10 +140,12 @@ class AgentCfg:
         for name, widths in (("pre_dims", student.pre_dims), ("hidden_dims", student.hidden_dims)):
             for width in widths:
                 _positive(f"agent.student.{name}", width)
-        if algorithm.phase1_iterations < 0:
-            raise ConfigError(f"agent.algorithm.phase1_iterations={algorithm.phase1_iterations}: negative")
-        if not algorithm.learning_rate > 0:
+        if not 0 <= algorithm.phase1_iterations < 2**31:
+            raise ConfigError(f"agent.algorithm.phase1_iterations={algorithm.phase1_iterations}: not a count")
+        if not 0 < algorithm.learning_rate < math.inf:
             raise ConfigError(f"agent.algorithm.learning_rate={algorithm.learning_rate}: must be positive")
+        if algorithm.max_grad_norm is not None and not algorithm.max_grad_norm > 0:
+            raise ConfigError(f"agent.algorithm.max_grad_norm={algorithm.max_grad_norm}: must be positive, or null")
         half_life = algorithm.learning_rate_half_life
         if half_life is not None and not half_life > 0:
             raise ConfigError(f"agent.algorithm.learning_rate_half_life={half_life}: must be positive")
@@ -164,12 +167,18 @@ class AgentCfg:
         for name, network in (("student", student), ("teacher", self.teacher)):
             _one_of(f"agent.{name}.activation", network.activation, tuple(ACTIVATIONS))
             _one_of(f"agent.{name}.output_activation", network.output_activation, tuple(ACTIVATIONS))
+        for name in self.obs_groups:
+            _one_of("agent.obs_groups", name, ("student", "teacher"))
         for name in ("student", "teacher"):
             if not self.obs_groups.get(name):
                 raise ConfigError(f"agent.obs_groups.{name}: name at least one observation group")
         for name in ("experiment_name", "run_name"):
-            if "/" in getattr(self, name):
-                raise ConfigError(f"agent.{name}={getattr(self, name)}: must not contain '/'")
+            if "/" in getattr(self, name) or getattr(self, name) in (".", ".."):
+                raise ConfigError(f"agent.{name}={getattr(self, name)}: not the name of a folder")
+        if not self.experiment_name:
+            raise ConfigError("agent.experiment_name: must not be empty")
+        if not 0 <= self.seed < 2**32:
+            raise ConfigError(f"agent.seed={self.seed}: expected a number from 0 to {2**32 - 1}")
 
 
 @dataclass
@@ -197,9 +206,11 @@ def load_file(path: Path) -> dict[str, Any]:
         raise ConfigError(f"{path}: {e.strerror}") from e
     except (yaml.YAMLError, UnicodeDecodeError) as e:
         raise ConfigError(f"{path}: not a YAML file ({' '.join(str(e).split())})") from e
-    if not isinstance(data or {}, dict):
-        raise ConfigError(f"{path}: expected a mapping with the keys task, agent, env")
-    return data or {}
+    data = {} if data is None else data
+    sections = [data, *(data.get(k) or {} for k in ("agent", "env"))] if isinstance(data, dict) else [data]
+    if not all(isinstance(section, dict) for section in sections) or not isinstance(data.get("task", ""), str):
+        raise ConfigError(f"{path}: expected the keys task (a name), agent and env (settings)")
+    return data
 
 
 def compose(task: str, env_cls: type, layers: Iterable[dict[str, Any]], overrides: Iterable[str]) -> RunCfg:
@@ -223,7 +234,8 @@ def compose(task: str, env_cls: type, layers: Iterable[dict[str, Any]], override
         except yaml.YAMLError as e:
             raise ConfigError(f"{override}: the value is no valid YAML") from e
         # YAML 1.1 reads 5e-4 as a string; as a number is what everybody means.
-        _set(cfg, known, key, text if isinstance(value, str) else value)
+        for path, part in _flatten({key: value}) if isinstance(value, dict) else [(key, value)]:
+            _set(cfg, known, path, text if isinstance(part, str) and path == key else part)
     agent: Any = OmegaConf.to_object(cfg.agent)
     env: Any = OmegaConf.to_object(cfg.env)
     if agent.empirical_normalization is not None:
@@ -245,11 +257,24 @@ def nearest(name: str, known: Iterable[str]) -> str:
 def _set(cfg: Any, known: list[str], key: str, value: Any) -> None:
     # Observation groups are the user's own names, so anything below them is allowed.
     if key not in known and not key.startswith("agent.obs_groups."):
-        raise ConfigError(f"{key}: unknown setting{nearest(key, known)}")
+        hint = nearest(key, known) or f"; there are {', '.join(_siblings(key, known))}"
+        raise ConfigError(f"{key}: unknown setting{hint}")
+    if key in ("agent", "env"):
+        raise ConfigError(f"{key}={value}: is a section, set what is in it: {', '.join(_siblings(key + '.', known))}")
     try:
         OmegaConf.update(cfg, key, value, merge=False)
     except OmegaConfBaseException as e:
         raise ConfigError(f"{key}={value}: {str(e).splitlines()[0]}") from e
+
+
+def _siblings(key: str, known: list[str]) -> list[str]:
+    """The known names at the deepest level up to which ``key`` makes sense."""
+    above = key
+    while above:
+        above = above.rpartition(".")[0]
+        if names := [k for k in known if k.rpartition(".")[0] == above]:
+            return names
+    return []
 
 
 def _flatten(tree: dict[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
@@ -271,6 +296,8 @@ def _keys(cfg: Any, prefix: str = "") -> Iterable[str]:
 def _positive(name: str, value: int) -> None:
     if value < 1:
         raise ConfigError(f"{name}={value}: must be positive")
+    if value >= 2**31:
+        raise ConfigError(f"{name}={value}: too large")
 
 
 def _one_of(name: str, value: Any, allowed: tuple[Any, ...]) -> None:

@@ -276,6 +276,8 @@ class Distillation:
         finite = [(f"observation group '{name}'", x) for name, x in rollout.obs.items()]
         finite += [("the teacher's action", rollout.teacher_action), ("the student's action", rollout.student_action)]
         finite += [("the reward", rollout.reward), ("the loss", loss)]
+        learnt = jnp.stack([jnp.isfinite(x).all() for x in jax.tree.leaves((state.student, state.opt_state))])
+        finite += [("the student's parameters", jnp.where(learnt.all(), 0.0, jnp.nan))]
         error = rollout.student_action - rollout.teacher_action
         return {
             "Loss/behavior": loss,
@@ -290,7 +292,7 @@ class Distillation:
 
 def episode_metrics(rollout: Transition) -> dict[str, Array]:
     """The environment's metrics, averaged over steps or, by their prefix, over finished episodes."""
-    ended = jnp.maximum(rollout.done.sum(), 1)
+    ended = rollout.done.sum()  # Where it is 0 the means are NaN, and the runner drops them.
     means = {}
     for name, value in rollout.metrics.items():
         if name.startswith(EPISODE_METRIC_PREFIX):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -23,10 +24,11 @@ class Writer(Protocol):
 class TensorBoardWriter:
     """Event files in the run folder."""
 
-    def __init__(self, run_dir: Path):
+    def __init__(self, run_dir: Path, first: int):
         from tensorboardX import SummaryWriter
 
-        self._writer = SummaryWriter(logdir=str(run_dir), flush_secs=10)
+        # Iterations that a killed run logged after its last checkpoint are about to be run again.
+        self._writer = SummaryWriter(logdir=str(run_dir), flush_secs=10, purge_step=first or None)
 
     def write(self, scalars: dict[str, float], iteration: int) -> None:
         """Record the scalars of one iteration."""
@@ -42,10 +44,8 @@ class WandbWriter:
     """A Weights & Biases run; with ``WANDB_MODE=offline`` it stays on disk until ``wandb sync``."""
 
     def __init__(self, run_dir: Path, cfg: AgentCfg, config: dict[str, Any]):
-        try:
-            import wandb
-        except ImportError as e:
-            raise ConfigError("--logger wandb: wandb is not installed; add it with 'uv run --extra wandb ...'") from e
+        import wandb
+
         try:
             # The folder's name identifies the run, so a resumed one goes on where it was.
             self._run = wandb.init(
@@ -79,10 +79,16 @@ class NoWriter:
         """Do nothing."""
 
 
-def make_writer(run_dir: Path, cfg: AgentCfg, config: dict[str, Any]) -> Writer:
-    """The writer that ``cfg.logger`` names; ``config`` is stored with a wandb run."""
+def check_logger(cfg: AgentCfg) -> None:
+    """Raise :class:`ConfigError` if the logger's package is missing."""
+    if cfg.logger == "wandb" and importlib.util.find_spec("wandb") is None:
+        raise ConfigError("--logger wandb: wandb is not installed; add it with 'uv run --extra wandb ...'")
+
+
+def make_writer(run_dir: Path, cfg: AgentCfg, config: dict[str, Any], first: int) -> Writer:
+    """The writer that ``cfg.logger`` names; ``config`` is stored with a wandb run, ``first`` is the first iteration."""
     if cfg.logger == "tensorboard":
-        return TensorBoardWriter(run_dir)
+        return TensorBoardWriter(run_dir, first)
     if cfg.logger == "wandb":
         return WandbWriter(run_dir, cfg, config)
     return NoWriter()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import signal
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -89,8 +90,9 @@ class DistillationRunner:
             save_policy(self.run_dir / f"{name}.safetensors", self.student, self.state.student, self._header())
 
     def _header(self) -> dict[str, Any]:
+        groups = self.cfg.agent.obs_groups["student"]
         return {
-            "observation": {"groups": self.cfg.agent.obs_groups["student"]},
+            "observation": {"groups": groups, "frame": self.env.obs_frames.get(groups[0])},
             "action": self.teacher.description.get("action"),
             "task": self.cfg.task,
             "iteration": self.current_learning_iteration,
@@ -124,9 +126,12 @@ class DistillationRunner:
             Interrupted: SIGINT or SIGTERM came; the state is saved.
         """
         first, total = self.current_learning_iteration, self.cfg.agent.max_iterations
-        writer = make_writer(self.run_dir, self.cfg.agent, dataclasses.asdict(self.cfg))
+        if profile and not (first <= profile.start and profile.start + profile.count <= total):
+            raise ConfigError(
+                f"--profile {profile.start}:{profile.count}: this run has iterations {first} to {total - 1}"
+            )
+        writer = make_writer(self.run_dir, self.cfg.agent, dataclasses.asdict(self.cfg), first)
         profiler = Profiler(self.run_dir, profile)
-        scalars: dict[str, float] = {}
         try:
             with RunConsole(first, total) as console, _signals() as received:
                 iteration = self._compile(console)
@@ -144,13 +149,14 @@ class DistillationRunner:
                         parts = ", ".join(f"{scope} {ms:.1f} ms" for scope, ms in shares.items())
                         console.print(f"Profiler trace written to {profiler.directory}\nPer iteration: {parts}\n")
                     self.current_learning_iteration = number + 1
-                    writer.write(self._tagged(scalars, phase, timing), number)
+                    scalars = self._tagged(scalars, phase, timing)
+                    writer.write(scalars, number)
                     run_name = self.cfg.agent.run_name
                     console.print(iteration_block(number, total, phase, scalars, timing, run_name))
                     console.advance()
                     if received or (number + 1) % self.cfg.agent.save_interval == 0 or number + 1 == total:
                         self.save(self._student_return(scalars))
-                    if received:
+                    if received and number + 1 < total:
                         raise Interrupted(received[0], number + 1, self.run_dir)
         finally:
             profiler.close()
@@ -240,9 +246,9 @@ def load_teacher(file: Path, env: AutoReset, cfg: RunCfg) -> Teacher:
             f"{file}: the teacher gives {teacher.policy.num_actions} actions, the environment takes {env.num_actions}"
         )
     frame = teacher.description.get("observation", {}).get("frame")
-    expected = getattr(cfg.env, "teacher_frame", frame)
+    expected = env.obs_frames.get(groups[0], frame)
     if frame is not None and frame != expected:
-        raise ConfigError(f"{file}: the teacher's errors are in the {frame} frame, env.teacher_frame={expected}")
+        raise ConfigError(f"{file}: the teacher sees in the {frame} frame, '{groups[0]}' is in the {expected} frame")
     return teacher
 
 
@@ -256,6 +262,9 @@ def _read_policy(file: Path, cfg: TeacherCfg, num_actions: int) -> tuple[Policy,
 def _signals() -> Iterator[list[int]]:
     """Collect SIGINT and SIGTERM instead of dying of them; a second one has its usual effect."""
     received: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield received  # Python lets only the main thread handle signals.
+        return
 
     def note(signum: int, frame: FrameType | None) -> None:
         received.append(signum)

@@ -6,6 +6,7 @@ import gzip
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -232,6 +233,18 @@ def test_help_explains_every_flag(capsys):
         (["--profile", "3"], "expected START:COUNT"),
         (["--device", "tpy"], "--device tpy: expected cpu, cuda or cuda:N"),
         (["--load_run", "x"], "add --resume"),
+        (["env.robot.spawn.usd_path=cf2x.usd"], "there are env.drone, env.episode_length_s"),
+        (["foo=1"], "there are agent, env"),
+        (["agent=3"], "is a section"),
+        (["agent.obs_groups.studnet=[student]"], "did you mean student?"),
+        (["env.drone=cf9"], "env.drone='cf9': expected one of cf21B_500"),
+        (["env.episode_length_s=.inf"], "env.episode_length_s=inf"),
+        (["env.physics_freq=0"], "env.physics_freq=0"),
+        (["--seed", "99999999999999"], "agent.seed=99999999999999: expected a number from 0"),
+        (["--phase1", "9999999999"], "phase1_iterations=9999999999"),
+        (["--experiment_name", ".."], "not the name of a folder"),
+        (["agent.algorithm.max_grad_norm=-1"], "must be positive, or null"),
+        (["env.reset.tilt=-3"], "env.reset.tilt=-3"),
         (["--teacher", "a", "--checkpoint", "b"], "give one of them"),
         (["--config", "crazyfly"], "no such file or preset (did you mean crazyflie?)"),
         (["agent.algorithm.learning_rat=1"], "did you mean agent.algorithm.learning_rate?"),
@@ -257,7 +270,8 @@ def test_teachers_that_do_not_fit(capsys, tmp_path):
         policy = Policy(actions, (8,))
         save_policy(cut, policy, networks.init(policy, jax.random.key(0), obs_size, True), header)
         assert expected in complaint(capsys, "--teacher", str(cut), "--logdir", str(tmp_path / "logs"))
-    assert "env.teacher_frame=world" in complaint(capsys, "env.teacher_frame=world", "--logdir", str(tmp_path / "logs"))
+    world = complaint(capsys, "env.teacher_frame=world", "--logdir", str(tmp_path / "logs"))
+    assert "the teacher sees in the body frame, 'teacher' is in the world frame" in world
     groups = complaint(capsys, "agent.obs_groups.student=[policy]", "--logdir", str(tmp_path / "logs"))
     assert "no observation group 'policy'; there are student (22), teacher (26)" in groups
     assert not (tmp_path / "logs").exists()
@@ -280,10 +294,36 @@ def test_nothing_to_resume(capsys, tmp_path, two_stages):
     run = two_stages[0]
     where = ["--logdir", str(run.parents[1]), "--experiment_name", "exp"]
     assert "no such run" in complaint(capsys, "--resume", "--load_run", "2020", *where)
-    assert "is complete: 6 iterations of 6; raise --max_iterations" in complaint(capsys, "--resume", *where)
+    assert "already has 6 iterations, --max_iterations is 6: raise it" in complaint(capsys, "--resume", *where)
+    assert "has its teacher already" in complaint(capsys, "--resume", "--teacher", str(BUNDLED_TEACHER), *where)
+    assert "has its seed already" in complaint(capsys, "--resume", "--seed", "7", *where)
+    outside = complaint(capsys, "--resume", "--max_iterations", "9", "--profile", "1:2", *where)
+    assert "--profile 1:2: this run has iterations 6 to 8" in outside
     other = complaint(capsys, "--resume", "--max_iterations", "9", "--num_envs", "5", *where)
     assert "made with other settings" in other and "[4" in other and "[5" in other
     assert yaml.safe_load((run / "config.yaml").read_text())["env"]["num_envs"] == 4, "nothing is overwritten"
+
+
+def test_devices_that_are_not_there(tmp_path):
+    arguments = command(tmp_path, *SMALL, "--max_iterations", "1", "--device", "tpu")
+    done = subprocess.run(arguments, capture_output=True, text=True, env=ENVIRONMENT)
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1].startswith("train_jax.py: error: --device tpu: JAX finds no such device")
+
+
+def test_a_damaged_checkpoint_is_told_and_the_one_before_it_serves(tmp_path):
+    run, _ = train(tmp_path, *SMALL, "agent.save_interval=1", "--max_iterations", "3", "env.episode_length_s=0.03")
+    for folder in (run / "checkpoints" / "3", run / "best"):
+        for file in folder.rglob("*"):
+            if file.is_file():
+                file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+    arguments = command(tmp_path, "--resume", "--max_iterations", "4")
+    done = subprocess.run(arguments, capture_output=True, text=True, env=ENVIRONMENT)
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert "checkpoints/3: damaged; delete this folder to go on" in done.stderr.splitlines()[-1]
+    shutil.rmtree(run / "checkpoints" / "3")
+    _, out = train(tmp_path, "--resume", "--max_iterations", "4")
+    assert "at iteration 2" in out
 
 
 def test_unwritable_log_folder(capsys, tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 
@@ -132,20 +133,31 @@ class PointControlCfg:
                 raise ValueError(f"env.{name}={getattr(self, name)!r}: expected body or world")
         if self.num_envs < 1:
             raise ValueError(f"env.num_envs={self.num_envs}: expected a positive number")
-        if self.policy_freq < 1 or self.physics_freq % self.policy_freq:
+        if self.policy_freq < 1 or self.physics_freq < 1 or self.physics_freq % self.policy_freq:
             raise ValueError(
                 f"env.physics_freq={self.physics_freq}: expected a multiple of env.policy_freq={self.policy_freq}"
             )
-        if self.episode_length_s * self.policy_freq < 1:
-            raise ValueError(f"env.episode_length_s={self.episode_length_s}: shorter than one control step")
+        if not 1 <= self.episode_length_s * self.policy_freq < 2**31:
+            raise ValueError(f"env.episode_length_s={self.episode_length_s}: expected at least one control step")
+        for section in ("target", "reset", "termination"):
+            for name, value in vars(getattr(self, section)).items():
+                if not isinstance(value, str) and not 0 <= value < math.inf:
+                    raise ValueError(f"env.{section}.{name}={value}: expected a number that is not negative")
+        if not self.target.figure_eight_period > 0:
+            raise ValueError(f"env.target.figure_eight_period={self.target.figure_eight_period}: must be positive")
         for name in ("mass", "inertia", "thrust", "motor"):
             if not 0 <= getattr(self.randomization, name) < 1:
                 raise ValueError(
                     f"env.randomization.{name}={getattr(self.randomization, name)}: expected a number in [0, 1)"
                 )
-        for name in ("fixed_fraction", "smoothing"):
-            if not 0 <= getattr(self.target, name) <= 1:
-                raise ValueError(f"env.target.{name}={getattr(self.target, name)}: expected a number in [0, 1]")
+        shares = {
+            "target.fixed_fraction": self.target.fixed_fraction,
+            "target.smoothing": self.target.smoothing,
+            "reset.on_target_fraction": self.reset.on_target_fraction,
+        }
+        for name, share in shares.items():
+            if not 0 <= share <= 1:
+                raise ValueError(f"env.{name}={share}: expected a number in [0, 1]")
         if not 0 <= self.target.min_speed_limit <= self.target.max_speed_limit:
             raise ValueError(
                 f"env.target.min_speed_limit={self.target.min_speed_limit}: expected a number between 0 and "

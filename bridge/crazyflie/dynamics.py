@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import os
-import sys
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -15,6 +13,7 @@ import jax.numpy as jnp
 from flax import struct
 from jax import Array
 
+from bridge import SCIPY_WITHOUT_ARRAY_API
 from bridge.crazyflie.cfg import RandomizationCfg
 
 
@@ -120,10 +119,8 @@ def rotation_matrix(quat: Array) -> Array:
 
 def _build_sim(drone: str, num_envs: int, physics_freq: int) -> Any:
     """Build Crazyflow's simulator, keeping the remarks its dependencies print at import off the user's terminal."""
-    # Crazyflow computes rotations through SciPy's array API, which SciPy reads once, when it is first imported.
-    if "scipy" in sys.modules and os.environ.get("SCIPY_ARRAY_API") != "1":
-        raise RuntimeError("scipy was imported before bridge.crazyflie: set SCIPY_ARRAY_API=1 in the environment")
-    os.environ["SCIPY_ARRAY_API"] = "1"
+    if SCIPY_WITHOUT_ARRAY_API:
+        raise RuntimeError("scipy was imported before bridge: set SCIPY_ARRAY_API=1 in the environment")
     with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         import mujoco

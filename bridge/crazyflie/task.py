@@ -49,6 +49,7 @@ class PointControl:
     def __init__(self, cfg: PointControlCfg):
         cfg.validate()
         self.cfg = cfg
+        self.obs_frames = {"student": cfg.frame, "teacher": cfg.teacher_frame}
         self.num_envs = cfg.num_envs
         self.step_dt = 1.0 / cfg.policy_freq
         self.max_episode_length = round(cfg.episode_length_s * cfg.policy_freq)

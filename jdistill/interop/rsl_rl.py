@@ -8,7 +8,8 @@ A network is named by the prefixes of its three parts. What every version of rsl
 | 2.x, 3.x ``model_state_dict``, teacher | ``memory_t.rnn`` | ``teacher`` | ``teacher_obs_normalizer`` |
 | 4.x, 5.x ``{teacher,actor}_state_dict`` | ``rnn.rnn`` | ``mlp`` | ``obs_normalizer`` |
 
-In 2.x the normaliser stands in an entry of its own, ``obs_norm_state_dict``. Shapes come from the weights. Activations
+In 2.x the normaliser stands in an entry of its own, ``obs_norm_state_dict`` (the actor's) or
+``privileged_obs_norm_state_dict`` (the teacher's). Shapes come from the weights. Activations
 are in no checkpoint, the caller says them. Heads of distributions (``std``, ``log_std``, ``distribution.*``) are left
 out: a teacher labels with its deterministic output.
 """
@@ -82,6 +83,8 @@ def read_torch(file: Path) -> dict[str, Any]:
     try:
         content = torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as e:
+        if file.read_bytes()[:2] not in (b"PK", b"\x80\x02"):  # Neither of torch's two formats.
+            raise PolicyFileError(f"{file}: no torch file") from e
         raise PolicyFileError(
             f"{file}: refused, because it holds more than tensors and reading it could run code"
         ) from e
@@ -104,20 +107,26 @@ def _find_network(file: Path, checkpoint: dict[str, Any]) -> tuple[Names, Tensor
         tensors = _numpy(checkpoint["model_state_dict"])
         names = next((n for n in (TEACHER, ACTOR) if f"{n.mlp}.0.weight" in tensors), None)
         if names:
-            separate = _numpy(checkpoint.get("obs_norm_state_dict") or {})
+            entry = "privileged_obs_norm_state_dict" if names is TEACHER else "obs_norm_state_dict"
+            separate = _numpy(checkpoint.get(entry) or {})
             return names, {**tensors, **{f"{names.normalizer}.{k}": v for k, v in separate.items()}}
     entries = ", ".join(sorted(map(str, checkpoint))[:6]) or "nothing"
     raise PolicyFileError(f"{file}: no teacher and no actor in it; its entries are {entries}")
 
 
 def _numpy(state_dict: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    return {name: tensor.detach().cpu().numpy() for name, tensor in state_dict.items()}
+    if not isinstance(state_dict, Mapping):
+        return {}
+    return {name: tensor.detach().cpu().numpy() for name, tensor in state_dict.items() if hasattr(tensor, "detach")}
 
 
 def input_size(tensors: Tensors, names: Names) -> int:
     """Size of the observation."""
     first = f"{names.rnn}.weight_ih_l0"
-    return int(tensors[first if first in tensors else f"{names.mlp}.0.weight"].shape[1])
+    weight = tensors[first if first in tensors else f"{names.mlp}.0.weight"]
+    if weight.ndim != 2:
+        raise ValueError(f"the first layer's weight is {list(weight.shape)}, expected two dimensions")
+    return int(weight.shape[1])
 
 
 def from_tensors(
