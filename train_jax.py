@@ -259,6 +259,8 @@ def train(args: argparse.Namespace) -> Path:
 
     profile = ProfileWindow.parse(args.profile) if args.profile else None
     cfg, task, resumed = configure(args)
+    if profile and not resumed:
+        profile.check(0, cfg.agent.max_iterations)
     select_device(args.device)
     from jdistill.log import check_logger
     from jdistill.runner import DistillationRunner, load_teacher
@@ -276,6 +278,8 @@ def train(args: argparse.Namespace) -> Path:
         if runner.current_learning_iteration >= cfg.agent.max_iterations:
             done, goal = runner.current_learning_iteration, cfg.agent.max_iterations
             raise ConfigError(f"{run} already has {done} iterations, --max_iterations is {goal}: raise it")
+        if profile:
+            profile.check(runner.current_learning_iteration, cfg.agent.max_iterations)
         print(f"Resuming {run} at iteration {runner.current_learning_iteration}", flush=True)
     else:
         print(f"Logging to {run}", flush=True)

@@ -41,6 +41,11 @@ class ProfileWindow:
             raise ConfigError(f"--profile {text}: expected START:COUNT, for example 10:3")
         return ProfileWindow(int(start), int(count))
 
+    def check(self, first: int, total: int) -> None:
+        """Raise :class:`ConfigError` unless the window lies in a run of iterations ``first .. total - 1``."""
+        if not (first <= self.start and self.start + self.count <= total):
+            raise ConfigError(f"--profile {self.start}:{self.count}: this run has iterations {first} to {total - 1}")
+
 
 class Profiler:
     """Traces a window of iterations into ``RUN/profile``, for XProf, TensorBoard or Perfetto."""

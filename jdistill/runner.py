@@ -126,10 +126,6 @@ class DistillationRunner:
             Interrupted: SIGINT or SIGTERM came; the state is saved.
         """
         first, total = self.current_learning_iteration, self.cfg.agent.max_iterations
-        if profile and not (first <= profile.start and profile.start + profile.count <= total):
-            raise ConfigError(
-                f"--profile {profile.start}:{profile.count}: this run has iterations {first} to {total - 1}"
-            )
         writer = make_writer(self.run_dir, self.cfg.agent, dataclasses.asdict(self.cfg), first)
         profiler = Profiler(self.run_dir, profile)
         try:

@@ -231,6 +231,7 @@ def test_help_explains_every_flag(capsys):
         (["--resume", "maybe"], "'maybe' is neither true nor false"),
         (["--logger", "neptune"], "invalid choice: 'neptune'"),
         (["--profile", "3"], "expected START:COUNT"),
+        (["--profile", "3:9", "--max_iterations", "10"], "this run has iterations 0 to 9"),
         (["--device", "tpy"], "--device tpy: expected cpu, cuda or cuda:N"),
         (["--load_run", "x"], "add --resume"),
         (["env.robot.spawn.usd_path=cf2x.usd"], "there are env.drone, env.episode_length_s"),
