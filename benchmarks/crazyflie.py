@@ -3,7 +3,7 @@
     python -m benchmarks.crazyflie --out docs/crazyflie.json
 
 Trains one student for each ``--phase1`` by the command a user types, then flies teacher and students through the same
-held-out episodes. Prints a Markdown table; about 25 minutes on two CPU cores.
+held-out episodes. Prints a Markdown table; about 17 minutes on two CPU cores.
 """
 
 from __future__ import annotations
