@@ -263,6 +263,7 @@ def train(args: argparse.Namespace) -> Path:
         profile.check(0, cfg.agent.max_iterations)
     select_device(args.device)
     from jdistill.log import check_logger
+    from jdistill.networks import summary
     from jdistill.runner import DistillationRunner, load_teacher
 
     check_logger(cfg.agent)
@@ -270,7 +271,9 @@ def train(args: argparse.Namespace) -> Path:
         env = make_env(task, cfg.env)
     except ValueError as e:
         raise ConfigError(str(e)) from e
-    teacher = load_teacher(teacher_path(cfg, task, resumed, args), env, cfg)
+    file = teacher_path(cfg, task, resumed, args)
+    teacher = load_teacher(file, env, cfg, task.old_teacher_output_activation)
+    print(f"Teacher: {file}: {summary(teacher.policy, teacher.state, teacher.description['obs_size'])}")
     run = resumed or new_run(args, cfg)
     runner = DistillationRunner(env, cfg, teacher, run)
     if resumed:

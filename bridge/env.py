@@ -20,6 +20,10 @@ EPISODE_METRIC_PREFIX = "Episode_"
 metrics are averaged over all steps."""
 
 
+Layout = tuple[tuple[str, int, str], ...]
+"""Parts of an observation group in order: name, size, unit."""
+
+
 class State(struct.PyTreeNode):
     """What an environment hands back; the leading axis of every array is ``num_envs`` (B)."""
 
@@ -87,6 +91,10 @@ class AutoReset:
         self.obs_sizes = env.obs_sizes
         self.obs_frames: Mapping[str, str] = getattr(env, "obs_frames", {})
         """Frame of each observation group, where the environment has a choice."""
+        self.obs_layouts: Mapping[str, Layout] = getattr(env, "obs_layouts", {})
+        """What each observation group is made of, where the environment says."""
+        self.action_layout: Mapping[str, Any] = getattr(env, "action_layout", {})
+        """``layout`` (names in order), ``range`` and ``rate_hz`` of the actions, where the environment says."""
 
     def reset(self, rng: Array) -> State:
         """Start all episodes at step 0."""

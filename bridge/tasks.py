@@ -19,12 +19,15 @@ class Task:
     """Dataclass of its settings; it has ``num_envs`` and ``validate()``."""
     make: Callable[[Any], Any]
     """Builds the environment (a :class:`bridge.env.Env`), without auto-reset, from an instance of ``cfg_cls``."""
+    old_teacher_output_activation: str = "identity"
+    """What ends this task's actors in checkpoints of rsl_rl 2.x and 3.x, which do not say."""
 
 
 def _crazyflie() -> Task:
     from bridge.crazyflie import PointControl, PointControlCfg
 
-    return Task(name="crazyflie", cfg_cls=PointControlCfg, make=PointControl)
+    # The task comes from a fork of rsl_rl whose actors end in a tanh.
+    return Task(name="crazyflie", cfg_cls=PointControlCfg, make=PointControl, old_teacher_output_activation="tanh")
 
 
 TASKS: dict[str, Callable[[], Task]] = {"crazyflie": _crazyflie, "distillation": _crazyflie}

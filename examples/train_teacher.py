@@ -30,6 +30,7 @@ from jax import Array
 from bridge.crazyflie import PhysicalState, PointControl, PointControlCfg
 from bridge.crazyflie.cfg import RandomizationCfg, ResetCfg, TargetCfg
 from bridge.crazyflie.dynamics import Craft, rotation_matrix
+from bridge.crazyflie.task import OBSERVATION
 from bridge.env import AutoReset, State, where_done
 from jdistill import networks
 from jdistill.evaluate import evaluate
@@ -37,16 +38,6 @@ from jdistill.networks import Policy, PolicyState
 from jdistill.policy_file import save_policy
 
 GROUP = "teacher"
-LAYOUT = [
-    ("position_error", 3, "m"),
-    ("velocity_error", 3, "m/s"),
-    ("rotation_matrix", 9, "1"),
-    ("body_rates", 3, "rad/s"),
-    ("previous_motor_commands", 4, "0..1"),
-    ("rotor_speeds", 4, "0..1"),
-]
-"""Parts of the teacher's observation in order: name, size, unit."""
-MOTORS = ("front_right", "back_right", "back_left", "front_left")
 ROTOR_SPEEDS = slice(22, 26)
 """Where the rotor speeds are in the observation."""
 NORMALIZER_UPDATES = 100
@@ -224,9 +215,9 @@ def describe(env_cfg: PointControlCfg, numbers: dict[str, dict]) -> dict[str, An
         "observation": {
             "group": GROUP,
             "frame": env_cfg.teacher_frame,
-            "layout": [{"name": name, "size": size, "unit": unit} for name, size, unit in LAYOUT],
+            "layout": [{"name": name, "size": size, "unit": unit} for name, size, unit in OBSERVATION],
         },
-        "action": {"layout": list(MOTORS), "range": [-1, 1], "rate_hz": env_cfg.policy_freq},
+        "action": PointControl(env_cfg).action_layout,
         "drone": env_cfg.drone,
         "trained_by": "examples/train_teacher.py",
         "numbers": numbers,

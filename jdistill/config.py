@@ -70,7 +70,7 @@ class StudentCfg:
     activation: str = "elu"
     """Activation of the dense layers, by rsl_rl's names."""
     output_activation: str = "tanh"
-    """Activation of the output; ``identity`` is rsl_rl's own."""
+    """Activation of the output; ``identity`` is rsl_rl's own, ``beta`` is the mean of its Beta distribution."""
     learn_initial_carry: bool = False
     """Whether the recurrent state at an episode's start is learnt instead of zero."""
     obs_normalization: bool = True
@@ -81,14 +81,17 @@ class StudentCfg:
 
 @dataclass
 class TeacherCfg:
-    """The teacher's policy. An rsl_rl checkpoint holds weights but no activations, so they are said here."""
+    """The teacher's policy. An rsl_rl checkpoint holds weights but no activations, so they can be said here."""
 
     file: str | None = None
     """A jdistill policy (``.safetensors``) or an rsl_rl checkpoint (``.pt``); null takes the task's bundled teacher."""
-    activation: str = "elu"
-    """Of the hidden layers of an rsl_rl checkpoint, by rsl_rl's names."""
-    output_activation: str = "identity"
-    """Of the output of an rsl_rl checkpoint; ``tanh`` for actors that end in one."""
+    activation: str | None = None
+    """Of the hidden layers of an rsl_rl checkpoint, by rsl_rl's names; null takes what ``params/agent.yaml`` beside the
+    checkpoint says, else ``elu``."""
+    output_activation: str | None = None
+    """Of the output of an rsl_rl checkpoint: ``tanh`` for actors that end in one, ``beta`` for the mean of a Beta
+    distribution. null takes what ``params/agent.yaml`` says, else ``identity``, which rsl_rl's own models have (but
+    ``tanh`` for point control's checkpoints of rsl_rl 2.x and 3.x, whose actors end in one)."""
 
 
 @dataclass
@@ -162,11 +165,12 @@ class AgentCfg:
         _one_of("agent.algorithm.optimizer", algorithm.optimizer, OPTIMIZERS)
         _one_of("agent.student.rnn_type", student.rnn_type, ("gru", "lstm", None))
         _one_of("agent.logger", self.logger, LOGGERS)
-        from jdistill.networks import ACTIVATIONS
+        from jdistill.networks import ACTIVATIONS, OUTPUT_ACTIVATIONS
 
-        for name, network in (("student", student), ("teacher", self.teacher)):
-            _one_of(f"agent.{name}.activation", network.activation, tuple(ACTIVATIONS))
-            _one_of(f"agent.{name}.output_activation", network.output_activation, tuple(ACTIVATIONS))
+        _one_of("agent.student.activation", student.activation, tuple(ACTIVATIONS))
+        _one_of("agent.student.output_activation", student.output_activation, tuple(OUTPUT_ACTIVATIONS))
+        _one_of("agent.teacher.activation", self.teacher.activation, (*ACTIVATIONS, None))
+        _one_of("agent.teacher.output_activation", self.teacher.output_activation, (*OUTPUT_ACTIVATIONS, None))
         for name in self.obs_groups:
             _one_of("agent.obs_groups", name, ("student", "teacher"))
         for name in ("student", "teacher"):

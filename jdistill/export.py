@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -21,6 +21,7 @@ from bridge.env import AutoReset
 from bridge.tasks import TASKS, make_env
 from jdistill import networks
 from jdistill.config import ConfigError, RunCfg, compose, load_file
+from jdistill.interop.rsl_rl import model_cfg
 from jdistill.networks import Policy, PolicyState
 from jdistill.policy_file import PolicyFileError, load_policy, save_policy
 
@@ -29,40 +30,58 @@ STEPS = 100
 TOLERANCE = 1e-5
 
 Actor = Callable[[np.ndarray], np.ndarray]
-"""An exported policy at the start of an episode: observation (1, D) to actions (1, A)."""
+"""A policy under way in an episode: observation (1, D) to actions (1, A)."""
+Start = Callable[[], Actor]
+"""An exported policy, read back; a call begins an episode."""
 
 
 class ExportError(RuntimeError):
     """An export that cannot be made or does not fly like the original; the message is one line."""
 
 
-def export_safetensors(policy: Policy, state: PolicyState, header: dict[str, Any], out: Path) -> tuple[Path, Actor]:
+class Student(NamedTuple):
+    """What is exported, with what the formats need to know of its run."""
+
+    policy: Policy
+    state: PolicyState
+    header: dict[str, Any]
+    """Of its policy file."""
+    cfg: RunCfg
+    run: Path
+    actor_std: float
+    """Deviation with which rsl_rl's PPO begins to explore around the student."""
+
+
+def export_safetensors(student: Student, out: Path) -> tuple[Path, Start]:
     """jdistill's own format."""
     file = out / "policy.safetensors"
-    save_policy(file, policy, state, header)
-    again, learnt, _ = load_policy(file)
-    return file, jax_actor(again, learnt)
+    save_policy(file, student.policy, student.state, student.header)
+    policy, state, _ = load_policy(file)
+    return file, jax_policy(policy, state)
 
 
-def export_jit(policy: Policy, state: PolicyState, header: dict[str, Any], out: Path) -> tuple[Path, Actor]:
+def export_jit(student: Student, out: Path) -> tuple[Path, Start]:
     """TorchScript, as rsl_rl's ``export_policy_to_jit`` names it."""
     import torch
 
     from jdistill.interop.torchscript import to_torchscript
 
     file = out / "policy.pt"
-    to_torchscript(policy, state).save(str(file))
+    to_torchscript(student.policy, student.state).save(str(file))
     module = torch.jit.load(str(file))
-    module.reset()
 
     def act(obs: np.ndarray) -> np.ndarray:
         with torch.no_grad():
             return module(torch.from_numpy(obs)).numpy()
 
-    return file, act
+    def start() -> Actor:
+        module.reset()
+        return act
+
+    return file, start
 
 
-def export_onnx(policy: Policy, state: PolicyState, header: dict[str, Any], out: Path) -> tuple[Path, Actor]:
+def export_onnx(student: Student, out: Path) -> tuple[Path, Start]:
     """ONNX, run by onnxruntime."""
     import onnx
     import onnxruntime
@@ -70,54 +89,64 @@ def export_onnx(policy: Policy, state: PolicyState, header: dict[str, Any], out:
     from jdistill.interop.onnx import to_onnx
 
     file = out / "policy.onnx"
-    onnx.save(to_onnx(policy, state, header["obs_size"]), str(file))
+    onnx.save(to_onnx(student.policy, student.state, student.header["obs_size"]), str(file))
     session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
-    carry = initial_states(policy, state)
 
-    def act(obs: np.ndarray) -> np.ndarray:
-        action, *states = session.run(None, {"obs": obs, **{f"{k}_in": v for k, v in carry.items()}})
-        carry.update(zip(carry, states, strict=True))
-        return action
+    def start() -> Actor:
+        carry = initial_states(student.policy, student.state)
 
-    return file, act
+        def act(obs: np.ndarray) -> np.ndarray:
+            action, *states = session.run(None, {"obs": obs, **{f"{k}_in": v for k, v in carry.items()}})
+            carry.update(zip(carry, states, strict=True))
+            return action
+
+        return act
+
+    return file, start
 
 
-def export_rsl_rl(policy: Policy, state: PolicyState, header: dict[str, Any], out: Path) -> tuple[Path, Actor]:
-    """A checkpoint with the student as ``student_state_dict``, the tensors of rsl_rl's MLPModel or RNNModel."""
+def export_rsl_rl(student: Student, out: Path) -> tuple[Path, Start]:
+    """rsl_rl's checkpoint ``model_<iteration>.pt``, and ``model_<iteration>_actor.pt`` for its PPO."""
     import torch
 
-    from jdistill.interop.rsl_rl import MODEL, from_tensors, read_torch, to_tensors
+    from jdistill.interop.rsl_rl import MODEL, from_tensors
+    from jdistill.interop.rsl_rl_checkpoint import actor_checkpoint, distillation_checkpoint, read_torch
 
-    if policy.output_activation != "identity":
-        raise ExportError(
-            f"rsl_rl: its models have no output activation, this student ends in {policy.output_activation}; "
-            "choose another --format, or train with agent.student.output_activation=identity"
-        )
-    try:
-        tensors = {k: torch.from_numpy(v) for k, v in to_tensors(policy, state).items()}
-    except ValueError as e:
-        raise ExportError(f"rsl_rl: {e}; choose another --format, or train with agent.student.pre_dims=[]") from e
-    iteration = header.get("iteration", 0)
+    policy, agent, iteration = student.policy, student.cfg.agent, student.header.get("iteration", 0)
+    teacher = load_policy(student.run / "teacher.safetensors")[:2]
+    settings = agent.student.init_noise_std, agent.algorithm.optimizer, agent.algorithm.learning_rate
     file = out / f"model_{iteration}.pt"
-    torch.save({"student_state_dict": tensors, "iter": iteration, "infos": None}, file)
+    torch.save(distillation_checkpoint((policy, student.state), teacher, *settings, iteration), file)
+    torch.save(actor_checkpoint((policy, student.state), student.actor_std, iteration), actor_file(file))
     again = {k: v.numpy() for k, v in read_torch(file)["student_state_dict"].items()}
-    return file, jax_actor(*from_tensors(again, MODEL, policy.activation, policy.output_activation, policy.num_actions))
+    return file, jax_policy(
+        *from_tensors(again, MODEL, policy.activation, policy.output_activation, policy.num_actions)
+    )
+
+
+def actor_file(file: Path) -> Path:
+    """Where the actor for rsl_rl's PPO stands, beside the checkpoint ``file``."""
+    return file.with_name(f"{file.stem}_actor.pt")
 
 
 EXPORTERS = {"rsl_rl": export_rsl_rl, "jit": export_jit, "onnx": export_onnx, "safetensors": export_safetensors}
 
 
-def jax_actor(policy: Policy, state: PolicyState) -> Actor:
+def jax_policy(policy: Policy, state: PolicyState) -> Start:
     """The JAX policy itself."""
-    carry = networks.initial_carry(policy, state, 1)
     step = jax.jit(lambda carry, obs: networks.act(policy, state, carry, obs))
 
-    def act(obs: np.ndarray) -> np.ndarray:
-        nonlocal carry
-        carry, action = step(carry, obs)
-        return np.asarray(action)
+    def start() -> Actor:
+        carry = networks.initial_carry(policy, state, 1)
 
-    return act
+        def act(obs: np.ndarray) -> np.ndarray:
+            nonlocal carry
+            carry, action = step(carry, obs)
+            return np.asarray(action)
+
+        return act
+
+    return start
 
 
 def initial_states(policy: Policy, state: PolicyState) -> dict[str, np.ndarray]:
@@ -130,38 +159,66 @@ def initial_states(policy: Policy, state: PolicyState) -> dict[str, np.ndarray]:
     }
 
 
-def largest_difference(env: AutoReset, groups: list[str], original: Actor, exported: Actor) -> float:
-    """Fly ``STEPS`` steps with the original's actions; the largest difference of the two policies' actions."""
+def largest_difference(env: AutoReset, groups: list[str], original: Start, exported: Start) -> float:
+    """Fly ``STEPS`` steps with the original's actions; the largest difference of the two policies' actions.
+
+    Where an episode ends, both begin anew with the next one.
+    """
     reset, step = jax.jit(env.reset), jax.jit(env.step)
     state, worst = reset(jax.random.key(0)), 0.0
+    ours, theirs = original(), exported()
     for _ in range(STEPS):
         obs = np.concatenate([np.asarray(state.obs[g]) for g in groups], axis=-1)
-        action = original(obs)
-        worst = max(worst, float(np.abs(action - exported(obs)).max()))
+        action = ours(obs)
+        worst = max(worst, float(np.abs(action - theirs(obs)).max()))
         state = step(state, action)
-        if bool(state.done.any()):  # The policies' states belong to one episode.
-            break
+        if bool(state.done.any()):
+            ours, theirs = original(), exported()
     return worst
 
 
-def describe(cfg: RunCfg, env: AutoReset, policy: Policy, state: PolicyState, header: dict[str, Any]) -> dict[str, Any]:
+def describe(student: Student, env: AutoReset) -> dict[str, Any]:
     """The sidecar: what goes in, what comes out, what made it."""
-    groups = cfg.agent.obs_groups["student"]
+    cfg, policy, state, header = student.cfg, student.policy, student.state, student.header
     packages = {}
     for name in ("jdistill", "jax", "flax", "torch", "onnx"):
         try:
             packages[name] = version(name)
         except PackageNotFoundError:
             continue
+    groups = [
+        {
+            "name": name,
+            "size": env.obs_sizes[name],
+            "frame": env.obs_frames.get(name),
+            "layout": [
+                {"name": part, "size": size, "unit": unit} for part, size, unit in env.obs_layouts.get(name, ())
+            ],
+        }
+        for name in cfg.agent.obs_groups["student"]
+    ]
     return {
         "task": cfg.task,
         "iteration": header.get("iteration"),
-        "observation": {"groups": [{"name": g, "size": env.obs_sizes[g]} for g in groups], "size": header["obs_size"]},
-        "action": {"size": policy.num_actions, **(header.get("action") or {})},
+        "observation": {"groups": groups, "size": header["obs_size"]},
+        "action": {"size": policy.num_actions, **env.action_layout},
         "control_rate_hz": 1.0 / env.step_dt,
         "initial_state": {name: value.tolist() for name, value in initial_states(policy, state).items()},
         "network": header["network"],
         "versions": packages,
+    }
+
+
+def rsl_rl_cfg(student: Student) -> dict[str, Any]:
+    """The parts of an rsl_rl 5.x config under which its runners load the files of the format ``rsl_rl``."""
+    agent = student.cfg.agent
+    teacher, teacher_state, _ = load_policy(student.run / "teacher.safetensors")
+    noise = agent.student.init_noise_std
+    return {
+        "obs_groups": agent.obs_groups,
+        "student": model_cfg(student.policy, student.state, noise),
+        "teacher": model_cfg(teacher, teacher_state, noise),
+        "actor": model_cfg(student.policy, student.state, student.actor_std),
     }
 
 
@@ -177,27 +234,38 @@ def load_run(run: Path, best: bool) -> tuple[RunCfg, Policy, PolicyState, dict[s
     return cfg, *load_policy(run / ("best_student.safetensors" if best else "student.safetensors"))
 
 
-def export(run: Path, formats: list[str], out: Path, best: bool = False) -> None:
+def export(run: Path, formats: list[str], out: Path, best: bool = False, actor_std: float = 0.1) -> None:
     """Write and check every format; prints one line each.
+
+    Args:
+        run: the run folder.
+        formats: some of ``FORMATS``.
+        out: folder for the files.
+        best: the best student instead of the newest.
+        actor_std: deviation with which rsl_rl's PPO begins to explore around the student.
 
     Raises:
         ExportError: a package is missing, the network has no such format, or a file does not fly like the original.
     """
     cfg, policy, state, header = load_run(run, best)
+    student = Student(policy, state, header, cfg, run, actor_std)
     env = make_env(TASKS[cfg.task](), cfg.env)
     out.mkdir(parents=True, exist_ok=True)
-    description = describe(cfg, env, policy, state, header)
+    description = describe(student, env)
     files = {}
     for name in formats:
         try:
-            file, actor = EXPORTERS[name](policy, state, header, out)
+            file, exported = EXPORTERS[name](student, out)
         except ImportError as e:
             raise ExportError(f"{name}: {e.name} is not installed; use 'uv run --extra torch --extra onnx ...'") from e
-        difference = largest_difference(env, cfg.agent.obs_groups["student"], jax_actor(policy, state), actor)
+        difference = largest_difference(env, cfg.agent.obs_groups["student"], jax_policy(policy, state), exported)
         if not difference <= TOLERANCE:
-            file.unlink()
+            for written in (file, actor_file(file)):
+                written.unlink(missing_ok=True)
             raise ExportError(f"{file.name}: its actions differ by {difference:.1e} from the original's; not written")
         files[name] = {"file": file.name, "largest_difference": difference}
+        if name == "rsl_rl":
+            files[name] |= {"actor_file": actor_file(file).name, **rsl_rl_cfg(student)}
         print(f"{file}: {STEPS} steps beside the original, largest difference {difference:.1e}")
     (out / "policy.json").write_text(json.dumps({**description, "files": files}, indent=1) + "\n")
 
@@ -208,13 +276,16 @@ def main(argv: list[str]) -> int:
     parser.add_argument("run", type=Path, metavar="RUN", help="run folder")
     parser.add_argument("--format", default="safetensors", help=f"any of {', '.join(FORMATS)}, separated by commas")
     parser.add_argument("--out", type=Path, help="folder for the files (default: RUN/exported)")
+    parser.add_argument(
+        "--actor_std", type=float, default=0.1, help="rsl_rl: deviation with which its PPO begins to explore (0.1)"
+    )
     parser.add_argument("--best", action="store_true", help="the best student instead of the newest")
     args = parser.parse_args(argv)
     formats = args.format.split(",")
     try:
         if unknown := [f for f in formats if f not in FORMATS]:
             raise ExportError(f"--format {unknown[0]}: expected some of {', '.join(FORMATS)}")
-        export(args.run, formats, args.out or args.run / "exported", args.best)
+        export(args.run, formats, args.out or args.run / "exported", args.best, args.actor_std)
     except (ExportError, ConfigError, PolicyFileError, OSError) as e:
         print(f"jdistill.export: error: {e}", file=sys.stderr)
         return 1

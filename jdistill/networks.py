@@ -40,6 +40,19 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
 """Activations by rsl_rl's names (its ``crelu`` is torch's CELU)."""
 
 
+def beta_mean(x: Array) -> Array:
+    """Mean of rsl_rl's ``BetaDistribution`` on [-1, 1]: raw alphas, then raw betas (..., 2A) to actions (..., A).
+
+    alpha = 1 + softplus(raw alpha), beta likewise; the mean of Beta(alpha, beta) is alpha / (alpha + beta).
+    """
+    alpha, beta = jnp.split(1.0 + nn.softplus(x), 2, axis=-1)
+    return 2.0 * alpha / (alpha + beta) - 1.0
+
+
+OUTPUT_ACTIVATIONS: dict[str, Callable[[Array], Array]] = {**ACTIVATIONS, "beta": beta_mean}
+"""What can follow the last layer: any activation, or the mean of a Beta distribution (two outputs an action)."""
+
+
 class Normalizer(struct.PyTreeNode):
     """Running mean and variance of observations, rsl_rl's ``EmpiricalNormalization``."""
 
@@ -198,12 +211,17 @@ class Policy(nn.Module):
         self.pre = [Dense(width) for width in self.pre_dims]
         layers = self.rnn_num_layers if self.rnn_type else 0
         self.rnn = [RNN_TYPES[self.rnn_type or "gru"](self.rnn_hidden_dim) for _ in range(layers)]
-        self.mlp = [Dense(width) for width in (*self.hidden_dims, self.num_actions)]
+        self.mlp = [Dense(width) for width in (*self.hidden_dims, self.num_outputs)]
         if self.learn_initial_carry:
             self.first = [
                 [self.param(f"initial_{i}_{j}", nn.initializers.zeros, x.shape) for j, x in enumerate(layer.initial())]
                 for i, layer in enumerate(self.rnn)
             ]
+
+    @property
+    def num_outputs(self) -> int:
+        """Width of the last layer."""
+        return self.num_actions * (2 if self.output_activation == "beta" else 1)
 
     @property
     def is_recurrent(self) -> bool:
@@ -248,7 +266,7 @@ class Policy(nn.Module):
     def _after(self, x: Array) -> Array:
         for layer in self.mlp[:-1]:
             x = ACTIVATIONS[self.activation](layer(x))
-        return ACTIVATIONS[self.output_activation](self.mlp[-1](x))
+        return OUTPUT_ACTIVATIONS[self.output_activation](self.mlp[-1](x))
 
     def __call__(self, obs: Array) -> Array:
         """Actions for observations (B, D) at the start of an episode; creates all parameters."""
@@ -292,3 +310,12 @@ def act(policy: Policy, state: PolicyState, carry: Carry, obs: Array) -> tuple[C
 def num_parameters(state: PolicyState) -> int:
     """Trainable numbers in the policy."""
     return sum(x.size for x in jax.tree.leaves(state.params))
+
+
+def summary(policy: Policy, state: PolicyState, obs_size: int) -> str:
+    """One line about a policy: what it sees, its layers, what it ends in."""
+    memory = [f"{policy.rnn_type} {policy.rnn_hidden_dim}"] * policy.rnn_num_layers if policy.rnn_type else []
+    layers = "-".join(map(str, [*policy.pre_dims, *memory, *policy.hidden_dims, policy.num_actions]))
+    end = "" if policy.output_activation == "identity" else f", {policy.output_activation} at the output"
+    normalizer = "with" if state.normalizer else "without"
+    return f"{obs_size} observations, {layers}, {policy.activation}{end}, {normalizer} normaliser"

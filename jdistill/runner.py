@@ -17,10 +17,10 @@ import jax
 
 from bridge.env import AutoReset
 from jdistill.checkpoint import Checkpoints
-from jdistill.config import ConfigError, RunCfg, StudentCfg, TeacherCfg
+from jdistill.config import ConfigError, RunCfg, StudentCfg
 from jdistill.console import RunConsole, Timing, iteration_block, switch_banner
 from jdistill.distillation import FINITE, Distillation, TrainState
-from jdistill.interop.rsl_rl import load_teacher_checkpoint
+from jdistill.interop.rsl_rl_checkpoint import load_teacher_checkpoint
 from jdistill.log import make_writer
 from jdistill.networks import Policy, PolicyState
 from jdistill.policy_file import load_policy, save_policy
@@ -93,7 +93,7 @@ class DistillationRunner:
         groups = self.cfg.agent.obs_groups["student"]
         return {
             "observation": {"groups": groups, "frame": self.env.obs_frames.get(groups[0])},
-            "action": self.teacher.description.get("action"),
+            "action": dict(self.env.action_layout),
             "task": self.cfg.task,
             "iteration": self.current_learning_iteration,
         }
@@ -215,14 +215,21 @@ def make_student(cfg: StudentCfg, num_actions: int) -> Policy:
     )
 
 
-def load_teacher(file: Path, env: AutoReset, cfg: RunCfg) -> Teacher:
+def load_teacher(file: Path, env: AutoReset, cfg: RunCfg, old_output_activation: str = "identity") -> Teacher:
     """Read the teacher's policy file or rsl_rl checkpoint.
+
+    ``old_output_activation`` ends the actors of rsl_rl 2.x and 3.x where the config does not say (see
+    :func:`jdistill.interop.rsl_rl_checkpoint.load_teacher_checkpoint`).
 
     Raises:
         PolicyFileError: it cannot be read.
         ConfigError: it does not fit the environment.
     """
-    teacher = Teacher(*_read_policy(file, cfg.agent.teacher, env.num_actions))
+    if file.suffix in (".pt", ".pth"):
+        asked = cfg.agent.teacher.activation, cfg.agent.teacher.output_activation
+        teacher = Teacher(*load_teacher_checkpoint(file, env.num_actions, *asked, old_output_activation))
+    else:
+        teacher = Teacher(*load_policy(file))
     sizes = env.obs_sizes
     for name in ("student", "teacher"):
         for group in cfg.agent.obs_groups[name]:
@@ -246,12 +253,6 @@ def load_teacher(file: Path, env: AutoReset, cfg: RunCfg) -> Teacher:
     if frame is not None and frame != expected:
         raise ConfigError(f"{file}: the teacher sees in the {frame} frame, '{groups[0]}' is in the {expected} frame")
     return teacher
-
-
-def _read_policy(file: Path, cfg: TeacherCfg, num_actions: int) -> tuple[Policy, PolicyState, dict[str, Any]]:
-    if file.suffix in (".pt", ".pth"):
-        return load_teacher_checkpoint(file, cfg.activation, cfg.output_activation, num_actions)
-    return load_policy(file)
 
 
 @contextmanager

@@ -279,12 +279,15 @@ def test_teachers_that_do_not_fit(capsys, tmp_path):
 
 
 def test_an_rsl_rl_checkpoint_is_a_teacher(tmp_path):
-    """The bundled teacher, written as rsl_rl writes it, labels like the bundled teacher."""
+    """The bundled teacher, written as the task's own rsl_rl 2.x wrote it, labels like the bundled teacher."""
     policy, state, _ = load_policy(BUNDLED_TEACHER)
     tensors = {k: torch.tensor(v) for k, v in rsl_rl.to_tensors(policy, state).items()}
-    torch.save({"actor_state_dict": tensors, "iter": 1499}, tmp_path / "model_1499.pt")
-    arguments = ["--max_iterations", "1", "--checkpoint", str(tmp_path / "model_1499.pt")]
-    run, _ = train(tmp_path, *SMALL, *arguments, "agent.teacher.output_activation=tanh")
+    normalizer = {k.removeprefix("obs_normalizer."): v for k, v in tensors.items() if k.startswith("obs_normalizer.")}
+    actor = {k.replace("mlp.", "actor."): v for k, v in tensors.items() if k.startswith("mlp.")}
+    torch.save({"model_state_dict": actor, "obs_norm_state_dict": normalizer, "iter": 9}, tmp_path / "best_model.pt")
+    arguments = ["--max_iterations", "1", "--checkpoint", str(tmp_path / "best_model.pt")]
+    run, out = train(tmp_path, *SMALL, *arguments)
+    assert "best_model.pt: 26 observations, 64-64-64-4, elu, tanh at the output, with normaliser" in out
     kept, again, _ = load_policy(run / "teacher.safetensors")
     obs = jax.random.normal(jax.random.key(0), (5, 26))
     assert jnp.allclose(networks.act(kept, again, (), obs)[1], networks.act(policy, state, (), obs)[1], atol=1e-6)

@@ -14,7 +14,18 @@ from bridge.crazyflie import target as targets
 from bridge.crazyflie.cfg import PointControlCfg
 from bridge.crazyflie.dynamics import Craft, Crazyflie, Physics, rotation_matrix
 from bridge.crazyflie.target import Target
-from bridge.env import State
+from bridge.env import Layout, State
+
+OBSERVATION = (
+    ("position_error", 3, "m"),
+    ("velocity_error", 3, "m/s"),
+    ("rotation_matrix", 9, "1"),
+    ("body_rates", 3, "rad/s"),
+    ("previous_motor_commands", 4, "0..1"),
+    ("rotor_speeds", 4, "0..1"),
+)
+"""Parts of the teacher's observation in order: name, size, unit. The student's ends before the rotor speeds."""
+MOTORS = ("front_right", "back_right", "back_left", "front_left")
 
 
 class PhysicalState(struct.PyTreeNode):
@@ -45,10 +56,12 @@ class PointControl:
 
     num_actions = 4
     obs_sizes: Mapping[str, int] = MappingProxyType({"student": 22, "teacher": 26})
+    obs_layouts: Mapping[str, Layout] = MappingProxyType({"student": OBSERVATION[:-1], "teacher": OBSERVATION})
 
     def __init__(self, cfg: PointControlCfg):
         cfg.validate()
         self.cfg = cfg
+        self.action_layout = {"layout": list(MOTORS), "range": [-1, 1], "rate_hz": cfg.policy_freq}
         self.obs_frames = {"student": cfg.frame, "teacher": cfg.teacher_frame}
         self.num_envs = cfg.num_envs
         self.step_dt = 1.0 / cfg.policy_freq

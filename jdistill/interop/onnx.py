@@ -30,7 +30,7 @@ ACTIVATION_NODES: dict[str, tuple[str, dict[str, Any]]] = {
     "gelu": ("Gelu", {}),
     "mish": ("Mish", {}),
 }
-"""ONNX's names of our activations; ``swish`` takes two nodes and ``identity`` none."""
+"""ONNX's names of our activations; ``swish`` and ``beta`` take several nodes, ``identity`` none."""
 
 
 class _Graph:
@@ -55,8 +55,18 @@ class _Graph:
             return x
         if kind == "swish":
             return self.node("Mul", x, self.node("Sigmoid", x))
+        if kind == "beta":
+            return self.beta_mean(x)
         op, attributes = ACTIVATION_NODES[kind]
         return self.node(op, x, **attributes)
+
+    def beta_mean(self, x: str) -> str:
+        """:func:`jdistill.networks.beta_mean`."""
+        both = self.node("Add", self.node("Softplus", x), self.constant(1.0))
+        alpha, beta = (f"{kind}_{len(self.nodes)}" for kind in ("alpha", "beta"))
+        self.nodes.append(helper.make_node("Split", [both], [alpha, beta], axis=-1, num_outputs=2))
+        share = self.node("Div", alpha, self.node("Add", alpha, beta))
+        return self.node("Sub", self.node("Mul", share, self.constant(2.0)), self.constant(1.0))
 
     def dense(self, layer: Any, x: str) -> str:
         dense = layer["dense"]

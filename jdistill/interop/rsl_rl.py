@@ -1,6 +1,6 @@
-"""rsl_rl's checkpoints: its networks' tensors by name, to and from ours.
+"""rsl_rl's networks: their tensors by name, to and from ours.
 
-A network is named by the prefixes of its three parts. What every version of rsl_rl calls them:
+A network is named by the prefixes of its parts. What every version of rsl_rl calls them:
 
 | checkpoint entry | recurrent | dense | normaliser |
 |---|---|---|---|
@@ -8,125 +8,55 @@ A network is named by the prefixes of its three parts. What every version of rsl
 | 2.x, 3.x ``model_state_dict``, teacher | ``memory_t.rnn`` | ``teacher`` | ``teacher_obs_normalizer`` |
 | 4.x, 5.x ``{teacher,actor}_state_dict`` | ``rnn.rnn`` | ``mlp`` | ``obs_normalizer`` |
 
-In 2.x the normaliser stands in an entry of its own, ``obs_norm_state_dict`` (the actor's) or
-``privileged_obs_norm_state_dict`` (the teacher's). Shapes come from the weights. Activations
-are in no checkpoint, the caller says them. Heads of distributions (``std``, ``log_std``, ``distribution.*``) are left
-out: a teacher labels with its deterministic output.
+Shapes come from the weights. Heads of distributions (``std``, ``log_std``, ``distribution.*``, the second half of a
+last layer that also puts out deviations) are left out: a teacher labels with its deterministic output. Two parts exist
+in :mod:`jdistill.interop.rsl_rl_models` alone, dense layers before the recurrent ones (``pre``) and a learnt initial
+state (``rnn.initial_h``, ``rnn.initial_c``).
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
 
-from jdistill.networks import Normalizer, Policy, PolicyState
-from jdistill.policy_file import PolicyFileError
+from jdistill.networks import RNN_TYPES, Normalizer, Policy, PolicyState
 
 Tensors = Mapping[str, np.ndarray]
 
 
 class Names(NamedTuple):
-    """Prefixes of a network's parts."""
+    """Prefixes of a network's parts, and what else may stand beside them."""
 
     rnn: str
     mlp: str
     normalizer: str
+    others: str
+    """Regular expression of names that belong to other networks or to a distribution."""
 
 
-MODEL = Names("rnn.rnn", "mlp", "obs_normalizer")
+DISTRIBUTION = r"std|log_std|distribution\..*"
+MODEL = Names("rnn.rnn", "mlp", "obs_normalizer", DISTRIBUTION)
 """In an entry that holds one network (4.x, 5.x)."""
-ACTOR = Names("memory_a.rnn", "actor", "actor_obs_normalizer")
-TEACHER = Names("memory_t.rnn", "teacher", "teacher_obs_normalizer")
+ACTOR = Names(
+    "memory_a.rnn", "actor", "actor_obs_normalizer", rf"{DISTRIBUTION}|(critic|memory_c|critic_obs_normalizer)\..*"
+)
+TEACHER = Names(
+    "memory_t.rnn",
+    "teacher",
+    "teacher_obs_normalizer",
+    rf"{DISTRIBUTION}|(student|memory_s|student_obs_normalizer)\..*",
+)
 """In ``model_state_dict`` (2.x, 3.x)."""
+PRE, INITIAL = "pre", "rnn.initial"
 
 GATES = {3: "gru", 4: "lstm"}
 
 
-def load_teacher_checkpoint(
-    file: Path, activation: str, output_activation: str, num_actions: int | None
-) -> tuple[Policy, PolicyState, dict[str, Any]]:
-    """Read the teacher out of an rsl_rl checkpoint, or the actor of a PPO run, which becomes one.
-
-    Args:
-        activation: of the hidden layers, by rsl_rl's names.
-        output_activation: what the environment or the fork applies to the output; rsl_rl itself has none.
-        num_actions: of the environment; a last layer twice as wide holds means and state-dependent deviations. None
-            takes the whole layer for actions.
-
-    Raises:
-        PolicyFileError: the file cannot be read, is no such checkpoint, or its tensors do not fit together.
-    """
-    checkpoint = read_torch(file)
-    names, tensors = _find_network(file, checkpoint)
-    try:
-        policy, state = from_tensors(tensors, names, activation, output_activation, num_actions)
-    except ValueError as e:
-        raise PolicyFileError(f"{file}: {e}") from e
-    return policy, state, {"obs_size": input_size(tensors, names), "converted_from": file.name}
-
-
-def read_torch(file: Path) -> dict[str, Any]:
-    """A torch file's content, read without running anything that is in it."""
-    if not file.is_file():
-        raise PolicyFileError(f"{file}: no such file")
-    try:
-        import torch
-    except ImportError as e:
-        raise PolicyFileError(f"{file}: reading it takes torch; use 'uv run --extra torch ...'") from e
-    import pickle
-
-    try:
-        content = torch.load(file, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as e:
-        if file.read_bytes()[:2] not in (b"PK", b"\x80\x02"):  # Neither of torch's two formats.
-            raise PolicyFileError(f"{file}: no torch file") from e
-        raise PolicyFileError(
-            f"{file}: refused, because it holds more than tensors and reading it could run code"
-        ) from e
-    except Exception as e:  # torch raises a dozen kinds for a damaged file.
-        raise PolicyFileError(f"{file}: truncated or no torch file ({_first_line(e)})") from e
-    if not isinstance(content, dict):
-        raise PolicyFileError(f"{file}: no rsl_rl checkpoint (it holds a {type(content).__name__})")
-    return content
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0][:120]
-
-
-def _find_network(file: Path, checkpoint: dict[str, Any]) -> tuple[Names, Tensors]:
-    for entry in ("teacher_state_dict", "actor_state_dict"):
-        if entry in checkpoint:
-            return MODEL, _numpy(checkpoint[entry])
-    if "model_state_dict" in checkpoint:
-        tensors = _numpy(checkpoint["model_state_dict"])
-        names = next((n for n in (TEACHER, ACTOR) if f"{n.mlp}.0.weight" in tensors), None)
-        if names:
-            entry = "privileged_obs_norm_state_dict" if names is TEACHER else "obs_norm_state_dict"
-            separate = _numpy(checkpoint.get(entry) or {})
-            return names, {**tensors, **{f"{names.normalizer}.{k}": v for k, v in separate.items()}}
-    entries = ", ".join(sorted(map(str, checkpoint))[:6]) or "nothing"
-    raise PolicyFileError(f"{file}: no teacher and no actor in it; its entries are {entries}")
-
-
-def _numpy(state_dict: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    if not isinstance(state_dict, Mapping):
-        return {}
-    return {name: tensor.detach().cpu().numpy() for name, tensor in state_dict.items() if hasattr(tensor, "detach")}
-
-
-def input_size(tensors: Tensors, names: Names) -> int:
-    """Size of the observation."""
-    first = f"{names.rnn}.weight_ih_l0"
-    weight = tensors[first if first in tensors else f"{names.mlp}.0.weight"]
-    if weight.ndim != 2:
-        raise ValueError(f"the first layer's weight is {list(weight.shape)}, expected two dimensions")
-    return int(weight.shape[1])
+# -- in ------------------------------------------------------------------------------------------------------------
 
 
 def from_tensors(
@@ -134,43 +64,90 @@ def from_tensors(
 ) -> tuple[Policy, PolicyState]:
     """The network that ``tensors`` make.
 
+    Args:
+        tensors: by name; all of them must belong to the network, or be matched by ``names.others``.
+        names: of the network's parts.
+        activation: of the hidden layers, by rsl_rl's names.
+        output_activation: what follows the last layer.
+        num_actions: of the environment; a last layer twice as wide holds means and state-dependent deviations. None
+            takes the whole layer for actions.
+
     Raises:
-        ValueError: a tensor is missing or does not fit its neighbour; one line with found and expected sizes.
+        ValueError: a tensor is missing, left over, or does not fit its neighbour; one line with the sizes.
     """
-    dense = sorted(int(i) for i in _matches(tensors, rf"{re.escape(names.mlp)}\.(\d+)\.weight"))
-    if not dense:
+    parts = {"pre": _indices(tensors, PRE), "mlp": _indices(tensors, names.mlp)}
+    if not parts["mlp"]:
         raise ValueError(f"no tensor '{names.mlp}.0.weight'")
+    size = width = input_size(tensors, names)
     params: dict[str, Any] = {}
-    width = input_size(tensors, names)
+    dims: dict[str, list[int]] = {"pre": [], "mlp": []}
+    for i, index in enumerate(parts["pre"]):
+        params[f"pre_{i}"], width = _dense(tensors, f"{PRE}.{index}", width)
+        dims["pre"].append(width)
     layers = len(_matches(tensors, rf"{re.escape(names.rnn)}\.weight_ih_l(\d+)"))
-    hidden = 0
     for i in range(layers):
         params[f"rnn_{i}"], width = _recurrent(tensors, f"{names.rnn}.%s_l{i}", width)
-        hidden = width
-    gates = tensors[f"{names.rnn}.weight_ih_l0"].shape[0] // hidden if layers else 0
-    dims = []
-    for i, index in enumerate(dense):
+    hidden = width
+    for i, index in enumerate(parts["mlp"]):
         params[f"mlp_{i}"], width = _dense(tensors, f"{names.mlp}.{index}", width)
-        dims.append(width)
-    if num_actions and dims[-1] == 2 * num_actions:
-        # A state-dependent deviation: the last layer is (2, actions), the means first.
-        last = params[f"mlp_{len(dense) - 1}"]["dense"]
-        last |= {"kernel": last["kernel"][:, :num_actions], "bias": last["bias"][:num_actions]}
-        dims[-1] = num_actions
+        dims["mlp"].append(width)
+    gates = params["rnn_0"]["bias_ih"].shape[0] // hidden if layers else 0
+    learnt = _initial(tensors, gates, layers, hidden) if layers else {}
     policy = Policy(
-        num_actions=dims[-1],
-        hidden_dims=tuple(dims[:-1]),
+        num_actions=_trim_head(params[f"mlp_{len(parts['mlp']) - 1}"]["dense"], output_activation, num_actions),
+        hidden_dims=tuple(dims["mlp"][:-1]),
         activation=activation,
         output_activation=output_activation,
+        pre_dims=tuple(dims["pre"]),
         rnn_type=GATES[gates] if layers else None,
-        rnn_hidden_dim=hidden or Policy.rnn_hidden_dim,
+        rnn_hidden_dim=hidden if layers else Policy.rnn_hidden_dim,
         rnn_num_layers=layers or 1,
+        learn_initial_carry=bool(learnt),
     )
-    return policy, PolicyState(params=params, normalizer=_normalizer(tensors, names, input_size(tensors, names)))
+    state = PolicyState(params={**params, **learnt}, normalizer=_normalizer(tensors, names, size))
+    known = to_tensors(policy, state, names)
+    if extra := sorted(t for t in tensors if t not in known and not re.fullmatch(names.others, t)):
+        raise ValueError(f"tensor '{extra[0]}' {list(tensors[extra[0]].shape)} belongs to no MLP, GRU or LSTM policy")
+    return policy, state
+
+
+def input_size(tensors: Tensors, names: Names) -> int:
+    """Size of the observation."""
+    candidates = (f"{PRE}.0.weight", f"{names.rnn}.weight_ih_l0", f"{names.mlp}.0.weight")
+    return _shape(tensors, next(name for name in candidates if name in tensors or name == candidates[-1]))[1]
+
+
+def _trim_head(last: dict[str, Any], output_activation: str, num_actions: int | None) -> int:
+    """The number of actions of the last layer ``last``, from which what makes state-dependent deviations is cut off."""
+    width = last["bias"].shape[0]
+    if output_activation == "beta":
+        if width % 2:
+            raise ValueError(f"a Beta distribution takes two outputs an action, the last layer has {width}")
+        return width // 2
+    if num_actions and width == 2 * num_actions:
+        # The last layer is (2, actions), the means first.
+        last |= {"kernel": last["kernel"][:, :num_actions], "bias": last["bias"][:num_actions]}
+        return num_actions
+    return width
+
+
+def _indices(tensors: Tensors, prefix: str) -> list[int]:
+    """Where the dense layers of a Sequential are; the places between are activations."""
+    return sorted(int(i) for i in _matches(tensors, rf"{re.escape(prefix)}\.(\d+)\.weight"))
 
 
 def _matches(tensors: Tensors, pattern: str) -> list[str]:
     return [m.group(1) for name in tensors if (m := re.fullmatch(pattern, name))]
+
+
+def _shape(tensors: Tensors, name: str) -> tuple[int, int]:
+    """Shape of a weight."""
+    if name not in tensors:
+        raise ValueError(f"no tensor '{name}'")
+    shape = tensors[name].shape
+    if len(shape) != 2:
+        raise ValueError(f"tensor '{name}' is {list(shape)}, expected two dimensions")
+    return shape[0], shape[1]
 
 
 def _take(tensors: Tensors, name: str, shape: tuple[int, ...]) -> np.ndarray:
@@ -183,13 +160,13 @@ def _take(tensors: Tensors, name: str, shape: tuple[int, ...]) -> np.ndarray:
 
 
 def _dense(tensors: Tensors, name: str, width: int) -> tuple[dict[str, Any], int]:
-    out = tensors[f"{name}.weight"].shape[0]
+    out = _shape(tensors, f"{name}.weight")[0]
     weight, bias = _take(tensors, f"{name}.weight", (out, width)), _take(tensors, f"{name}.bias", (out,))
     return {"dense": {"kernel": jnp.asarray(weight.T), "bias": jnp.asarray(bias)}}, out
 
 
 def _recurrent(tensors: Tensors, name: str, width: int) -> tuple[dict[str, Any], int]:
-    rows, hidden = tensors[name % "weight_ih"].shape[0], tensors[name % "weight_hh"].shape[1]
+    rows, hidden = _shape(tensors, name % "weight_ih")[0], _shape(tensors, name % "weight_hh")[1]
     if rows not in (3 * hidden, 4 * hidden):
         raise ValueError(f"tensor '{name % 'weight_ih'}' has {rows} rows, expected {3 * hidden} or {4 * hidden}")
     shapes = {
@@ -201,6 +178,20 @@ def _recurrent(tensors: Tensors, name: str, width: int) -> tuple[dict[str, Any],
     return {k: jnp.asarray(_take(tensors, name % k, shape).T) for k, shape in shapes.items()}, hidden
 
 
+def _initial(tensors: Tensors, gates: int, layers: int, hidden: int) -> dict[str, Any]:
+    """The learnt initial state, if there is one, under our parameters' names."""
+    if f"{INITIAL}_h" not in tensors:
+        return {}
+    kinds = _carry_kinds(GATES[gates])
+    states = [_take(tensors, f"{INITIAL}_{kind}", (layers, 1, hidden)) for kind in kinds]
+    return {f"initial_{i}_{j}": jnp.asarray(states[j][i, 0]) for i in range(layers) for j in range(len(kinds))}
+
+
+def _carry_kinds(rnn_type: str) -> str:
+    """``h`` for a GRU, ``hc`` for an LSTM."""
+    return "hc"[: len(RNN_TYPES[rnn_type](1).initial())]
+
+
 def _normalizer(tensors: Tensors, names: Names, size: int) -> Normalizer | None:
     if f"{names.normalizer}._mean" not in tensors:
         return None
@@ -209,24 +200,60 @@ def _normalizer(tensors: Tensors, names: Names, size: int) -> Normalizer | None:
     return Normalizer(mean=jnp.asarray(mean), var=jnp.asarray(var), count=jnp.asarray(count))
 
 
+# -- out -----------------------------------------------------------------------------------------------------------
+
+
 def to_tensors(policy: Policy, state: PolicyState, names: Names = MODEL) -> dict[str, np.ndarray]:
     """The inverse of :func:`from_tensors`: rsl_rl's tensors by name.
 
-    Raises:
-        ValueError: rsl_rl has no such network (dense layers before the recurrent ones, a learnt initial state).
+    Without recurrent layers, the dense ones before and after them are one MLP.
     """
-    if policy.pre_dims or policy.learn_initial_carry:
-        raise ValueError("rsl_rl has no dense layers before the recurrent ones and no learnt initial state")
-    tensors: dict[str, Any] = {}
+    params, tensors = state.params, {}
+    pre = [params[f"pre_{i}"] for i in range(len(policy.pre_dims))]
+    mlp = [params[f"mlp_{i}"] for i in range(len(policy.hidden_dims) + 1)]
+    if policy.rnn_type is None:
+        pre, mlp = [], [*pre, *mlp]
+    for prefix, dense in ((PRE, pre), (names.mlp, mlp)):
+        for i, layer in enumerate(dense):
+            # torch counts the activations between the layers too.
+            tensors[f"{prefix}.{2 * i}.weight"] = layer["dense"]["kernel"].T
+            tensors[f"{prefix}.{2 * i}.bias"] = layer["dense"]["bias"]
     for i in range(policy.rnn_num_layers if policy.rnn_type else 0):
-        tensors |= {f"{names.rnn}.{k}_l{i}": v.T for k, v in state.params[f"rnn_{i}"].items()}
-    for i in range(len(policy.hidden_dims) + 1):
-        layer = state.params[f"mlp_{i}"]["dense"]
-        # rsl_rl counts the activations between the layers too.
-        tensors |= {f"{names.mlp}.{2 * i}.weight": layer["kernel"].T, f"{names.mlp}.{2 * i}.bias": layer["bias"]}
+        tensors |= {f"{names.rnn}.{k}_l{i}": v.T for k, v in params[f"rnn_{i}"].items()}
+    if policy.rnn_type and policy.learn_initial_carry:
+        for j, kind in enumerate(_carry_kinds(policy.rnn_type)):
+            states = [params[f"initial_{i}_{j}"][None] for i in range(policy.rnn_num_layers)]
+            tensors[f"{INITIAL}_{kind}"] = np.stack(states)
     if state.normalizer is not None:
         normalizer = state.normalizer
         moments = {"_mean": normalizer.mean, "_var": normalizer.var, "_std": jnp.sqrt(normalizer.var)}
         tensors |= {f"{names.normalizer}.{k}": v[None] for k, v in moments.items()}
         tensors[f"{names.normalizer}.count"] = np.asarray(normalizer.count).astype(np.int64)
     return {k: np.array(v, order="C") for k, v in tensors.items()}
+
+
+def model_cfg(policy: Policy, state: PolicyState, init_std: float) -> dict[str, Any]:
+    """The entry of an rsl_rl 5.x config (``student``, ``teacher`` or ``actor``) that builds this network.
+
+    The class is rsl_rl's own where it has one, else that of :mod:`jdistill.interop.rsl_rl_models`.
+    """
+    dense = [*policy.pre_dims, *policy.hidden_dims] if policy.rnn_type is None else list(policy.hidden_dims)
+    beta = policy.output_activation == "beta"
+    cfg: dict[str, Any] = {
+        "hidden_dims": dense,
+        "activation": policy.activation,
+        "obs_normalization": state.normalizer is not None,
+        "distribution_cfg": {"class_name": "BetaDistribution"}
+        if beta
+        else {"class_name": "GaussianDistribution", "init_std": init_std},
+    }
+    extras: dict[str, Any] = {}
+    if policy.rnn_type:
+        cfg |= {"rnn_type": policy.rnn_type, "rnn_hidden_dim": policy.rnn_hidden_dim}
+        cfg["rnn_num_layers"] = policy.rnn_num_layers
+        extras |= {"pre_dims": list(policy.pre_dims)} if policy.pre_dims else {}
+        extras |= {"learn_initial_state": True} if policy.learn_initial_carry else {}
+    if policy.output_activation not in ("identity", "beta"):
+        extras["output_activation"] = policy.output_activation
+    module = "rsl_rl.models" if dense and not extras else "jdistill.interop.rsl_rl_models"
+    return {"class_name": f"{module}:{'RNNModel' if policy.rnn_type else 'MLPModel'}", **cfg, **extras}

@@ -15,6 +15,16 @@ from torch import nn
 from jdistill import networks
 from jdistill.networks import Normalizer, Policy, PolicyState
 
+
+class BetaMean(nn.Module):
+    """:func:`jdistill.networks.beta_mean`."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Raw alphas and betas (1, 2A) to actions (1, A)."""
+        alpha, beta = torch.chunk(1.0 + nn.functional.softplus(x), 2, dim=-1)
+        return 2.0 * alpha / (alpha + beta) - 1.0
+
+
 ACTIVATION_MODULES: dict[str, type[nn.Module]] = {
     "elu": nn.ELU,
     "selu": nn.SELU,
@@ -28,8 +38,9 @@ ACTIVATION_MODULES: dict[str, type[nn.Module]] = {
     "swish": nn.SiLU,
     "mish": nn.Mish,
     "identity": nn.Identity,
+    "beta": BetaMean,
 }
-"""torch's classes of our activations."""
+"""torch's classes of our activations and what can end a policy."""
 
 
 class FeedForward(nn.Module):

@@ -13,7 +13,7 @@ from bridge.crazyflie import PointControl, PointControlCfg
 from bridge.env import AutoReset
 from bridge.torch_vecenv import TorchVecEnv
 from jdistill import networks
-from jdistill.interop.rsl_rl import load_teacher_checkpoint
+from jdistill.interop.rsl_rl_checkpoint import load_teacher_checkpoint
 
 MLP = {"class_name": "rsl_rl.models:MLPModel", "hidden_dims": [16, 16], "activation": "elu", "obs_normalization": True}
 NOISE = {"class_name": "rsl_rl.modules.distribution:GaussianDistribution", "init_std": 0.3}
@@ -82,7 +82,7 @@ def test_rsl_rls_ppo_trains_a_teacher_and_its_distillation_a_student(tmp_path):
     trainer.learn(2, init_at_random_ep_len=True)
     (file,) = (tmp_path / "ppo").glob("model_1.pt")
 
-    policy, learnt, _ = load_teacher_checkpoint(file, "elu", "identity", 4)
+    policy, learnt, _ = load_teacher_checkpoint(file, 4)
     actor, obs = trainer.get_inference_policy("cpu"), TorchVecEnv(env, seed=5).get_observations()
     _, action = networks.act(policy, learnt, (), jnp.array(obs["teacher"].numpy()))
     np.testing.assert_allclose(action, actor(obs).detach().numpy(), atol=1e-5)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+import shutil
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -11,17 +13,23 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
-from rsl_rl.models import RNNModel
+from rsl_rl.runners import DistillationRunner, OnPolicyRunner
 from tensordict import TensorDict
 
-from bridge.crazyflie import PointControlCfg
+from bridge.crazyflie import PointControl, PointControlCfg
+from bridge.env import AutoReset
+from bridge.torch_vecenv import TorchVecEnv
 from jdistill import export, networks
-from jdistill.config import compose
+from jdistill.config import StudentCfg, compose
+from jdistill.interop import rsl_rl_models
 from jdistill.interop.onnx import to_onnx
+from jdistill.interop.rsl_rl import model_cfg
+from jdistill.interop.rsl_rl_checkpoint import model_tensors
 from jdistill.interop.torchscript import to_torchscript
-from jdistill.networks import ACTIVATIONS, Policy
+from jdistill.networks import OUTPUT_ACTIVATIONS, Policy
 from jdistill.policy_file import load_policy, save_policy
 from jdistill.runner import make_student
+from tests.conftest import BUNDLED_TEACHER, ROOT
 
 STUDENTS = {
     "gru": Policy(4, (8,), rnn_type="gru", rnn_hidden_dim=8),
@@ -29,6 +37,16 @@ STUDENTS = {
     "lstm": Policy(4, (8,), rnn_type="lstm", rnn_hidden_dim=6, rnn_num_layers=2, learn_initial_carry=True),
     "mlp": Policy(4, (8, 8), activation="relu"),
 }
+
+
+RUNS = {
+    "fork": STUDENTS["fork"],
+    "raptor": Policy(4, (), pre_dims=(16,), rnn_type="gru", activation="relu", learn_initial_carry=True),
+    "lstm": STUDENTS["lstm"],
+    "mlp": Policy(4, (8, 8), pre_dims=(12,), activation="relu", output_activation="beta"),
+    "plain": STUDENTS["gru"],
+}
+"""Students of every kind that rsl_rl has a model for, and of every kind that it gets ours for."""
 
 
 def learnt(policy: Policy, normalize: bool = True):
@@ -62,19 +80,20 @@ def act_of_torch(policy, state):
 @pytest.mark.parametrize("kind", STUDENTS)
 def test_every_network_acts_alike(make, kind):
     policy, state = STUDENTS[kind], learnt(STUDENTS[kind], normalize=kind != "mlp")
-    original, exported = export.jax_actor(policy, state), make(policy, state)
+    original, exported = export.jax_policy(policy, state)(), make(policy, state)
     for t in range(30):
         obs = np.asarray(jax.random.normal(jax.random.key(t), (1, 22)))
         np.testing.assert_allclose(exported(obs), original(obs), atol=2e-6)
 
 
 @pytest.mark.parametrize("make", [act_of_onnx, act_of_torch], ids=["onnx", "torchscript"])
-@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("activation", OUTPUT_ACTIVATIONS)
 def test_every_activation_acts_alike(make, activation):
-    policy = Policy(4, (8,), activation=activation, output_activation=activation)
+    hidden = "elu" if activation == "beta" else activation
+    policy = Policy(4, (8,), activation=hidden, output_activation=activation)
     state = learnt(policy)
     obs = np.asarray(jax.random.normal(jax.random.key(0), (1, 22))) * 3
-    np.testing.assert_allclose(make(policy, state)(obs), export.jax_actor(policy, state)(obs), atol=5e-6)
+    np.testing.assert_allclose(make(policy, state)(obs), export.jax_policy(policy, state)()(obs), atol=5e-6)
 
 
 def test_torchscript_forgets_on_reset():
@@ -86,14 +105,15 @@ def test_torchscript_forgets_on_reset():
     assert (module(obs) == first).all() and (first != second).any()
 
 
-@pytest.fixture(params=["gru", "mlp"])
+@pytest.fixture(params=["fork", "raptor", "lstm", "mlp", "plain"])
 def run(tmp_path, request):
-    """A run folder with a student that has learnt something."""
-    policy = STUDENTS[request.param]
-    overrides = ["agent.student.pre_dims=[]", f"agent.student.hidden_dims={list(policy.hidden_dims)}"]
-    cfg = compose("crazyflie", PointControlCfg, [], overrides)
+    """A run folder with a student that has learnt something, and the bundled teacher."""
+    policy = RUNS[request.param]
+    student = {name: getattr(policy, name) for name in vars(StudentCfg()) if hasattr(policy, name)}
+    cfg = compose("crazyflie", PointControlCfg, [{"agent": {"student": student}}], ["agent.student.init_noise_std=0.2"])
     cfg.save(tmp_path / "config.yaml")
-    save_policy(tmp_path / "student.safetensors", policy, learnt(policy), {"iteration": 7, "action": {"rate_hz": 100}})
+    shutil.copy(BUNDLED_TEACHER, tmp_path / "teacher.safetensors")
+    save_policy(tmp_path / "student.safetensors", policy, learnt(policy), {"iteration": 7})
     return tmp_path
 
 
@@ -108,25 +128,120 @@ def test_all_formats_of_a_run(run, capsys):
     ]
     assert all("100 steps beside the original, largest difference" in line for line in lines)
     sidecar = json.loads((run / "exported" / "policy.json").read_text())
-    assert sidecar["observation"] == {"groups": [{"name": "student", "size": 22}], "size": 22}
-    assert sidecar["control_rate_hz"] == 100.0 and sidecar["action"] == {"size": 4, "rate_hz": 100}
+    (group,) = sidecar["observation"]["groups"]
+    assert (group["name"], group["size"], group["frame"]) == ("student", 22, "body")
+    assert [part["name"] for part in group["layout"]][-2:] == ["body_rates", "previous_motor_commands"]
+    assert sum(part["size"] for part in group["layout"]) == sidecar["observation"]["size"] == 22
+    assert sidecar["action"]["range"] == [-1, 1] and sidecar["action"]["layout"][0] == "front_right"
+    assert sidecar["control_rate_hz"] == 100.0 and sidecar["action"]["rate_hz"] == 100
     assert sidecar["versions"]["jax"] == jax.__version__
     assert all(entry["largest_difference"] <= 1e-5 for entry in sidecar["files"].values())
 
 
-def test_rsl_rls_own_model_takes_the_student(tmp_path):
-    policy = Policy(4, (8,), rnn_type="gru", rnn_hidden_dim=8)
-    state = learnt(policy)
-    file, _ = export.export_rsl_rl(policy, state, {"iteration": 3, "obs_size": 22}, tmp_path)
-    obs = TensorDict({"student": torch.randn(5, 22)}, batch_size=[5])
-    settings = {"hidden_dims": [8], "rnn_type": "gru", "rnn_hidden_dim": 8, "obs_normalization": True}
-    theirs = RNNModel(obs, {"student": ["student"]}, "student", 4, **settings)
-    theirs.load_state_dict(torch.load(file, weights_only=True)["student_state_dict"], strict=True)
-    theirs.eval()
+def test_rsl_rls_own_runners_take_the_student(run, flock, tmp_path):
+    """Distillation goes on, the inference policy acts like ours, and PPO fine-tunes the actor."""
+    assert export.main([str(run), "--format", "rsl_rl", "--actor_std", "0.3"]) == 0
+    files = json.loads((run / "exported" / "policy.json").read_text())["files"]["rsl_rl"]
+    policy, state, _ = load_policy(run / "student.safetensors")
+    common = {"num_steps_per_env": 8, "save_interval": 100, "logger": "tensorboard", "run_name": ""}
+    models = {name: dict(files[name]) for name in ("student", "teacher")}
+    algorithm = {"class_name": "rsl_rl.algorithms:Distillation", "gradient_length": 4}
+    cfg = {**common, "obs_groups": files["obs_groups"], **models, "algorithm": algorithm}
+    runner = DistillationRunner(TorchVecEnv(flock), cfg, None, "cpu")
+    runner.load(str(run / "exported" / files["file"]))
+    assert runner.current_learning_iteration == 7
+    acts_like(runner.get_inference_policy("cpu"), policy, state)
+    before = [p.clone() for p in runner.alg.student.parameters()]
+    runner.learn(1)
+    assert any((a != b).any() for a, b in zip(before, runner.alg.student.parameters(), strict=True))
+
+    critic = {"class_name": "rsl_rl.models:MLPModel", "hidden_dims": [8], "activation": "elu"}
+    algorithm = {"class_name": "rsl_rl.algorithms:PPO", "num_learning_epochs": 1, "num_mini_batches": 2}
+    groups = {"actor": files["obs_groups"]["student"], "critic": ["teacher"]}
+    cfg = {**common, "obs_groups": groups, "actor": files["actor"], "critic": critic, "algorithm": algorithm}
+    tuner = OnPolicyRunner(TorchVecEnv(flock), cfg, None, "cpu")
+    tuner.load(str(run / "exported" / files["actor_file"]), load_cfg={"actor": True})
+    acts_like(tuner.get_inference_policy("cpu"), policy, state)
+    if policy.output_activation != "beta":
+        assert torch.allclose(tuner.alg.actor.state_dict()["distribution.std_param"], torch.tensor(0.3))
+    tuner.learn(1)
+
+
+def acts_like(theirs, policy: Policy, state) -> None:
+    """rsl_rl's model and ours do the same, ends of episodes included."""
     carry = networks.initial_carry(policy, state, 5)
-    for _ in range(10):
+    theirs.reset()
+    for t in range(10):
+        obs = TensorDict({"student": torch.randn(5, 22)}, batch_size=[5])
         carry, action = networks.act(policy, state, carry, jnp.array(obs["student"].numpy()))
         np.testing.assert_allclose(theirs(obs).detach().numpy(), action, atol=1e-5)
+        done = np.arange(5) == t % 5
+        first = networks.initial_carry(policy, state, 5)
+        carry = jax.tree.map(lambda f, c, done=done: jnp.where(done[:, None], f, c), first, carry)
+        theirs.reset(torch.tensor(done))
+    theirs.reset()
+
+
+def test_rsl_rls_own_exporters_take_our_models(tmp_path):
+    policy, obs = STUDENTS["fork"], TensorDict({"student": torch.randn(1, 22)}, batch_size=[1])
+    state = learnt(policy)
+    settings = model_cfg(policy, state, 0.1)
+    assert settings.pop("class_name") == "jdistill.interop.rsl_rl_models:RNNModel"
+    theirs = rsl_rl_models.RNNModel(obs, {"student": ["student"]}, "student", 4, **settings)
+    theirs.load_state_dict(model_tensors(policy, state, 0.1), strict=True)
+    scripted, ours = torch.jit.script(theirs.eval().as_jit()), export.jax_policy(policy, state)()
+    for _ in range(5):
+        np.testing.assert_allclose(scripted(obs["student"]).detach(), ours(obs["student"].numpy()), atol=1e-5)
+    assert theirs.as_onnx().input_names == ["obs", "h_in"]
+    settings |= {"learn_initial_state": True}
+    with pytest.raises(NotImplementedError, match=r"use 'python -m jdistill.export'"):
+        rsl_rl_models.RNNModel(obs, {"student": ["student"]}, "student", 4, **settings).as_jit()
+
+
+def test_the_flight_beside_the_original_goes_on_after_a_crash(flock):
+    """A policy that falls ends its episode long before 100 steps; the comparison covers the rest all the same."""
+    falls = learnt(STUDENTS["mlp"], normalize=False)
+    env = AutoReset(PointControl(PointControlCfg(num_envs=1, episode_length_s=0.05)))
+    calls = []
+
+    def original():
+        calls.append(0)
+        act = export.jax_policy(STUDENTS["mlp"], falls)()
+
+        def counted(obs):
+            calls[-1] += 1
+            return act(obs)
+
+        return counted
+
+    assert export.largest_difference(env, ["student"], original, export.jax_policy(STUDENTS["mlp"], falls)) == 0.0
+    assert sum(calls) == 100 and calls[:-1] == [5] * 20
+
+
+WITHOUT = """
+import sys
+package, *arguments = sys.argv[1:]
+class Missing:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] == package:
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+sys.meta_path.insert(0, Missing())
+from jdistill.export import main
+sys.exit(main(arguments))
+"""
+"""The command on a machine without the package that the first argument names."""
+
+
+@pytest.mark.parametrize("run", ["fork"], indirect=True)
+@pytest.mark.parametrize(("package", "format"), [("torch", "jit"), ("torch", "rsl_rl"), ("onnx", "onnx")])
+def test_missing_packages_are_told_in_one_line(run, package, format):
+    arguments = [str(run), "--format", f"safetensors,{format}"]
+    done = subprocess.run(
+        [sys.executable, "-c", WITHOUT, package, *arguments], capture_output=True, text=True, cwd=ROOT
+    )
+    assert done.returncode == 1
+    expected = f"jdistill.export: error: {format}: {package} is not installed; use 'uv run --extra torch --extra onnx"
+    assert done.stderr.count("\n") == 1 and done.stderr.startswith(expected)
 
 
 def test_complaints(tmp_path, capsys, monkeypatch):
@@ -143,11 +258,10 @@ def test_complaints(tmp_path, capsys, monkeypatch):
     policy = make_student(cfg.agent.student, 4)
     save_policy(tmp_path / "student.safetensors", policy, learnt(policy), {})
     assert "--format tflite: expected some of" in complaint(str(tmp_path), "--format", "tflite")
-    assert "this student ends in tanh" in complaint(str(tmp_path), "--format", "rsl_rl")
-    plain = replace(policy, output_activation="identity")
-    save_policy(tmp_path / "student.safetensors", plain, learnt(plain), {})
-    assert "no dense layers before the recurrent ones" in complaint(str(tmp_path), "--format", "rsl_rl")
+    assert "teacher.safetensors: no such file" in complaint(str(tmp_path), "--format", "rsl_rl")
+    shutil.copy(BUNDLED_TEACHER, tmp_path / "teacher.safetensors")
     monkeypatch.setattr(export, "TOLERANCE", -1.0)
     assert "differ by" in complaint(str(tmp_path), "--format", "onnx")
-    assert not (tmp_path / "exported" / "policy.onnx").exists()
+    assert "differ by" in complaint(str(tmp_path), "--format", "rsl_rl")
+    assert not list((tmp_path / "exported").glob("*.onnx")) and not list((tmp_path / "exported").glob("*.pt"))
     assert load_policy(tmp_path / "student.safetensors")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +18,7 @@ from tensordict import TensorDict
 from jdistill import convert, networks
 from jdistill.config import StudentCfg
 from jdistill.interop import rsl_rl
-from jdistill.networks import Policy
+from jdistill.interop.rsl_rl_checkpoint import load_teacher_checkpoint
 from jdistill.policy_file import PolicyFileError, load_policy
 
 ENVS, STUDENT, TEACHER, ACTIONS = 8, 22, 26, 4
@@ -186,7 +187,7 @@ def test_teachers_of_every_version(tmp_path, kind, version, distribution):
     teacher.obs_normalizer.update(torch.randn(100, TEACHER) * 3 + 1)
     teacher.eval()
     torch.save(checkpoint_of_version(version, teacher), tmp_path / "model_1499.pt")
-    policy, state, header = rsl_rl.load_teacher_checkpoint(tmp_path / "model_1499.pt", "elu", "identity", ACTIONS)
+    policy, state, header = load_teacher_checkpoint(tmp_path / "model_1499.pt", ACTIONS)
     assert policy.num_actions == ACTIONS and header["obs_size"] == TEACHER
     carry, rng = networks.initial_carry(policy, state, ENVS), np.random.default_rng(0)
     for _ in range(3):
@@ -200,7 +201,7 @@ def test_converter_writes_a_policy_that_needs_no_torch(tmp_path, capsys):
     torch.save({"actor_state_dict": teacher.state_dict()}, tmp_path / "model_9.pt")
     out = tmp_path / "teacher.safetensors"
     assert convert.main([str(tmp_path / "model_9.pt"), str(out), "--output_activation", "tanh"]) == 0
-    assert "26 observations, gru 16, 16-8-4, with normaliser" in capsys.readouterr().out
+    assert "26 observations, gru 16-16-8-4, elu, tanh at the output, with normaliser" in capsys.readouterr().out
     policy, state, _ = load_policy(out)
     obs = observations(np.random.default_rng(0))
     _, action = networks.act(
@@ -214,10 +215,57 @@ def test_converter_writes_a_policy_that_needs_no_torch(tmp_path, capsys):
 def test_output_activation_is_the_callers_word(tmp_path):
     teacher = model("mlp", "teacher")
     torch.save({"actor_state_dict": teacher.state_dict()}, tmp_path / "m.pt")
-    policy, state, _ = rsl_rl.load_teacher_checkpoint(tmp_path / "m.pt", "elu", "tanh", ACTIONS)
+    policy, state, _ = load_teacher_checkpoint(tmp_path / "m.pt", ACTIONS, output_activation="tanh")
     obs = observations(np.random.default_rng(0))
     _, action = networks.act(policy, state, (), jnp.array(obs["teacher"].numpy()))
     np.testing.assert_allclose(action, torch.tanh(teacher(obs)).detach().numpy(), atol=1e-5)
+
+
+def test_old_checkpoints_end_as_their_task_says(tmp_path):
+    teacher = model("mlp", "teacher")
+    old = {"model_state_dict": {k.replace("mlp.", "actor."): v for k, v in teacher.state_dict().items()}}
+    for content, expected in ((old, "tanh"), ({"actor_state_dict": teacher.state_dict()}, "identity")):
+        torch.save(content, tmp_path / "best_model.pt")
+        policy, _, _ = load_teacher_checkpoint(tmp_path / "best_model.pt", ACTIONS, old_output_activation="tanh")
+        assert (policy.activation, policy.output_activation) == ("elu", expected)
+
+
+def test_isaac_labs_record_beside_the_checkpoint_is_read(tmp_path):
+    """Activation and distribution are in no checkpoint, but in Isaac Lab's params/agent.yaml."""
+    beta = {"class_name": "BetaDistribution"}
+    teacher = model("gru", "teacher", activation="relu", distribution_cfg=beta)
+    torch.save({"actor_state_dict": teacher.state_dict()}, tmp_path / "model_1.pt")
+    (tmp_path / "params").mkdir()
+    record = tmp_path / "params" / "agent.yaml"
+    record.write_text(
+        "actor:\n  activation: relu\n  hidden_dims: !!python/tuple [16, 8]\n"
+        "  distribution_cfg: {class_name: 'rsl_rl.modules.distribution:BetaDistribution', action_range: [-1.0, 1.0]}\n"
+    )
+    policy, state, _ = load_teacher_checkpoint(tmp_path / "model_1.pt", ACTIONS)
+    assert (policy.activation, policy.output_activation, policy.num_actions) == ("relu", "beta", ACTIONS)
+    carry, rng = networks.initial_carry(policy, state, ENVS), np.random.default_rng(0)
+    for _ in range(3):
+        obs = observations(rng)
+        carry, action = networks.act(policy, state, carry, jnp.array(obs["teacher"].numpy()))
+        np.testing.assert_allclose(action, teacher(obs).detach().numpy(), atol=2e-5)
+    asked, _, _ = load_teacher_checkpoint(tmp_path / "model_1.pt", ACTIONS, activation="elu")
+    assert asked.activation == "elu", "what is asked for wins"
+    record.write_text(record.read_text().replace("-1.0", "0.0"))
+    with pytest.raises(PolicyFileError, match=r"its Beta distribution spans \[0.0, 1.0\]"):
+        load_teacher_checkpoint(tmp_path / "model_1.pt", ACTIONS)
+    record.write_text("actor: !!python/object/apply:os.mkdir [made]\n")
+    load_teacher_checkpoint(tmp_path / "model_1.pt", None, output_activation="identity")
+    assert not (tmp_path / "made").exists() and not Path("made").exists(), "nothing in it is run"
+    record.write_text("actor: [")
+    with pytest.raises(PolicyFileError, match=r"agent.yaml: cannot be read .*; move it away"):
+        load_teacher_checkpoint(tmp_path / "model_1.pt", ACTIONS)
+
+
+def test_half_precision_weights_are_widened(tmp_path):
+    teacher = model("mlp", "teacher").to(torch.bfloat16)
+    torch.save({"actor_state_dict": teacher.state_dict()}, tmp_path / "m.pt")
+    _, state, _ = load_teacher_checkpoint(tmp_path / "m.pt", ACTIONS)
+    assert state.params["mlp_0"]["dense"]["kernel"].dtype == jnp.float32
 
 
 class Malice:
@@ -243,12 +291,32 @@ def test_bad_files_are_told_in_one_line(tmp_path):
         "empty.pt": ({"teacher_state_dict": {}}, "no tensor 'mlp.0.weight'"),
         "flat.pt": ({"teacher_state_dict": {"mlp.0.weight": torch.zeros(4)}}, r"is \[4\], expected two dimensions"),
         "number.pt": ({"actor_state_dict": {"mlp.0.weight": 1.0}}, "no tensor 'mlp.0.weight'"),
+        "odd.pt": ({"teacher_state_dict": {**teacher, "mlp.2.weight": torch.tensor(1.0)}}, "'mlp.2.weight' is"),
+        "halved.pt": (
+            {"teacher_state_dict": {k: v for k, v in teacher.items() if k != "rnn.rnn.weight_hh_l0"}},
+            "no tensor 'rnn.rnn.weight_hh_l0'",
+        ),
+        "image.pt": (
+            {"actor_state_dict": {**teacher, "cnns.camera.0.weight": torch.zeros(8, 3, 5, 5)}},
+            r"tensor 'cnns.camera.0.weight' \[8, 3, 5, 5\] belongs to no MLP, GRU or LSTM policy",
+        ),
+        "fork.pt": (
+            {
+                "model_state_dict": {
+                    "actor.0.weight": torch.zeros(4, 26),
+                    "actor.0.bias": torch.zeros(4),
+                    "estimator.0.weight": torch.zeros(3, 26),
+                    "critic.0.weight": torch.zeros(1, 26),
+                }
+            },
+            r"tensor 'estimator.0.weight' \[3, 26\] belongs to no",
+        ),
         "three.pt": ({"model_state_dict": 3}, "no teacher and no actor"),
     }
     for name, (content, complaint) in cases.items():
         torch.save(content, tmp_path / name)
         with pytest.raises(PolicyFileError, match=rf"{name}: .*{complaint}") as error:
-            rsl_rl.load_teacher_checkpoint(tmp_path / name, "elu", "identity", ACTIONS)
+            load_teacher_checkpoint(tmp_path / name, ACTIONS)
         assert "\n" not in str(error.value)
     assert not (tmp_path / "broken into").exists()
     (tmp_path / "cut.pt").write_bytes((tmp_path / "wide.pt").read_bytes()[:500])
@@ -259,12 +327,5 @@ def test_bad_files_are_told_in_one_line(tmp_path):
         ("none.pt", "no such file"),
     ):
         with pytest.raises(PolicyFileError, match=complaint) as error:
-            rsl_rl.load_teacher_checkpoint(tmp_path / name, "elu", "identity", ACTIONS)
+            load_teacher_checkpoint(tmp_path / name, ACTIONS)
         assert "\n" not in str(error.value)
-
-
-def test_networks_that_rsl_rl_does_not_have_are_refused():
-    policy = Policy(4, (), pre_dims=(16,), rnn_type="gru")
-    state = networks.init(policy, jax.random.key(0), STUDENT, normalize=False)
-    with pytest.raises(ValueError, match="no dense layers before"):
-        rsl_rl.to_tensors(policy, state)
