@@ -95,11 +95,15 @@ def main() -> None:
             run, cost = train(phase1, Path(folder), args.overrides)
             policies[f"student, --phase1 {phase1}"] = {**fly(run / "student.safetensors", "student"), "cost": cost}
             print(f"--phase1 {phase1}: {json.dumps(cost)}", flush=True)
-    machine = {"cpu": _cpu(), "cores": os.cpu_count(), "python": platform.python_version()}
-    results = {"episodes": EPISODES, "machine": machine, "overrides": args.overrides, "policies": policies}
+    results = {"episodes": EPISODES, "machine": machine(), "overrides": args.overrides, "policies": policies}
     print(table(results))
     if args.out:
         args.out.write_text(json.dumps(results, indent=1) + "\n")
+
+
+def machine() -> dict[str, Any]:
+    """What the numbers were measured on."""
+    return {"cpu": _cpu(), "cores": os.cpu_count(), "python": platform.python_version()}
 
 
 def _cpu() -> str:

@@ -1,0 +1,145 @@
+"""Both trainers on the very same environment: rsl_rl's ``DistillationRunner`` over ``bridge.torch_vecenv``, and ours.
+
+    python -m benchmarks.rsl_rl --out docs/rsl_rl.json
+
+The same Crazyflies, teacher, hyperparameters and initial student weights; one process, iterations alternating, one
+torch thread. Prints the median time of an iteration of each, their ratio, and what the two students are worth on
+held-out episodes. About 5 minutes on two CPU cores.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import io
+import json
+import statistics
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+import torch
+from rsl_rl.runners import DistillationRunner as TorchRunner
+
+from benchmarks.crazyflie import EPISODES, ROOT, SEED, machine
+from bridge.crazyflie import PointControl, PointControlCfg
+from bridge.env import AutoReset
+from bridge.tasks import TASKS, make_env
+from bridge.torch_vecenv import TorchVecEnv
+from jdistill.config import RunCfg, compose, load_file
+from jdistill.distillation import Distillation, TrainState
+from jdistill.evaluate import evaluate
+from jdistill.interop.rsl_rl import MODEL, from_tensors, model_cfg
+from jdistill.interop.rsl_rl_checkpoint import distillation_checkpoint
+from jdistill.networks import Policy, PolicyState
+from jdistill.policy_file import load_policy
+from jdistill.runner import make_student
+
+NOISE = 1e-6
+"""Of the students' actions: rsl_rl's own smallest, since its distribution cannot do without."""
+
+
+def configure(args: argparse.Namespace) -> tuple[RunCfg, AutoReset]:
+    """The default job, with rsl_rl's fixed step size."""
+    settings = [
+        f"env.num_envs={args.num_envs}",
+        f"agent.num_steps_per_env={args.num_steps_per_env}",
+        "agent.algorithm.learning_rate_half_life=null",
+        *args.overrides,
+    ]
+    task = TASKS["crazyflie"]()
+    cfg = compose(task.name, task.cfg_cls, [load_file(ROOT / "configs" / "crazyflie.yaml")], settings)
+    return cfg, make_env(task, cfg.env)
+
+
+def make_torch_runner(
+    cfg: RunCfg, env: AutoReset, student: tuple[Policy, PolicyState], teacher: tuple[Policy, PolicyState]
+) -> TorchRunner:
+    """rsl_rl's runner on our environment, its student and teacher with our weights."""
+    agent = cfg.agent
+    names = ("num_learning_epochs", "gradient_length", "learning_rate", "max_grad_norm", "loss_type", "optimizer")
+    algorithm = {name: getattr(agent.algorithm, name) for name in names}
+    settings: dict[str, Any] = {
+        "num_steps_per_env": agent.num_steps_per_env,
+        "save_interval": 10**9,
+        "logger": "tensorboard",
+        "run_name": "",
+        "obs_groups": agent.obs_groups,
+        "student": model_cfg(*student, NOISE),
+        "teacher": model_cfg(*teacher, NOISE),
+        "algorithm": {"class_name": "rsl_rl.algorithms:Distillation", **algorithm},
+    }
+    runner = TorchRunner(TorchVecEnv(env, seed=agent.seed), settings, None, "cpu")
+    rate = agent.algorithm.learning_rate
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "start.pt"
+        torch.save(distillation_checkpoint(student, teacher, NOISE, agent.algorithm.optimizer, rate, 0), file)
+        runner.load(str(file))
+    return runner
+
+
+def alternate(
+    iterations: int, ours: Any, state: TrainState, theirs: TorchRunner
+) -> tuple[TrainState, list[float], list[float]]:
+    """Iterate both in turns; returns our final state and the seconds of every iteration, ours and theirs."""
+    seconds: tuple[list[float], list[float]] = ([], [])
+    for _ in range(iterations):
+        began = time.perf_counter()
+        state, scalars = ours(state)
+        jax.block_until_ready((state, scalars))
+        seconds[0].append(time.perf_counter() - began)
+        began = time.perf_counter()
+        with contextlib.redirect_stdout(io.StringIO()):  # It prints a block an iteration.
+            theirs.learn(1)
+        seconds[1].append(time.perf_counter() - began)
+    return state, *seconds
+
+
+def worth(policy: Policy, learnt: PolicyState) -> dict[str, float]:
+    """Survival and steady position error (m) on held-out episodes of the default task."""
+    env = AutoReset(PointControl(PointControlCfg(num_envs=EPISODES)))
+    numbers = evaluate(env, policy, learnt, ["student"], seed=SEED)
+    return {"survival": numbers["survival"], "steady_error_m": numbers["steady"]["position_error"]}
+
+
+def main() -> None:
+    """Measure, print, write."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--iterations", type=int, default=30)
+    parser.add_argument("--num_envs", type=int, default=100)
+    parser.add_argument("--num_steps_per_env", type=int, default=400)
+    parser.add_argument("--out", type=Path, help="JSON file for the results")
+    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="settings, as for train_jax.py")
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    cfg, env = configure(args)
+    teacher, teacher_state, _ = load_policy(ROOT / "jdistill" / "teachers" / "crazyflie.safetensors")
+    alg = Distillation(env, make_student(cfg.agent.student, env.num_actions), teacher, cfg.agent)
+    state = jax.jit(alg.init)(jax.random.key(cfg.agent.seed), teacher_state)
+    theirs = make_torch_runner(cfg, env, (alg.student, state.student), (teacher, teacher_state))
+    compiled = jax.jit(alg.iteration, donate_argnums=0).lower(state).compile()
+    state, ours_s, theirs_s = alternate(args.iterations, compiled, state, theirs)
+
+    tensors = {k: v.numpy() for k, v in theirs.alg.save()["student_state_dict"].items()}
+    network = alg.student.activation, alg.student.output_activation, env.num_actions
+    results = {
+        "machine": machine(),
+        "job": {"iterations": args.iterations, "num_envs": env.num_envs, "num_steps": cfg.agent.num_steps_per_env},
+        "overrides": args.overrides,
+        "jdistill": {"iteration_s": statistics.median(ours_s), **worth(alg.student, state.student)},
+        "rsl_rl": {"iteration_s": statistics.median(theirs_s), **worth(*from_tensors(tensors, MODEL, *network))},
+        "ratio": statistics.median(theirs_s) / statistics.median(ours_s),
+    }
+    print("| trainer | iteration (s) | survival | steady error (m) |\n|---|---|---|---|")
+    for name in ("rsl_rl", "jdistill"):
+        row = results[name]
+        print(f"| {name} | {row['iteration_s']:.3f} | {row['survival']:.1%} | {row['steady_error_m']:.3f} |")
+    print(f"ratio of the medians: {results['ratio']:.1f}")
+    if args.out:
+        args.out.write_text(json.dumps(results, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
