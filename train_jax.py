@@ -296,13 +296,14 @@ def train(args: argparse.Namespace) -> Path:
 def main(argv: list[str]) -> int:
     """Run the command; returns its exit status."""
     args = parse(argv)
+    from bridge.env import SimulatorError
     from jdistill.checkpoint import CheckpointError
     from jdistill.policy_file import PolicyFileError
     from jdistill.runner import Interrupted, TrainingError
 
     try:
         train(args)
-    except (ConfigError, CheckpointError, PolicyFileError, TrainingError) as e:
+    except (ConfigError, CheckpointError, PolicyFileError, TrainingError, SimulatorError) as e:
         fail(str(e))
     except OSError as e:
         fail(f"{e.filename or 'the log folder'}: {e.strerror}")

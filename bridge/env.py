@@ -7,13 +7,15 @@ that changes lives in the :class:`State` pytree.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, Protocol, runtime_checkable
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import jax
 import jax.numpy as jnp
 from flax import struct
 from jax import Array
+
+T = TypeVar("T")
 
 EPISODE_METRIC_PREFIX = "Episode_"
 """Metrics whose name starts like this speak of a whole episode and are read at its last step only; all other
@@ -66,12 +68,73 @@ class Env(Protocol):
         ...
 
 
+@runtime_checkable
+class TrainingEnv(Env, Protocol):
+    """What the learner takes: an :class:`Env` that restarts its own episodes and says what it is made of.
+
+    After a step that ends an episode, ``obs`` and ``pipeline_state`` are those of the new episode, while ``reward``,
+    ``done`` and ``metrics`` speak of the step that ended the old one. That is the convention of Isaac Lab and rsl_rl.
+    ``info["time_outs"]`` (B,) bool tells ends by time from terminations; ``metrics["episode_return"]`` and
+    ``metrics["episode_length"]`` (B,) float32 are the running sums, the finished episode's at a step with ``done``.
+    """
+
+    obs_frames: Mapping[str, str]
+    """Frame of each observation group, where the environment has a choice."""
+    obs_layouts: Mapping[str, Layout]
+    """What each observation group is made of, where the environment says."""
+    action_layout: Mapping[str, Any]
+    """``layout`` (names in order), ``range`` and ``rate_hz`` of the actions, where the environment says."""
+    restorable: bool
+    """Whether a State holds all of the simulator, so that a saved one can be gone on with."""
+
+    def randomize_episode_length(self, state: State, rng: Array) -> State:
+        """Pretend the episodes began at different times, rsl_rl's ``init_at_random_ep_len``."""
+        ...
+
+    def drive(self, program: Callable[..., T], *args: Any) -> T:
+        """Run a compiled ``program`` that resets or steps this environment, and wait for its results.
+
+        Raises:
+            SimulatorError: the simulator failed.
+        """
+        ...
+
+    def pop_log(self) -> dict[str, float]:
+        """Scalars that the simulator has reported by itself since the last call, averaged."""
+        ...
+
+
+class SimulatorError(RuntimeError):
+    """A simulator failed; the message is one line."""
+
+
+def begin_episodes(num_envs: int) -> dict[str, Array]:
+    """Entries of ``info`` with which :func:`count_episodes` counts."""
+    return {
+        "episode_steps_buf": jnp.zeros(num_envs, jnp.int32),
+        "episode_return_buf": jnp.zeros(num_envs, jnp.float32),
+    }
+
+
+def count_episodes(info: Mapping[str, Any], reward: Array, done: Array) -> tuple[dict[str, Array], dict[str, Array]]:
+    """The metrics ``episode_return`` and ``episode_length`` after a step, and the entries of ``info`` that follow.
+
+    ``reward`` (B,) and ``done`` (B,) are the step's. Where ``done`` the metrics are the finished episode's.
+    """
+    steps = info["episode_steps_buf"] + 1
+    total = info["episode_return_buf"] + reward
+    metrics = {"episode_return": total, "episode_length": steps.astype(jnp.float32)}
+    return metrics, {
+        "episode_steps_buf": jnp.where(done, 0, steps),
+        "episode_return_buf": jnp.where(done, 0.0, total),
+    }
+
+
 class AutoReset:
     """Restarts finished environments inside ``step``, tells time-outs from terminations, keeps episode sums.
 
-    The wrapped environment reports terminations in ``done`` and need not know about time. After a step that ends an
-    episode, ``obs`` and ``pipeline_state`` are those of the new episode, while ``reward``, ``done`` and ``metrics``
-    speak of the step that ended the old one. That is the convention of Isaac Lab and rsl_rl. Added to the State:
+    It makes a :class:`TrainingEnv` of an :class:`Env`, which reports terminations in ``done`` and need not know about
+    time. Added to the State:
 
     - ``info["time_outs"]`` (B,) bool: the episode ended by time alone.
     - ``info["episode_length_buf"]`` (B,) int32: the episode's age in steps, which the time limit is held against.
@@ -90,11 +153,9 @@ class AutoReset:
         self.step_dt = env.step_dt
         self.obs_sizes = env.obs_sizes
         self.obs_frames: Mapping[str, str] = getattr(env, "obs_frames", {})
-        """Frame of each observation group, where the environment has a choice."""
         self.obs_layouts: Mapping[str, Layout] = getattr(env, "obs_layouts", {})
-        """What each observation group is made of, where the environment says."""
         self.action_layout: Mapping[str, Any] = getattr(env, "action_layout", {})
-        """``layout`` (names in order), ``range`` and ``rate_hz`` of the actions, where the environment says."""
+        self.restorable = True
 
     def reset(self, rng: Array) -> State:
         """Start all episodes at step 0."""
@@ -106,11 +167,10 @@ class AutoReset:
             metrics={**state.metrics, "episode_return": zeros, "episode_length": zeros},
             info={
                 **state.info,
+                **begin_episodes(self.num_envs),
                 "rng": rng,
                 "time_outs": jnp.zeros(self.num_envs, bool),
                 "episode_length_buf": jnp.zeros(self.num_envs, jnp.int32),
-                "episode_steps_buf": jnp.zeros(self.num_envs, jnp.int32),
-                "episode_return_buf": zeros,
             },
         )
 
@@ -118,11 +178,10 @@ class AutoReset:
         """Advance, then restart what has ended."""
         stepped = self.env.step(state, action)
         length = state.info["episode_length_buf"] + 1
-        steps = state.info["episode_steps_buf"] + 1
-        total = state.info["episode_return_buf"] + stepped.reward
         terminated = stepped.done
         time_outs = (length >= self.max_episode_length) & ~terminated
         done = terminated | time_outs
+        sums, counts = count_episodes(state.info, stepped.reward, done)
 
         rng, key = jax.random.split(state.info["rng"])
         current = (stepped.pipeline_state, stepped.obs)
@@ -137,14 +196,13 @@ class AutoReset:
             pipeline_state=pipeline_state,
             obs=obs,
             done=done,
-            metrics={**stepped.metrics, "episode_return": total, "episode_length": steps.astype(jnp.float32)},
+            metrics={**stepped.metrics, **sums},
             info={
                 **stepped.info,
+                **counts,
                 "rng": rng,
                 "time_outs": time_outs,
                 "episode_length_buf": jnp.where(done, 0, length),
-                "episode_steps_buf": jnp.where(done, 0, steps),
-                "episode_return_buf": jnp.where(done, 0.0, total),
             },
         )
 
@@ -155,6 +213,14 @@ class AutoReset:
         """
         length = jax.random.randint(rng, (self.num_envs,), 0, self.max_episode_length, jnp.int32)
         return state.replace(info={**state.info, "episode_length_buf": length})
+
+    def drive(self, program: Callable[..., T], *args: Any) -> T:
+        """Run the program; nothing else is needed for a simulator that is part of it."""
+        return jax.block_until_ready(program(*args))
+
+    def pop_log(self) -> dict[str, float]:
+        """Nothing: all scalars are in ``metrics``."""
+        return {}
 
 
 def where_done(done: Array, fresh: Any, current: Any) -> Any:

@@ -118,6 +118,8 @@ class AgentCfg:
     """Project of a wandb run."""
     obs_groups: dict[str, list[str]] = field(default_factory=lambda: {"student": ["student"], "teacher": ["teacher"]})
     """Which of the environment's observation groups make up the observations of ``student`` and ``teacher``."""
+    clip_actions: float | None = None
+    """Actions are clipped to [-clip_actions, clip_actions] before they step the environment; null leaves that to it."""
     empirical_normalization: bool | None = None
     """rsl_rl 2.x's name for ``student.obs_normalization``; wins over it unless null."""
     init_at_random_ep_len: bool = True
@@ -154,6 +156,8 @@ class AgentCfg:
             raise ConfigError(f"agent.algorithm.learning_rate_half_life={half_life}: must be positive")
         if student.init_noise_std < 0:
             raise ConfigError(f"agent.student.init_noise_std={student.init_noise_std}: must not be negative")
+        if self.clip_actions is not None and not self.clip_actions > 0:
+            raise ConfigError(f"agent.clip_actions={self.clip_actions}: must be positive, or null")
         steps = self.num_steps_per_env * algorithm.num_learning_epochs
         if steps < algorithm.gradient_length:
             raise ConfigError(

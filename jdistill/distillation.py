@@ -23,8 +23,8 @@ import optax
 from flax import struct
 from jax import Array
 
-from bridge.env import EPISODE_METRIC_PREFIX, AutoReset, State
-from jdistill import networks
+from bridge.env import EPISODE_METRIC_PREFIX, State, TrainingEnv
+from jdistill import networks, observations
 from jdistill.config import AgentCfg, AlgorithmCfg
 from jdistill.networks import Carry, Policy, PolicyState
 
@@ -105,7 +105,7 @@ class Transition(NamedTuple):
 class Distillation:
     """Holds what is static (networks, environment, settings); every method is pure and can be jitted."""
 
-    def __init__(self, env: AutoReset, student: Policy, teacher: Policy, cfg: AgentCfg):
+    def __init__(self, env: TrainingEnv, student: Policy, teacher: Policy, cfg: AgentCfg):
         self.env = env
         self.student = student
         self.teacher = teacher
@@ -123,7 +123,7 @@ class Distillation:
     def init(self, rng: Array, teacher: PolicyState) -> TrainState:
         """A fresh student, optimiser and environment."""
         student_key, env_key, length_key, rng = jax.random.split(rng, 4)
-        size = sum(self.env.obs_sizes[g] for g in self.cfg.obs_groups["student"])
+        size = observations.size(self.cfg.obs_groups["student"], self.env.obs_sizes)
         student = networks.init(self.student, student_key, size, self.cfg.student.obs_normalization)
         env_state = self.env.reset(env_key)
         if self.cfg.init_at_random_ep_len:
@@ -141,10 +141,20 @@ class Distillation:
         )
         return jax.tree.map(_strong_type, state)
 
+    def restart_episodes(self, state: TrainState) -> TrainState:
+        """Begin all episodes anew, for environments whose saved state is not all of the simulator's."""
+        env_key, rng = jax.random.split(state.rng)
+        state = state.replace(
+            student_carry=networks.initial_carry(self.student, state.student, self.env.num_envs),
+            teacher_carry=networks.initial_carry(self.teacher, state.teacher, self.env.num_envs),
+            env_state=self.env.reset(env_key),
+            rng=rng,
+        )
+        return jax.tree.map(_strong_type, state)
+
     def obs_for(self, name: str, obs: dict[str, Array]) -> Array:
         """The observation of ``student`` or ``teacher``: its groups side by side (..., D)."""
-        groups = self.cfg.obs_groups[name]
-        return obs[groups[0]] if len(groups) == 1 else jnp.concatenate([obs[g] for g in groups], axis=-1)
+        return observations.select(obs, self.cfg.obs_groups[name])
 
     # -- act -----------------------------------------------------------------------------------------------------
 
@@ -173,13 +183,16 @@ class Distillation:
     def rollout(self, state: TrainState) -> tuple[TrainState, Transition]:
         """Fly ``num_steps_per_env`` steps. The student's carry stays where it was: the update begins there."""
         teacher_steps = self.in_phase1(state.iteration)
+        groups = observations.group_names([*self.cfg.obs_groups["student"], *self.cfg.obs_groups["teacher"]])
         rng, noise_key = jax.random.split(state.rng)
 
         def step(loop: Any, key: Array) -> Any:
             env_state, carries = loop
-            obs = {g: env_state.obs[g] for name in ("student", "teacher") for g in self.cfg.obs_groups[name]}
+            obs = {g: env_state.obs[g] for g in groups}
             carries, student_action, teacher_action = self.act(state, carries, obs, key)
             action = jax.lax.cond(teacher_steps, lambda: teacher_action, lambda: student_action)
+            if self.cfg.clip_actions is not None:
+                action = jnp.clip(action, -self.cfg.clip_actions, self.cfg.clip_actions)
             with jax.named_scope("env_step"):
                 after = self.env.step(env_state, action)
             carries = self._reset_carries(state, carries, after.done)

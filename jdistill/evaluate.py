@@ -8,20 +8,20 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from bridge.env import EPISODE_METRIC_PREFIX, AutoReset, State
-from jdistill import networks
+from bridge.env import EPISODE_METRIC_PREFIX, State, TrainingEnv
+from jdistill import networks, observations
 from jdistill.networks import Carry, Policy, PolicyState
 
 TERMINATION = "Episode_Termination/"
 
 
 def evaluate(
-    env: AutoReset, policy: Policy, learnt: PolicyState, groups: list[str], seed: int = 1000, settle_s: float = 3.0
+    env: TrainingEnv, policy: Policy, learnt: PolicyState, groups: list[str], seed: int = 1000, settle_s: float = 3.0
 ) -> dict[str, Any]:
     """Fly ``env.num_envs`` episodes with the policy's deterministic actions.
 
     Args:
-        groups: the observation groups that make up the policy's observation.
+        groups: what makes up the policy's observation (see :mod:`jdistill.observations`).
         seed: of the start states; any number but a training run's own gives starts that it never met.
         settle_s: seconds after which an episode counts as settled.
 
@@ -35,8 +35,7 @@ def evaluate(
 
     def step(loop: tuple[State, Carry, Array, Array], _: None) -> Any:
         state, carry, before, flying = loop
-        obs = jnp.concatenate([state.obs[g] for g in groups], axis=-1)
-        carry, action = networks.act(policy, learnt, carry, obs)
+        carry, action = networks.act(policy, learnt, carry, observations.select(state.obs, groups))
         after = env.step(state, action)
         going_on = flying & ~after.done
         outputs = {
@@ -75,6 +74,6 @@ def evaluate(
             },
         }
 
-    numbers = jax.tree.map(float, fly(jax.random.key(seed)))
+    numbers = jax.tree.map(float, env.drive(fly, jax.random.key(seed)))
     numbers["terminations"] = {k: int(v) for k, v in numbers["terminations"].items() if v}
     return {"episodes": env.num_envs, **numbers}

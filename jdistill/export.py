@@ -17,9 +17,9 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from bridge.env import AutoReset
+from bridge.env import TrainingEnv
 from bridge.tasks import TASKS, make_env
-from jdistill import networks
+from jdistill import networks, observations
 from jdistill.config import ConfigError, RunCfg, compose, load_file
 from jdistill.interop.rsl_rl import model_cfg
 from jdistill.networks import Policy, PolicyState
@@ -159,7 +159,7 @@ def initial_states(policy: Policy, state: PolicyState) -> dict[str, np.ndarray]:
     }
 
 
-def largest_difference(env: AutoReset, groups: list[str], original: Start, exported: Start) -> float:
+def largest_difference(env: TrainingEnv, groups: list[str], original: Start, exported: Start) -> float:
     """Fly ``STEPS`` steps with the original's actions; the largest difference of the two policies' actions.
 
     Where an episode ends, both begin anew with the next one.
@@ -168,7 +168,7 @@ def largest_difference(env: AutoReset, groups: list[str], original: Start, expor
     state, worst = reset(jax.random.key(0)), 0.0
     ours, theirs = original(), exported()
     for _ in range(STEPS):
-        obs = np.concatenate([np.asarray(state.obs[g]) for g in groups], axis=-1)
+        obs = np.asarray(observations.select(state.obs, groups))
         action = ours(obs)
         worst = max(worst, float(np.abs(action - theirs(obs)).max()))
         state = step(state, action)
@@ -177,32 +177,19 @@ def largest_difference(env: AutoReset, groups: list[str], original: Start, expor
     return worst
 
 
-def describe(student: Student, env: AutoReset) -> dict[str, Any]:
+def describe(student: Student) -> dict[str, Any]:
     """The sidecar: what goes in, what comes out, what made it."""
-    cfg, policy, state, header = student.cfg, student.policy, student.state, student.header
+    policy, state, header = student.policy, student.state, student.header
     packages = {}
     for name in ("jdistill", "jax", "flax", "torch", "onnx"):
         try:
             packages[name] = version(name)
         except PackageNotFoundError:
             continue
-    groups = [
-        {
-            "name": name,
-            "size": env.obs_sizes[name],
-            "frame": env.obs_frames.get(name),
-            "layout": [
-                {"name": part, "size": size, "unit": unit} for part, size, unit in env.obs_layouts.get(name, ())
-            ],
-        }
-        for name in cfg.agent.obs_groups["student"]
-    ]
     return {
-        "task": cfg.task,
+        "task": student.cfg.task,
         "iteration": header.get("iteration"),
-        "observation": {"groups": groups, "size": header["obs_size"]},
-        "action": {"size": policy.num_actions, **env.action_layout},
-        "control_rate_hz": 1.0 / env.step_dt,
+        **{name: header[name] for name in ("observation", "action", "control_rate_hz") if name in header},
         "initial_state": {name: value.tolist() for name, value in initial_states(policy, state).items()},
         "network": header["network"],
         "versions": packages,
@@ -251,7 +238,7 @@ def export(run: Path, formats: list[str], out: Path, best: bool = False, actor_s
     student = Student(policy, state, header, cfg, run, actor_std)
     env = make_env(TASKS[cfg.task](), cfg.env)
     out.mkdir(parents=True, exist_ok=True)
-    description = describe(student, env)
+    description = describe(student)
     files = {}
     for name in formats:
         try:

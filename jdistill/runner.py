@@ -15,7 +15,8 @@ from typing import Any, NamedTuple
 
 import jax
 
-from bridge.env import AutoReset
+from bridge.env import TrainingEnv
+from jdistill import observations
 from jdistill.checkpoint import Checkpoints
 from jdistill.config import ConfigError, RunCfg, StudentCfg
 from jdistill.console import RunConsole, Timing, iteration_block, switch_banner
@@ -51,7 +52,7 @@ class Teacher(NamedTuple):
 class DistillationRunner:
     """Runs two-stage distillation of ``teacher`` into a student on ``env`` and keeps its folder ``run_dir``."""
 
-    def __init__(self, env: AutoReset, cfg: RunCfg, teacher: Teacher, run_dir: Path):
+    def __init__(self, env: TrainingEnv, cfg: RunCfg, teacher: Teacher, run_dir: Path):
         self.env = env
         self.cfg = cfg
         self.teacher = teacher
@@ -68,13 +69,15 @@ class DistillationRunner:
 
     def start(self) -> None:
         """Begin at iteration 0."""
-        self.state = self._init(jax.random.key(self.cfg.agent.seed), self.teacher.state)
+        self.state = self.env.drive(self._init, jax.random.key(self.cfg.agent.seed), self.teacher.state)
         self.save_teacher()
 
     def load(self) -> None:
         """Go on from the newest checkpoint of the run folder."""
         template = jax.eval_shape(self.alg.init, jax.random.key(self.cfg.agent.seed), self.teacher.state)
         self.state = self.checkpoints.restore(template)
+        if not self.env.restorable:
+            self.state = self.env.drive(jax.jit(self.alg.restart_episodes), self.state)
         self.current_learning_iteration = int(self.state.iteration)
 
     def save_teacher(self) -> None:
@@ -90,10 +93,8 @@ class DistillationRunner:
             save_policy(self.run_dir / f"{name}.safetensors", self.student, self.state.student, self._header())
 
     def _header(self) -> dict[str, Any]:
-        groups = self.cfg.agent.obs_groups["student"]
         return {
-            "observation": {"groups": groups, "frame": self.env.obs_frames.get(groups[0])},
-            "action": dict(self.env.action_layout),
+            **observations.describe(self.env, self.cfg.agent.obs_groups["student"]),
             "task": self.cfg.task,
             "iteration": self.current_learning_iteration,
         }
@@ -138,8 +139,8 @@ class DistillationRunner:
                     phase = self.get_training_phase_info()
                     started = time.perf_counter()
                     with profiler.iteration(number):
-                        self.state, results = iteration(self.state)
-                        scalars = self._read(jax.device_get(results), number)
+                        self.state, results = self.env.drive(iteration, self.state)
+                        scalars = {**self._read(jax.device_get(results), number), **self.env.pop_log()}
                     timing = self._timing(number, first, total, began, time.perf_counter() - started)
                     if shares := profiler.after(number, iteration.as_text):
                         parts = ", ".join(f"{scope} {ms:.1f} ms" for scope, ms in shares.items())
@@ -215,7 +216,7 @@ def make_student(cfg: StudentCfg, num_actions: int) -> Policy:
     )
 
 
-def load_teacher(file: Path, env: AutoReset, cfg: RunCfg, old_output_activation: str = "identity") -> Teacher:
+def load_teacher(file: Path, env: TrainingEnv, cfg: RunCfg, old_output_activation: str = "identity") -> Teacher:
     """Read the teacher's policy file or rsl_rl checkpoint.
 
     ``old_output_activation`` ends the actors of rsl_rl 2.x and 3.x where the config does not say (see
@@ -230,28 +231,27 @@ def load_teacher(file: Path, env: AutoReset, cfg: RunCfg, old_output_activation:
         teacher = Teacher(*load_teacher_checkpoint(file, env.num_actions, *asked, old_output_activation))
     else:
         teacher = Teacher(*load_policy(file))
-    sizes = env.obs_sizes
+    expected = {}
     for name in ("student", "teacher"):
-        for group in cfg.agent.obs_groups[name]:
-            if group not in sizes:
-                known = ", ".join(f"{g} ({n})" for g, n in sizes.items())
-                raise ConfigError(f"agent.obs_groups.{name}: no observation group '{group}'; there are {known}")
+        try:
+            expected[name] = observations.size(cfg.agent.obs_groups[name], env.obs_sizes)
+        except observations.ObservationError as e:
+            raise ConfigError(f"agent.obs_groups.{name}: {e}") from e
     groups = cfg.agent.obs_groups["teacher"]
-    size = sum(sizes[g] for g in groups)
-    if teacher.description["obs_size"] != size:
-        detail = " + ".join(f"'{g}' {sizes[g]}" for g in groups)
+    if teacher.description["obs_size"] != expected["teacher"]:
+        detail = " + ".join(f"'{g}' {observations.size([g], env.obs_sizes)}" for g in groups)
         raise ConfigError(
             f"{file}: the teacher takes {teacher.description['obs_size']} observations, "
-            f"the environment's {detail} has {size}"
+            f"the environment's {detail} has {expected['teacher']}"
         )
     if teacher.policy.num_actions != env.num_actions:
         raise ConfigError(
             f"{file}: the teacher gives {teacher.policy.num_actions} actions, the environment takes {env.num_actions}"
         )
     frame = teacher.description.get("observation", {}).get("frame")
-    expected = env.obs_frames.get(groups[0], frame)
-    if frame is not None and frame != expected:
-        raise ConfigError(f"{file}: the teacher sees in the {frame} frame, '{groups[0]}' is in the {expected} frame")
+    actual = env.obs_frames.get(groups[0], frame)
+    if frame is not None and frame != actual:
+        raise ConfigError(f"{file}: the teacher sees in the {frame} frame, '{groups[0]}' is in the {actual} frame")
     return teacher
 
 

@@ -18,8 +18,9 @@ from tensordict import TensorDict
 
 from bridge.crazyflie import PointControl, PointControlCfg
 from bridge.env import AutoReset
+from bridge.tasks import TASKS, make_env
 from bridge.torch_vecenv import TorchVecEnv
-from jdistill import export, networks
+from jdistill import export, networks, observations
 from jdistill.config import StudentCfg, compose
 from jdistill.interop import rsl_rl_models
 from jdistill.interop.onnx import to_onnx
@@ -113,7 +114,8 @@ def run(tmp_path, request):
     cfg = compose("crazyflie", PointControlCfg, [{"agent": {"student": student}}], ["agent.student.init_noise_std=0.2"])
     cfg.save(tmp_path / "config.yaml")
     shutil.copy(BUNDLED_TEACHER, tmp_path / "teacher.safetensors")
-    save_policy(tmp_path / "student.safetensors", policy, learnt(policy), {"iteration": 7})
+    header = {**observations.describe(make_env(TASKS["crazyflie"](), cfg.env), ["student"]), "iteration": 7}
+    save_policy(tmp_path / "student.safetensors", policy, learnt(policy), header)
     return tmp_path
 
 
