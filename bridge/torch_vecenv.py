@@ -15,6 +15,7 @@ from jax import Array
 from rsl_rl.env import VecEnv
 from tensordict import TensorDict
 
+from bridge.dlpack import to_jax, to_torch
 from bridge.env import EPISODE_METRIC_PREFIX, AutoReset, State
 
 
@@ -32,21 +33,19 @@ class TorchVecEnv(VecEnv):
         self.num_actions = env.num_actions
         self.max_episode_length = env.max_episode_length
         self._step = jax.jit(self._pure_step, donate_argnums=0)
-        self._observe = jax.jit(lambda obs: jax.tree.map(jnp.copy, obs))
         self._state = jax.jit(env.reset)(jax.random.key(seed))
-        self.device = torch.from_dlpack(self._state.reward).device
+        self.device = to_torch(self._state.reward).device
 
     def get_observations(self) -> TensorDict:
         """The current observation groups."""
-        return self._tensordict(self._observe(self._state.obs))
+        return self._tensordict(self._state.obs, copy=True)
 
     def step(self, actions: torch.Tensor) -> tuple[TensorDict, torch.Tensor, torch.Tensor, dict[str, Any]]:
         """Advance by one control step with ``actions`` (B, A)."""
-        # JAX's zero-copy import wants compact float32 memory that needs no gradient.
-        action = jax.dlpack.from_dlpack(actions.detach().to(torch.float32).contiguous())
-        self._state, out = self._step(self._state, action)
-        reward, done, time_outs = (torch.from_dlpack(out[k]) for k in ("reward", "done", "time_outs"))
-        log = {k: torch.from_dlpack(v) for k, v in out["log"].items()}
+        # A view will do: the rewards are waited for below, and then the actions have been read.
+        self._state, out = self._step(self._state, to_jax(actions.to(torch.float32)))
+        reward, done, time_outs = (to_torch(out[k]) for k in ("reward", "done", "time_outs"))
+        log = {k: to_torch(v) for k, v in out["log"].items()}
         if not done.any():
             log = {k: v for k, v in log.items() if not k.startswith(EPISODE_METRIC_PREFIX)}
         return self._tensordict(out["obs"]), reward, done, {"time_outs": time_outs, "log": log}
@@ -54,11 +53,11 @@ class TorchVecEnv(VecEnv):
     @property
     def episode_length_buf(self) -> torch.Tensor:
         """(B,) int32 steps since each episode began, a copy; assign to it to set the ages."""
-        return torch.from_dlpack(self._observe(self._state.info["episode_length_buf"]))
+        return to_torch(self._state.info["episode_length_buf"], copy=True)
 
     @episode_length_buf.setter
     def episode_length_buf(self, value: torch.Tensor) -> None:
-        ages = jnp.copy(jax.dlpack.from_dlpack(value.to(torch.int32).contiguous()))
+        ages = to_jax(value.to(torch.int32), copy=True)
         self._state = self._state.replace(info={**self._state.info, "episode_length_buf": ages})
 
     def _pure_step(self, state: State, action: Array) -> tuple[State, dict[str, Any]]:
@@ -77,6 +76,6 @@ class TorchVecEnv(VecEnv):
             "log": log,
         }
 
-    def _tensordict(self, obs: dict[str, Array]) -> TensorDict:
-        groups = {name: torch.from_dlpack(value) for name, value in obs.items()}
+    def _tensordict(self, obs: dict[str, Array], copy: bool = False) -> TensorDict:
+        groups = {name: to_torch(value, copy) for name, value in obs.items()}
         return TensorDict(groups, batch_size=[self.num_envs], device=self.device)
