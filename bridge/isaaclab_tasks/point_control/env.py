@@ -15,7 +15,7 @@ from torch import Tensor
 
 from bridge.crazyflie.cfg import RandomizationCfg, ResetCfg
 from bridge.isaaclab_tasks.point_control import target as targets
-from bridge.isaaclab_tasks.point_control.cfg import CRAZYFLIE_USD, PointControlEnvCfg
+from bridge.isaaclab_tasks.point_control.cfg import PointControlEnvCfg
 from bridge.isaaclab_tasks.point_control.dynamics import Airframe, rotation_matrix, rotor_acceleration, wrench
 
 
@@ -70,11 +70,10 @@ class PointControlEnv(DirectRLEnv):
     def __init__(self, cfg: PointControlEnvCfg, render_mode: str | None = None, **kwargs: Any):
         self.airframe = Airframe.load(cfg.drone)
         # The user's name for the craft is env.robot; Isaac Lab builds and clones what the scene's settings hold.
+        cfg.robot.spawn.drone = cfg.drone
         cfg.scene.robot = cfg.robot
         super().__init__(cfg, render_mode, **kwargs)
         self.robot: RigidObject = self.scene["robot"]
-        if cfg.robot.spawn.usd_path == CRAZYFLIE_USD:
-            self._set_body(self.airframe)
         mass = float(self.robot.data.body_mass.torch[0, 0])
         gravity = math.hypot(*cfg.sim.gravity)
         low, high = self.airframe.rotor_min, self.airframe.rotor_max
@@ -112,13 +111,6 @@ class PointControlEnv(DirectRLEnv):
         self.robot.write_root_pose_to_sim_index(root_pose=pose, env_ids=env_ids)
         self.robot.write_root_velocity_to_sim_index(root_velocity=torch.cat([craft.vel, rates], -1), env_ids=env_ids)
         self.rotor_vel[env_ids] = craft.rotor_vel
-
-    def _set_body(self, airframe: Airframe) -> None:
-        """Give all crafts the mass and inertia of ``airframe``."""
-        n = self.num_envs
-        self.robot.set_masses_index(masses=torch.full((n, 1), airframe.mass, device=self.device))
-        inertia = torch.tensor(airframe.J, device=self.device).reshape(1, 1, 9)
-        self.robot.set_inertias_index(inertias=inertia.repeat(n, 1, 1))
 
     def _configure_gym_env_spaces(self) -> None:
         super()._configure_gym_env_spaces()
