@@ -1,6 +1,11 @@
 """Shared pieces: small real environments and policies."""
 
+import os
 from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+# Isaac Lab's kernels take a minute to compile; kept for the next run, and named before anything imports Warp.
+os.environ.setdefault("WARP_CACHE_PATH", str(ROOT / ".pytest_cache" / "warp"))
 
 import jax
 import pytest
@@ -12,7 +17,6 @@ from jdistill.config import AgentCfg, AlgorithmCfg, StudentCfg
 from jdistill.distillation import Distillation
 from jdistill.networks import Policy
 
-ROOT = Path(__file__).parents[1]
 BUNDLED_TEACHER = ROOT / "jdistill" / "teachers" / "crazyflie.safetensors"
 CACHE = ROOT / ".pytest_cache" / "jax"
 # Most of the suite's time is compilation, much of it of the same programs; subprocesses get the same folder.
@@ -64,3 +68,37 @@ def make_distillation(flock, teacher):
         return Distillation(flock, student, teacher, cfg)
 
     return make
+
+
+@pytest.fixture(scope="session")
+def make_isaaclab_env():
+    """Builds real Isaac Lab environments on the CPU: ``make(task, *overrides)``, an unwrapped environment.
+
+    A process holds one simulation at a time, so each new environment closes the one before; asking for the same one
+    twice in a row gives it back.
+    """
+    import gymnasium as gym
+    import isaaclab_tasks  # noqa: F401
+    from isaaclab.app import launch_simulation
+    from isaaclab_tasks.utils import resolve_task_config
+
+    import bridge.isaaclab_tasks  # noqa: F401
+
+    current: list = [None, None]
+
+    def make(task: str, *overrides: str):
+        if current[0] != (task, overrides):
+            close()
+            cfg, _ = resolve_task_config(task, None, overrides=["env.seed=1", "env.sim.device=cpu", *overrides])
+            # On Newton nothing is started that would have to stay open.
+            with launch_simulation(cfg, {"device": "cpu"}):
+                current[:] = (task, overrides), gym.make(task, cfg=cfg).unwrapped
+        return current[1]
+
+    def close():
+        if current[1] is not None:
+            current[1].close()
+        current[:] = None, None
+
+    yield make
+    close()

@@ -32,3 +32,13 @@ def test_the_bridge_does_not_know_the_learner():
         "from bridge.tasks import TASKS, make_env; t = TASKS['crazyflie'](); make_env(t, t.cfg_cls(num_envs=1))"
     )
     assert "crazyflow" in loaded and not loaded & {"jdistill", "torch"}
+
+
+def test_the_isaaclab_task_brings_no_jax():
+    loaded = modules_after("import bridge.isaaclab_tasks.point_control.env")
+    assert "isaaclab" in loaded and not loaded & {"jax", "crazyflow", "jdistill"}
+
+
+def test_registering_the_isaaclab_task_costs_no_simulator():
+    loaded = modules_after("import bridge.isaaclab_tasks")
+    assert "gymnasium" in loaded and not loaded & {"isaaclab", "torch", "jax", "warp"}

@@ -1,0 +1,109 @@
+"""Settings of the point-control task on Isaac Lab.
+
+The task's own settings are the dataclasses of :mod:`bridge.crazyflie.cfg`, defaults included; what the simulator
+decides has Isaac Lab's names (``env.scene.num_envs``, ``env.sim.dt``, ``env.decimation``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import isaaclab.sim as sim_utils
+from isaaclab.assets import AssetBaseCfg, RigidObjectCfg
+from isaaclab.envs import DirectRLEnvCfg
+from isaaclab.scene import InteractiveSceneCfg
+from isaaclab.sim import SimulationCfg
+from isaaclab.utils import configclass
+from isaaclab_newton.physics import MJWarpSolverCfg, NewtonCfg
+from isaaclab_tasks.utils import PresetCfg
+
+from bridge.crazyflie.cfg import PointControlCfg, RandomizationCfg, ResetCfg, RewardCfg, TargetCfg, TerminationCfg
+
+DEFAULTS = PointControlCfg()
+CRAZYFLIE_USD = str(Path(__file__).with_name("crazyflie.usda"))
+"""The craft that comes with the task."""
+
+
+@configclass
+class CraftFileCfg(sim_utils.UsdFileCfg):
+    """A USD file that is flown as one rigid body."""
+
+    func: Callable | str = "{DIR}.asset:spawn_craft"
+    usd_path: str = CRAZYFLIE_USD
+    drone: str = DEFAULTS.drone
+    """The airframe to take mass and inertia from where the asset has none; the environment sets it to ``env.drone``."""
+
+
+@configclass
+class PointControlPhysicsCfg(PresetCfg):
+    """Physics backends of the task, for ``physics=NAME``."""
+
+    # The craft touches nothing. Room for one constraint is kept all the same: without any, MuJoCo Warp 3.12's Euler
+    # integrator uses forces of an earlier step.
+    newton_mjwarp: NewtonCfg = NewtonCfg(
+        solver_cfg=MJWarpSolverCfg(integrator="euler", disable_contacts=True, njmax=1, nconmax=1)
+    )
+    default: NewtonCfg = newton_mjwarp
+
+
+@configclass
+class PointControlSceneCfg(InteractiveSceneCfg):
+    """What stands in the scene beside the craft."""
+
+    light: AssetBaseCfg = AssetBaseCfg(prim_path="/World/Light", spawn=sim_utils.DistantLightCfg(intensity=2000.0))
+
+
+@configclass
+class PointControlEnvCfg(DirectRLEnvCfg):
+    """Point control of a Crazyflie on Isaac Lab."""
+
+    sim: SimulationCfg = SimulationCfg(
+        dt=1.0 / DEFAULTS.physics_freq,
+        render_interval=DEFAULTS.physics_freq // DEFAULTS.policy_freq,
+        physics=PointControlPhysicsCfg(),
+    )
+    decimation: int = DEFAULTS.physics_freq // DEFAULTS.policy_freq
+    episode_length_s: float = DEFAULTS.episode_length_s
+    scene: PointControlSceneCfg = PointControlSceneCfg(num_envs=DEFAULTS.num_envs, env_spacing=2.0)
+    action_space: int = 4
+    observation_space: int = 22
+    state_space: int = 0
+
+    robot: RigidObjectCfg = RigidObjectCfg(prim_path="{ENV_REGEX_NS}/Robot", spawn=CraftFileCfg())
+    """The craft, flown as one rigid body. ``env.robot.spawn.usd_path`` replaces the asset, and its mass and inertia
+    with it; the asset that comes with the task has those of ``drone``."""
+    drone: str = DEFAULTS.drone
+    """Crazyflow's name of the airframe whose motors and drag the craft has."""
+    frame: str = DEFAULTS.frame
+    """Frame of the student's position and velocity errors: ``body`` or ``world``."""
+    teacher_frame: str = DEFAULTS.teacher_frame
+    """The same for the teacher."""
+    target: TargetCfg = DEFAULTS.target
+    """The point to be held or followed."""
+    reset: ResetCfg = DEFAULTS.reset
+    """Where episodes begin."""
+    termination: TerminationCfg = DEFAULTS.termination
+    """Limits that end an episode."""
+    reward: RewardCfg = DEFAULTS.reward
+    """Weights of the reward terms."""
+    randomization: RandomizationCfg = DEFAULTS.randomization
+    """Ranges of the physical parameters."""
+
+    def validate_config(self) -> None:
+        """Isaac Lab's hook for checks: raise ``ValueError`` on the first setting that makes no sense."""
+        policy_freq = max(1, round(1.0 / (self.sim.dt * self.decimation)))
+        PointControlCfg(
+            drone=self.drone,
+            num_envs=self.scene.num_envs,
+            episode_length_s=self.episode_length_s,
+            physics_freq=policy_freq * self.decimation,
+            policy_freq=policy_freq,
+            frame=self.frame,
+            teacher_frame=self.teacher_frame,
+            target=self.target,
+            reset=self.reset,
+            termination=self.termination,
+            reward=self.reward,
+            randomization=self.randomization,
+        ).validate()

@@ -1,0 +1,252 @@
+"""Point control on Isaac Lab: fly to a target and stay on it. The task is that of :mod:`bridge.crazyflie.task`."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+import gymnasium as gym
+import torch
+from isaaclab.assets import RigidObject
+from isaaclab.envs import DirectRLEnv
+from torch import Tensor
+
+from bridge.crazyflie.cfg import RandomizationCfg, ResetCfg
+from bridge.isaaclab_tasks.point_control import target as targets
+from bridge.isaaclab_tasks.point_control.cfg import PointControlEnvCfg
+from bridge.isaaclab_tasks.point_control.dynamics import Airframe, rotation_matrix, rotor_acceleration, wrench
+
+
+@dataclass
+class Craft:
+    """Physical state of a batch of quadrotors."""
+
+    pos: Tensor
+    """(B, 3) m, world frame, relative to the spawn point."""
+    quat: Tensor
+    """(B, 4) xyzw, body to world."""
+    vel: Tensor
+    """(B, 3) m/s, world frame."""
+    ang_vel: Tensor
+    """(B, 3) rad/s, body frame."""
+    rotor_vel: Tensor
+    """(B, 4) rpm; motors front-right, back-right, back-left, front-left."""
+
+
+@dataclass
+class Physics:
+    """Multipliers on the nominal physical parameters, each (B,)."""
+
+    mass: Tensor
+    inertia: Tensor
+    thrust: Tensor
+    motor: Tensor
+
+    @staticmethod
+    def sample(cfg: RandomizationCfg, num_envs: int, device: str) -> Physics:
+        """Draw each multiplier uniformly from [1 - width, 1 + width]."""
+        widths = torch.tensor([cfg.mass, cfg.inertia, cfg.thrust, cfg.motor], device=device)
+        unit = 2.0 * torch.rand(4, num_envs, device=device) - 1.0
+        return Physics(*(1.0 + widths[:, None] * unit))
+
+
+class PointControlEnv(DirectRLEnv):
+    """The task as an Isaac Lab environment.
+
+    Observation groups (body frame means rotated by the transposed rotation matrix):
+
+    - ``policy`` (22), the student's: position minus target (3, m) and velocity minus target velocity (3, m/s), both in
+      ``cfg.frame``; rotation matrix (9, body to world, row major); body rates (3, rad/s); previous motor commands
+      (4, 0..1).
+    - ``teacher`` (26): the same in ``cfg.teacher_frame``, then the rotor speeds (4, 0..1).
+
+    Actions (B, 4) in [-1, 1] are motor commands; -1 is the slowest and 1 the fastest rotor speed.
+    """
+
+    cfg: PointControlEnvCfg
+
+    def __init__(self, cfg: PointControlEnvCfg, render_mode: str | None = None, **kwargs: Any):
+        self.airframe = Airframe.load(cfg.drone)
+        # The user's name for the craft is env.robot; Isaac Lab builds and clones what the scene's settings hold.
+        cfg.robot.spawn.drone = cfg.drone
+        cfg.scene.robot = cfg.robot
+        super().__init__(cfg, render_mode, **kwargs)
+        self.robot: RigidObject = self.scene["robot"]
+        mass = float(self.robot.data.body_mass.torch[0, 0])
+        gravity = math.hypot(*cfg.sim.gravity)
+        low, high = self.airframe.rotor_min, self.airframe.rotor_max
+        self.hover_rotor_vel = self.airframe.rotor_vel(mass * gravity / 4)
+        """Rotor speed that carries the nominal craft, rpm."""
+        self.hover_action = (self.hover_rotor_vel - low) / (high - low)
+        """The same as a motor command (0..1)."""
+        n, device = self.num_envs, self.device
+        self.rotor_vel = torch.full((n, 4), self.hover_rotor_vel, device=device)
+        """(B, 4) rpm."""
+        self.last_action = torch.full((n, 4), self.hover_action, device=device)
+        """(B, 4) motor commands of the previous step, 0..1."""
+        self.action_change = torch.zeros(n, device=device)
+        """(B,) norm of the last change of the motor commands."""
+        self.target = targets.reset(cfg.target, n, device)
+        self.physics = Physics.sample(cfg.randomization, n, device)
+
+    @property
+    def craft(self) -> Craft:
+        """The crafts' state, read from the simulation."""
+        pose, vel = self.robot.data.root_link_pose_w.torch, self.robot.data.root_com_vel_w.torch
+        quat = pose[:, 3:]
+        return Craft(
+            pos=pose[:, :3] - self.scene.env_origins,
+            quat=quat,
+            vel=vel[:, :3],
+            ang_vel=_to_body(rotation_matrix(quat), vel[:, 3:]),
+            rotor_vel=self.rotor_vel,
+        )
+
+    def place(self, craft: Craft, env_ids: Tensor) -> None:
+        """Put ``craft`` (K rows) into the environments ``env_ids`` (K,)."""
+        pose = torch.cat([craft.pos + self.scene.env_origins[env_ids], craft.quat], dim=-1)
+        rates = (rotation_matrix(craft.quat) @ craft.ang_vel[..., None])[..., 0]
+        self.robot.write_root_pose_to_sim_index(root_pose=pose, env_ids=env_ids)
+        self.robot.write_root_velocity_to_sim_index(root_velocity=torch.cat([craft.vel, rates], -1), env_ids=env_ids)
+        self.rotor_vel[env_ids] = craft.rotor_vel
+
+    def _configure_gym_env_spaces(self) -> None:
+        super()._configure_gym_env_spaces()
+        self.single_observation_space["teacher"] = gym.spaces.Box(-math.inf, math.inf, (26,))
+
+    def _pre_physics_step(self, actions: Tensor) -> None:
+        command = 0.5 * (actions.clamp(-1.0, 1.0) + 1.0)
+        self.action_change = (command - self.last_action).norm(dim=-1)
+        self.last_action = command
+        targets.step(self.cfg.target, self.target, self.step_dt)
+
+    def _apply_action(self) -> None:
+        """Called before every physics step: set the wrench of this moment, then let the rotors move on."""
+        low, high = self.airframe.rotor_min, self.airframe.rotor_max
+        command = low + self.last_action * (high - low)
+        rotor_acc = rotor_acceleration(self.airframe, self.rotor_vel, command, self.physics.motor)
+        craft = self.craft
+        vel = _to_body(rotation_matrix(craft.quat), craft.vel)
+        force, torque = wrench(self.airframe, self.rotor_vel, rotor_acc, vel, craft.ang_vel, self.physics.thrust)
+        # A heavier craft with gravity unchanged flies as the nominal one does under a smaller force; the same holds for
+        # inertia and torque, gyroscopic term included. So the simulation's own masses never need to be rewritten.
+        self.robot.permanent_wrench_composer.set_forces_and_torques_index(
+            forces=(force / self.physics.mass[:, None])[:, None],
+            torques=(torque / self.physics.inertia[:, None])[:, None],
+        )
+        self.rotor_vel += rotor_acc * self.physics_dt
+
+    def _get_dones(self) -> tuple[Tensor, Tensor]:
+        craft = self.craft
+        self.limits = self._limits(craft)
+        terminated = torch.stack(list(self.limits.values())).any(dim=0)
+        time_out = (self.episode_length_buf >= self.max_episode_length) & ~terminated
+        error = (craft.pos - self.target.pos).norm(dim=-1)
+        self.position_error = torch.where(self.limits["nan"], 0.0, error)
+        log = {"Metrics/position_error": self.position_error.mean()}
+        ended = terminated | time_out
+        if ended.any():
+            log |= {f"Episode_Termination/{name}": hit[ended].float().mean() for name, hit in self.limits.items()}
+        self.extras["log"] = log
+        return terminated, time_out
+
+    def _get_rewards(self) -> Tensor:
+        weights = self.cfg.reward
+        reward = (
+            weights.alive
+            - weights.position * self.position_error
+            - weights.orientation * (1.0 - _vertical(self.craft.quat))
+            - weights.action_change * self.action_change
+        )
+        # A state that is not finite must not reach the reward either: only the penalty is left of it.
+        return torch.where(self.limits["nan"], 0.0, reward) - weights.termination * self.reset_terminated
+
+    def _get_observations(self) -> dict[str, Tensor]:
+        low, high = self.airframe.rotor_min, self.airframe.rotor_max
+        craft = self.craft
+        student = self._observe_without_motors(craft, self.cfg.frame)
+        same = self.cfg.frame == self.cfg.teacher_frame
+        teacher = student if same else self._observe_without_motors(craft, self.cfg.teacher_frame)
+        motors = (craft.rotor_vel - low) / (high - low)
+        return {"policy": student, "teacher": torch.cat([teacher, motors], dim=-1)}
+
+    def _observe_without_motors(self, craft: Craft, frame: str) -> Tensor:
+        rotation = rotation_matrix(craft.quat)
+        position, velocity = craft.pos - self.target.pos, craft.vel - self.target.vel
+        if frame == "body":
+            position, velocity = _to_body(rotation, position), _to_body(rotation, velocity)
+        return torch.cat([position, velocity, rotation.flatten(1), craft.ang_vel, self.last_action], dim=-1)
+
+    def _limits(self, craft: Craft) -> dict[str, Tensor]:
+        """Which limits the craft (B) breaks, by name."""
+        limit = self.cfg.termination
+        finite = torch.cat([getattr(craft, f.name) for f in fields(craft)], dim=-1).isfinite().all(dim=-1)
+        return {
+            "distance": craft.pos.norm(dim=-1) > limit.max_distance,
+            "linear_velocity": craft.vel.abs().amax(dim=-1) > limit.max_linear_velocity,
+            "body_rate": craft.ang_vel.abs().amax(dim=-1) > limit.max_body_rate,
+            "tilt": _vertical(craft.quat) < math.cos(math.radians(limit.max_tilt)),
+            "nan": ~finite,
+        }
+
+    def _reset_idx(self, env_ids: Sequence[int] | Tensor | None) -> None:
+        if env_ids is None:
+            env_ids = range(self.num_envs)
+        env_ids = torch.as_tensor(env_ids, dtype=torch.int32, device=self.device)
+        super()._reset_idx(env_ids)
+        n = len(env_ids)
+        self.place(self._initial_craft(self.cfg.reset, n), env_ids)
+        self.last_action[env_ids] = self.hover_action
+        for state, fresh in (
+            (self.target, targets.reset(self.cfg.target, n, self.device)),
+            (self.physics, Physics.sample(self.cfg.randomization, n, self.device)),
+        ):
+            for name, value in vars(fresh).items():
+                getattr(state, name)[env_ids] = value
+
+    def _initial_craft(self, cfg: ResetCfg, n: int) -> Craft:
+        device = self.device
+        away = (torch.rand(n, 1, device=device) >= cfg.on_target_fraction).float()
+        angle = torch.deg2rad(torch.tensor([cfg.tilt, cfg.tilt, cfg.yaw], device=device))
+        euler = angle * (2.0 * torch.rand(n, 3, device=device) - 1.0)
+        level = torch.tensor([0.0, 0.0, 1.0], device=device)
+        return Craft(
+            pos=away * cfg.position * self.airframe.arm_length * _in_unit_ball(n, device),
+            quat=euler_to_quat(euler * torch.maximum(away, level)),
+            vel=away * cfg.linear_velocity * _in_unit_ball(n, device),
+            ang_vel=away * cfg.angular_velocity * _in_unit_ball(n, device),
+            rotor_vel=torch.full((n, 4), self.hover_rotor_vel, device=device),
+        )
+
+
+def _to_body(rotation: Tensor, vector: Tensor) -> Tensor:
+    """World vectors (B, 3) in the body frame of ``rotation`` (B, 3, 3)."""
+    return (rotation.transpose(-1, -2) @ vector[..., None])[..., 0]
+
+
+def _vertical(quat: Tensor) -> Tensor:
+    """Cosine of the tilt (B,): the world's z component of the body's z axis."""
+    return 1.0 - 2.0 * (quat[:, 0] ** 2 + quat[:, 1] ** 2)
+
+
+def _in_unit_ball(n: int, device: str) -> Tensor:
+    """Points (n, 3) uniform in the unit ball: a uniform direction times the cube root of a uniform number."""
+    direction = torch.randn(n, 3, device=device)
+    direction = direction / direction.norm(dim=-1, keepdim=True)
+    return direction * torch.rand(n, 1, device=device) ** (1 / 3)
+
+
+def euler_to_quat(euler: Tensor) -> Tensor:
+    """Roll, pitch, yaw (n, 3) in rad, applied yaw after pitch after roll, to quaternions xyzw (n, 4)."""
+    (sr, sp, sy), (cr, cp, cy) = torch.sin(0.5 * euler).T, torch.cos(0.5 * euler).T
+    return torch.stack(
+        [
+            sr * cp * cy - cr * sp * sy,
+            cr * sp * cy + sr * cp * sy,
+            cr * cp * sy - sr * sp * cy,
+            cr * cp * cy + sr * sp * sy,
+        ],
+        dim=-1,
+    )

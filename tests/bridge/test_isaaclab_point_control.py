@@ -1,0 +1,368 @@
+"""Point control on Isaac Lab: the same task as the embedded one, flown and computed side by side."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from scipy.spatial.transform import Rotation
+
+from bridge.crazyflie import PointControl, PointControlCfg
+from bridge.crazyflie import target as embedded_targets
+from bridge.crazyflie.cfg import RandomizationCfg, ResetCfg, TargetCfg
+from bridge.isaaclab_tasks.point_control import TASK_ID
+from bridge.isaaclab_tasks.point_control import dynamics as rotors
+from bridge.isaaclab_tasks.point_control import target as targets
+from jdistill import networks
+from jdistill.policy_file import load_policy
+from tests.conftest import BUNDLED_TEACHER, jitted
+
+NUM_ENVS = 16
+
+
+@pytest.fixture
+def env(make_isaaclab_env):
+    """Sixteen Crazyflies on Isaac Lab, freshly reset; targets rest, nothing is randomised."""
+    zero = [f"env.randomization.{name}=0.0" for name in ("mass", "inertia", "thrust", "motor")]
+    env = make_isaaclab_env(TASK_ID, f"env.scene.num_envs={NUM_ENVS}", "env.target.kind=fixed", *zero)
+    env.cfg.frame = "body"
+    env.reset(seed=1)
+    return env
+
+
+@pytest.fixture(scope="module")
+def embedded() -> PointControl:
+    """The embedded task with resting targets; its physical parameters differ from craft to craft."""
+    wide = RandomizationCfg(mass=0.05, inertia=0.05, thrust=0.05, motor=0.05)
+    return jitted(PointControl(PointControlCfg(num_envs=NUM_ENVS, target=TargetCfg(kind="fixed"), randomization=wide)))
+
+
+@pytest.fixture(scope="module")
+def embedded_symplectic() -> PointControl:
+    """The same, integrated as MuJoCo integrates: new velocities first, then the pose with them."""
+    from crazyflow.sim.integration import euler, symplectic_euler
+
+    wide = RandomizationCfg(mass=0.05, inertia=0.05, thrust=0.05, motor=0.05)
+    env = PointControl(PointControlCfg(num_envs=NUM_ENVS, target=TargetCfg(kind="fixed"), randomization=wide))
+    stages = [
+        functools.partial(symplectic_euler, **stage.keywords) if getattr(stage, "func", None) is euler else stage
+        for stage in env.craft._stages
+    ]
+    assert stages != env.craft._stages
+    env.craft._stages = stages
+    return jitted(env)
+
+
+@pytest.fixture(scope="module")
+def teacher():
+    """The bundled teacher, from observations (B, 26) to actions (B, 4)."""
+    policy, learnt, _ = load_policy(BUNDLED_TEACHER)
+    carry = networks.initial_carry(policy, learnt, NUM_ENVS)
+    return jax.jit(lambda obs: networks.act(policy, learnt, carry, obs)[1])
+
+
+def np_of(x) -> np.ndarray:
+    return np.array(x, np.float64)
+
+
+def torch_of(x) -> torch.Tensor:
+    return torch.tensor(np.array(x))
+
+
+def put(env, craft, physics=None, **fields):
+    """Put the embedded task's ``craft`` into the Isaac Lab environment; ``fields`` replace rows of it."""
+    from bridge.isaaclab_tasks.point_control.env import Craft
+
+    rows = {k: torch_of(v) for k, v in vars(craft).items()}
+    rows |= {k: torch.tensor(v, dtype=torch.float32).expand(NUM_ENVS, -1).clone() for k, v in fields.items()}
+    env.place(Craft(**rows), torch.arange(NUM_ENVS, dtype=torch.int32))
+    env.last_action[:] = env.hover_action
+    for name, value in vars(physics).items() if physics else ():
+        setattr(env.physics, name, torch_of(value))
+    env.sim.forward()
+
+
+def differences(env, craft) -> dict[str, np.ndarray]:
+    """Distance (B,) of the two simulators' crafts by quantity: m, rad, m/s, rad/s."""
+    ours = {k: v.numpy().astype(np.float64) for k, v in vars(env.craft).items()}
+    turned = Rotation.from_quat(ours["quat"]).inv() * Rotation.from_quat(np_of(craft.quat))
+    far = {k: np.linalg.norm(ours[k] - np_of(getattr(craft, k)), axis=1) for k in ("pos", "vel", "ang_vel")}
+    return {**far, "attitude": turned.magnitude()}
+
+
+def fly(env, embedded, teacher, seconds: float, closed_loop: bool) -> dict[str, np.ndarray]:
+    """Fly both from the same states; greatest difference (B,) of each quantity on the way.
+
+    In closed loop the teacher sees each simulator's own observations, else the embedded task's alone.
+    """
+    state = embedded.reset(jax.random.key(0))
+    sim = state.pipeline_state
+    env.reset()
+    put(env, sim.craft, sim.physics)
+    obs = env._get_observations()
+    worst = differences(env, sim.craft)
+    for _ in range(round(seconds / env.step_dt)):
+        action = teacher(state.obs["teacher"])
+        own_action = teacher(obs["teacher"].numpy()) if closed_loop else action
+        state = embedded.step(state, action)
+        obs, _, terminated, _, _ = env.step(torch_of(own_action))
+        assert not terminated.any() and not state.done.any()
+        worst = {k: np.maximum(worst[k], v) for k, v in differences(env, state.pipeline_state.craft).items()}
+    return worst
+
+
+def test_the_first_second_is_crazyflows_under_the_same_integrator(env, embedded_symplectic, teacher):
+    """Same rotors, drag, gyroscopic terms, timing: what is left in one second is rounding."""
+    closed = fly(env, embedded_symplectic, teacher, 1.0, closed_loop=True)
+    assert closed["pos"].max() < 5e-5 and closed["vel"].max() < 2e-4
+    assert closed["attitude"].max() < 2e-4 and closed["ang_vel"].max() < 2e-3
+    # Nothing pulls the two together when one replays the other's actions.
+    replayed = fly(env, embedded_symplectic, teacher, 1.0, closed_loop=False)
+    assert replayed["pos"].max() < 5e-4 and replayed["vel"].max() < 2e-3
+    assert replayed["attitude"].max() < 5e-4 and replayed["ang_vel"].max() < 2e-3
+
+
+def test_the_teacher_flies_the_first_second_as_in_the_embedded_task(env, embedded, teacher):
+    """Crazyflow moves the pose with the old velocity, MuJoCo with the new one: 2 ms apart at 500 Hz."""
+    closed = fly(env, embedded, teacher, 1.0, closed_loop=True)
+    assert np.median(closed["pos"]) < 5e-3 and closed["pos"].max() < 3e-2
+    assert np.median(closed["attitude"]) < 2e-2 and np.median(closed["vel"]) < 2e-2
+
+
+def test_one_physics_step_of_the_rotors_is_crazyflows(embedded):
+    """Force, torque and rotor lag against the model's own right-hand side, at random states."""
+    from crazyflow.dynamics.core import load_fn_params
+    from crazyflow.dynamics.first_principles import dynamics
+
+    rng = np.random.default_rng(0)
+    n, airframe = 100, rotors.Airframe.load("cf2x_L250")
+    quat, vel, ang_vel = Rotation.random(n, rng=0), rng.normal(size=(n, 3)), 5 * rng.normal(size=(n, 3))
+    rotor_vel, command = rng.uniform(8e3, 23e3, (2, n, 4))
+    params = load_fn_params(dynamics, "cf2x_L250")
+    state = [jnp.asarray(x) for x in (np.zeros((n, 3)), quat.as_quat(), vel, ang_vel, command, rotor_vel)]
+    _, _, acc, ang_acc, rotor_acc = dynamics(*state, **{k: jnp.asarray(v) for k, v in params.items()})
+    ones, as_torch = torch.ones(n), functools.partial(torch.tensor, dtype=torch.float32)
+    ours = rotors.rotor_acceleration(airframe, as_torch(rotor_vel), as_torch(command), ones)
+    np.testing.assert_allclose(ours, rotor_acc, rtol=1e-4, atol=0.5)
+    force, torque = rotors.wrench(
+        airframe, as_torch(rotor_vel), ours, as_torch(quat.inv().apply(vel)), as_torch(ang_vel), ones
+    )
+    weight = np.array([0.0, 0.0, 9.81 * airframe.mass])
+    np.testing.assert_allclose(force, quat.inv().apply(airframe.mass * np_of(acc) + weight), rtol=1e-4, atol=1e-5)
+    inertia = np.array(airframe.J)
+    needed = np_of(ang_acc) @ inertia + np.cross(ang_vel, ang_vel @ inertia)
+    np.testing.assert_allclose(torque, needed, rtol=1e-3, atol=1e-6)
+
+
+def test_constants_and_defaults_are_the_embedded_ones(env, embedded):
+    craft = embedded.craft
+    assert (env.airframe.rotor_min, env.airframe.rotor_max) == pytest.approx((craft.rotor_min, craft.rotor_max))
+    assert env.airframe.arm_length == pytest.approx(craft.arm_length)
+    assert env.hover_action == pytest.approx(embedded.hover_action, abs=1e-6)
+    assert env.step_dt == pytest.approx(embedded.step_dt) and env.max_episode_length == embedded.max_episode_length
+    body = env.robot.data
+    np.testing.assert_allclose(body.body_mass.torch, env.airframe.mass, rtol=1e-6)
+    np.testing.assert_allclose(body.body_inertia.torch[:, 0].reshape(-1, 3, 3), [env.airframe.J] * NUM_ENVS, atol=1e-11)
+    from bridge.isaaclab_tasks.point_control.cfg import PointControlEnvCfg
+
+    ours, theirs = PointControlEnvCfg(), PointControlCfg()
+    for name in ("drone", "frame", "teacher_frame", "target", "reset", "termination", "reward", "randomization"):
+        assert getattr(ours, name) == getattr(theirs, name)
+    assert ours.scene.num_envs == theirs.num_envs
+    for group, size in (("policy", 22), ("teacher", 26)):
+        assert env.single_observation_space[group].shape == (size,) == env.obs_buf[group].shape[1:]
+
+
+@pytest.mark.parametrize("frame", ["body", "world"])
+def test_observations_are_the_embedded_formulas(env, embedded, frame):
+    world = PointControl(PointControlCfg(num_envs=NUM_ENVS, frame=frame, target=TargetCfg(kind="fixed")))
+    state = embedded.reset(jax.random.key(3))
+    env.cfg.frame = frame
+    put(env, state.pipeline_state.craft)
+    env.target.pos, env.target.vel = torch.randn(2, NUM_ENVS, 3)
+    obs, *_ = env.step(torch.rand(NUM_ENVS, 4) * 2 - 1)
+    sim = state.pipeline_state
+    sim = sim.replace(
+        craft=sim.craft.replace(**{k: jnp.asarray(v.numpy()) for k, v in vars(env.craft).items()}),
+        target=sim.target.replace(pos=jnp.asarray(env.target.pos.numpy()), vel=jnp.asarray(env.target.vel.numpy())),
+        last_action=jnp.asarray(env.last_action.numpy()),
+    )
+    expected = world.observe(sim)
+    np.testing.assert_allclose(obs["policy"], expected["student"], atol=2e-5)
+    np.testing.assert_allclose(obs["teacher"], expected["teacher"], atol=2e-5)
+
+
+def test_reward_terms(env, embedded):
+    put(env, embedded.reset(jax.random.key(3)).pipeline_state.craft)
+    action = torch.rand(NUM_ENVS, 4) * 2 - 1
+    _, reward, terminated, _, extras = env.step(action)
+    assert not terminated.any()
+    craft = env.craft
+    error = (craft.pos - env.target.pos).norm(dim=1).numpy()
+    tilt = 1 - Rotation.from_quat(craft.quat.numpy()).as_matrix()[:, 2, 2]
+    change = (0.5 * (action + 1) - env.hover_action).norm(dim=1).numpy()
+    np.testing.assert_allclose(reward, 1.5 - error - 0.5 * tilt - 0.1 * change, atol=1e-5)
+    assert float(extras["log"]["Metrics/position_error"]) == pytest.approx(error.mean(), rel=1e-4)
+    assert not any(name.startswith("Episode_") for name in extras["log"]), "no episode ended"
+
+
+@pytest.mark.parametrize(
+    ("limit", "fields"),
+    [
+        ("distance", {"pos": [15.1, 0, 0]}),
+        ("linear_velocity", {"vel": [0, -4.2, 0]}),
+        ("body_rate", {"ang_vel": [0, 0, 40.0]}),
+        ("tilt", {"quat": [np.sin(np.pi / 4 + 0.05), 0, 0, np.cos(np.pi / 4 + 0.05)]}),
+        ("nan", {"vel": [np.nan, 0, 0]}),
+    ],
+)
+def test_each_limit_ends_the_episode_and_the_next_one_is_sound(env, embedded, limit, fields):
+    still = {"pos": [0, 0, 0], "quat": [0, 0, 0, 1], "vel": [0, 0, 0], "ang_vel": [0, 0, 0]}
+    put(env, embedded.reset(jax.random.key(0)).pipeline_state.craft, **(still | fields))
+    hover = torch.full((NUM_ENVS, 4), 2 * env.hover_action - 1)
+    obs, reward, terminated, truncated, extras = env.step(hover)
+    assert terminated.all() and not truncated.any()
+    ended = {k.split("/")[1]: float(v) for k, v in extras["log"].items() if k.startswith("Episode_Termination/")}
+    assert ended == {name: float(name == limit) for name in ended} and limit in ended
+    assert (reward < -80).all() and reward.isfinite().all()
+    for _ in range(3):
+        assert all(group.isfinite().all() for group in obs.values())
+        obs, _, terminated, _, _ = env.step(hover)
+        assert not terminated.any()
+
+
+def test_time_ends_an_episode_and_the_observation_is_the_new_ones(env):
+    age = env.max_episode_length - 1
+    env.episode_length_buf[:4] = age
+    env.last_action[:] = 0.1
+    obs, _, terminated, truncated, _ = env.step(torch.zeros(NUM_ENVS, 4))
+    assert not terminated.any() and truncated.tolist() == [True] * 4 + [False] * (NUM_ENVS - 4)
+    assert env.episode_length_buf.tolist() == [0] * 4 + [1] * (NUM_ENVS - 4)
+    np.testing.assert_allclose(obs["teacher"][:4, 18:], env.hover_action, atol=1e-6)
+    np.testing.assert_allclose(obs["teacher"][4:, 18:22], 0.5, atol=1e-6)
+    shown = {k: v.clone() for k, v in obs.items()}
+    env.sim.forward()
+    for group, value in env._get_observations().items():
+        np.testing.assert_array_equal(shown[group], value)
+
+
+def test_default_resets_fill_their_ranges(env):
+    craft = env._initial_craft(ResetCfg(), 2000)
+    for name, radius in (("pos", 10 * env.airframe.arm_length), ("vel", 1.0), ("ang_vel", 1.0)):
+        length = getattr(craft, name).norm(dim=1).numpy()
+        assert 0.97 * radius < length.max() <= radius * (1 + 1e-5)
+        away = length[length > 0]
+        assert np.mean(away < radius / 2) == pytest.approx(1 / 8, abs=0.03), "uniform in the ball's volume"
+    assert np.mean(craft.pos.norm(dim=1).numpy() == 0) == pytest.approx(0.1, abs=0.03)
+    yaw, pitch, roll = Rotation.from_quat(craft.quat.numpy()).as_euler("ZYX", degrees=True).T
+    for angle, bound in ((roll, 45), (pitch, 45), (yaw, 180)):
+        assert 0.98 * bound < np.abs(angle).max() <= bound * (1 + 1e-5)
+    physics = type(env.physics).sample(RandomizationCfg(mass=0.1, inertia=0, thrust=0, motor=0), 500, "cpu")
+    assert 0.9 <= physics.mass.min() < 0.91 and 1.09 < physics.mass.max() <= 1.1 and (physics.thrust == 1).all()
+
+
+@pytest.mark.parametrize("kind", ["mixed", "langevin", "figure_eight", "fixed"])
+def test_targets_move_as_the_embedded_ones(kind):
+    cfg = TargetCfg(kind=kind, sigma=2.0)
+    theirs = embedded_targets.reset(cfg, jax.random.key(0), 500)
+    ours = targets.reset(cfg, 500, "cpu")
+    assert float(ours.kind.double().mean()) == pytest.approx(np.mean(np_of(theirs.kind)), abs=0.1)
+    assert ours.speed_limit.min() >= cfg.min_speed_limit and ours.speed_limit.max() <= cfg.max_speed_limit
+    ours.kind, ours.speed_limit = torch_of(theirs.kind).long(), torch_of(theirs.speed_limit)
+    step = jax.jit(lambda t, k: embedded_targets.step(cfg, t, k, 0.01))
+    for i in range(100):
+        key = jax.random.key(i)
+        theirs = step(theirs, key)
+        if kind in ("mixed", "langevin"):
+            ours.time += 0.01
+            targets.langevin(cfg, ours, torch_of(jax.random.normal(key, (500, 3))), 0.01)
+        else:
+            targets.step(cfg, ours, 0.01)
+    for name, value in vars(theirs).items():
+        np.testing.assert_allclose(getattr(ours, name), value, atol=1e-4, err_msg=name)
+
+
+def test_langevin_targets_wander_from_step_to_step():
+    cfg = TargetCfg(kind="langevin")
+    target = targets.reset(cfg, 4, "cpu")
+    for _ in range(50):
+        targets.step(cfg, target, 0.01)
+    assert (target.pos.norm(dim=1) > 0).all() and target.time == pytest.approx(0.5, rel=1e-5)
+
+
+ARTICULATED = """#usda 1.0
+(defaultPrim = "quad")
+def Xform "quad" (prepend apiSchemas = ["PhysicsArticulationRootAPI"])
+{
+    def Xform "body" (prepend apiSchemas = ["PhysicsRigidBodyAPI", "PhysicsMassAPI"])
+    {
+        float physics:mass = 0.025
+    }
+    def Xform "propeller" (prepend apiSchemas = ["PhysicsRigidBodyAPI", "PhysicsMassAPI"])
+    {
+        float physics:mass = 0.005
+    }
+    def PhysicsRevoluteJoint "spin"
+    {
+        rel physics:body0 = </quad/body>
+        rel physics:body1 = </quad/propeller>
+    }
+}
+"""
+ONE_BODY = """#usda 1.0
+(defaultPrim = "quad")
+def Xform "quad"
+{
+    def Xform "body" (prepend apiSchemas = ["PhysicsRigidBodyAPI", "PhysicsMassAPI"])
+    {
+        float physics:mass = 0.03
+        float3 physics:diagonalInertia = (2e-5, 2e-5, 3e-5)
+    }
+}
+"""
+
+
+@pytest.mark.parametrize(
+    ("usd", "mass", "inertia"),
+    [(ONE_BODY, 0.03, 2e-5), (ARTICULATED, 0.03, 1.68e-5 * 0.03 / 0.0328), (None, 0.0328, 1.68e-5)],
+    ids=["one body", "articulated", "looks alone"],
+)
+def test_another_asset_flies(make_isaaclab_env, tmp_path, usd, mass, inertia):
+    import newton
+
+    path = tmp_path / "quad.usda"
+    if usd:
+        path.write_text(usd)
+    else:
+        path = Path(newton.__file__).parent / "examples" / "assets" / "crazyflie.usd"
+    still = [f"env.reset.{name}=0.0" for name in ("position", "linear_velocity", "angular_velocity", "tilt", "yaw")]
+    zero = [f"env.randomization.{name}=0.0" for name in ("mass", "inertia", "thrust", "motor")]
+    env = make_isaaclab_env(TASK_ID, "env.scene.num_envs=2", f"env.robot.spawn.usd_path={path}", *still, *zero)
+    env.reset()
+    assert env.robot.num_bodies == 1
+    np.testing.assert_allclose(env.robot.data.body_mass.torch, mass, rtol=1e-5)
+    np.testing.assert_allclose(env.robot.data.body_inertia.torch[:, 0, 0], inertia, rtol=1e-4)
+    for _ in range(50):
+        env.step(torch.full((2, 4), 2 * env.hover_action - 1))
+    assert env.craft.pos.abs().max() < 1e-3
+
+
+def test_settings_that_make_no_sense_are_named(make_isaaclab_env):
+    for override, named in (("env.frame=moon", "env.frame"), ("env.drone=cf9", "env.drone")):
+        with pytest.raises(ValueError, match=named):
+            make_isaaclab_env(TASK_ID, "env.scene.num_envs=2", override)
+
+
+def test_airframes_are_those_of_crazyflow(embedded):
+    params = embedded.craft._template.params
+    airframe = dataclasses.asdict(rotors.Airframe.load("cf2x_L250"))
+    for name, value in airframe.items():
+        if name.startswith("thrust_m"):
+            continue
+        np.testing.assert_allclose(np.squeeze(getattr(params, name)), np.array(value), rtol=1e-6, err_msg=name)
