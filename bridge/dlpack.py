@@ -121,7 +121,11 @@ def pointer(memory: torch.Tensor | jax.Array) -> int:
     return memory.data_ptr() if isinstance(memory, torch.Tensor) else memory.unsafe_buffer_pointer()
 
 
-def torch_call(function: Callable[..., None], result_shape_dtypes: Any) -> Callable[..., Any]:
+def torch_call(
+    function: Callable[..., None],
+    result_shape_dtypes: Any,
+    execute: Callable[[Callable[[], None]], None] = lambda body: body(),
+) -> Callable[..., Any]:
     """A JAX function that runs torch code in the middle of a compiled program, without copies.
 
     ``function(out, *args)`` gets tensors: ``args`` like the arguments of the call, to be read, and ``out`` like
@@ -134,13 +138,16 @@ def torch_call(function: Callable[..., None], result_shape_dtypes: Any) -> Calla
     ``jax.errors.JaxRuntimeError`` with the traceback in its text, at the latest where the program's results are waited
     for.
 
+    ``execute`` gets the work of each call as a function without arguments and returns once it has run, here or on
+    another thread (see :class:`bridge.main_thread.MainThread`).
+
     JAX orders calls by the data that flow through them and by nothing else: of two calls that must not swap, the second
     takes something from the first. Some run on the caller's thread and some on JAX's own, so ``function`` cannot count
     on torch's thread-local modes, autocast and default device for two; gradients and inference mode are always off. It
     must not call JAX. Gradients do not pass through, and ``jax.vmap`` is refused.
     """
 
-    def callback(ctx: ExecutionContext, out: Any, *args: Any) -> None:
+    def call(ctx: ExecutionContext, out: Any, *args: Any) -> None:
         buffers, tree = jax.tree.flatten((args, out))
         # Inference mode, which a caller's thread may be in, would leave an environment with tensors of a special kind.
         with torch.inference_mode(False), torch.no_grad():
@@ -154,6 +161,9 @@ def torch_call(function: Callable[..., None], result_shape_dtypes: Any) -> Calla
         del inputs, outputs, tensors
         if any(ref() is not None for ref in alive):
             raise DLPackError("torch kept a tensor whose memory ends with the call; keep a clone of it")
+
+    def callback(ctx: ExecutionContext, out: Any, *args: Any) -> None:
+        execute(lambda: call(ctx, out, *args))
 
     # Without the side effect JAX would drop calls whose results nobody reads and merge equal ones.
     return buffer_callback(callback, result_shape_dtypes, has_side_effect=True)

@@ -18,10 +18,10 @@ import jax
 from bridge.env import TrainingEnv
 from jdistill import observations
 from jdistill.checkpoint import Checkpoints
-from jdistill.config import ConfigError, RunCfg, StudentCfg
+from jdistill.config import AgentCfg, ConfigError, RunCfg, StudentCfg
 from jdistill.console import RunConsole, Timing, iteration_block, switch_banner
 from jdistill.distillation import FINITE, Distillation, TrainState
-from jdistill.interop.rsl_rl_checkpoint import load_teacher_checkpoint
+from jdistill.interop.rsl_rl_checkpoint import is_torch_file, load_teacher_checkpoint
 from jdistill.log import make_writer
 from jdistill.networks import Policy, PolicyState
 from jdistill.policy_file import load_policy, save_policy
@@ -216,6 +216,13 @@ def make_student(cfg: StudentCfg, num_actions: int) -> Policy:
     )
 
 
+def resolve_obs_groups(agent: AgentCfg, env: TrainingEnv) -> None:
+    """Where the environment has no group of the set's own name, let the set be ``policy``, as rsl_rl does."""
+    for name in ("student", "teacher"):
+        if agent.obs_groups[name] == [name] and name not in env.obs_sizes and "policy" in env.obs_sizes:
+            agent.obs_groups[name] = ["policy"]
+
+
 def load_teacher(file: Path, env: TrainingEnv, cfg: RunCfg, old_output_activation: str = "identity") -> Teacher:
     """Read the teacher's policy file or rsl_rl checkpoint.
 
@@ -226,7 +233,7 @@ def load_teacher(file: Path, env: TrainingEnv, cfg: RunCfg, old_output_activatio
         PolicyFileError: it cannot be read.
         ConfigError: it does not fit the environment.
     """
-    if file.suffix in (".pt", ".pth"):
+    if is_torch_file(file):
         asked = cfg.agent.teacher.activation, cfg.agent.teacher.output_activation
         teacher = Teacher(*load_teacher_checkpoint(file, env.num_actions, *asked, old_output_activation))
     else:

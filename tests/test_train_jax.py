@@ -234,8 +234,11 @@ def test_help_explains_every_flag(capsys):
         (["--profile", "3:9", "--max_iterations", "10"], "this run has iterations 0 to 9"),
         (["--device", "tpy"], "--device tpy: expected cpu, cuda or cuda:N"),
         (["--load_run", "x"], "add --resume"),
-        (["env.robot.spawn.usd_path=cf2x.usd"], "there are env.drone, env.episode_length_s"),
-        (["foo=1"], "there are agent, env"),
+        (["env.usd=cf2x.usd"], "there are env.drone, env.episode_length_s"),
+        (["bridge.mode=thread"], "bridge.mode=thread: expected one of auto, callback, host"),
+        (["--sim", "crazyflow", "--task", "Isaac-Ant-Direct"], "--sim crazyflow: has no task Isaac-Ant-Direct"),
+        (["--viz", "newton"], "unknown flag --viz"),
+        (["foo=1"], "there are agent, bridge, env"),
         (["agent=3"], "is a section"),
         (["agent.obs_groups.studnet=[student]"], "did you mean student?"),
         (["env.drone=cf9"], "env.drone='cf9': expected one of cf21B_500"),
@@ -339,5 +342,5 @@ def test_unwritable_log_folder(capsys, tmp_path):
 def test_runs_of_one_second_get_folders_of_their_own(tmp_path):
     args = train_jax.parse(["--logdir", str(tmp_path)])
     cfg, _, _ = train_jax.configure(args)
-    runs = {train_jax.new_run(args, cfg) for _ in range(3)}
+    runs = {train_jax.new_run(train_jax.planned_folder(args, cfg)) for _ in range(3)}
     assert len(runs) == 3 and all(r.is_dir() for r in runs)
