@@ -276,12 +276,12 @@ def test_isaac_labs_record_beside_the_checkpoint_is_read(tmp_path):
     load_teacher_checkpoint(tmp_path / "model_1.pt", None, output_activation="identity")
     assert not (tmp_path / "made").exists() and not Path("made").exists(), "nothing in it is run"
     record.write_text("actor: [")
-    with pytest.raises(PolicyFileError, match=r"agent.yaml: cannot be read .*; move it away"):
+    with pytest.raises(PolicyFileError, match=r"agent.yaml: cannot be read; move it away"):
         load_teacher_checkpoint(tmp_path / "model_1.pt", ACTIONS)
 
 
 def test_what_the_last_layer_is_must_be_known(tmp_path):
-    """A Beta distribution and state-dependent deviations look alike; a deviation beside them tells that it is neither."""
+    """A Beta distribution and state-dependent deviations look alike; one that stands by itself rules both out."""
     file = tmp_path / "m.pt"
     for distribution in ("BetaDistribution", "HeteroscedasticGaussianDistribution"):
         torch.save({"actor_state_dict": model("mlp", distribution_cfg={"class_name": distribution}).state_dict()}, file)
