@@ -145,7 +145,7 @@ def torch_policy(module: Any) -> Start:
 
     def act(obs: np.ndarray) -> np.ndarray:
         with torch.no_grad():
-            return module(torch.from_numpy(obs)).numpy()
+            return module(torch.tensor(obs)).numpy()
 
     def start() -> Actor:
         module.reset()

@@ -139,9 +139,7 @@ def _numpy(file: Path, entry: str, state_dict: Any) -> dict[str, np.ndarray]:
             raise PolicyFileError(f"{file}: '{name}' is a {type(tensor).__name__}, expected a tensor")
         is_count = str(name).endswith("count")
         if tensor.is_meta or tensor.is_sparse or not (tensor.is_floating_point() or is_count):
-            raise PolicyFileError(
-                f"{file}: tensor '{name}' is {tensor.dtype} on {tensor.device}, expected dense floats"
-            )
+            raise PolicyFileError(f"{file}: tensor '{name}' is {tensor.layout} {tensor.dtype}, expected dense floats")
         # Half precisions have no counterpart in NumPy.
         arrays[str(name)] = (tensor if is_count else tensor.float()).detach().numpy()
     return arrays

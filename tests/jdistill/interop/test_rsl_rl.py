@@ -141,7 +141,8 @@ def checkpoint_of_version(version: str, teacher) -> dict:
         return moved
 
     separate = {k.removeprefix("obs_normalizer."): v for k, v in tensors.items() if k.startswith("obs_normalizer.")}
-    noise = {"std": torch.ones(ACTIONS)}
+    # Where deviations depend on the state they are in the last layer, else they stand by themselves.
+    noise = {} if teacher.mlp[-1].__class__ is torch.nn.Unflatten else {"std": torch.ones(ACTIONS)}
     critic = {"critic.0.weight": torch.zeros(4, 30), "critic.0.bias": torch.zeros(4)}
     return {
         "2.x": {
