@@ -21,7 +21,8 @@ class _Request:
     def __init__(self, work: Callable[[], Any]):
         self.work = work
         self.error: BaseException | None = None
-        self.done = threading.Event()
+        self._pending = threading.Lock()  # Several times faster than an Event.
+        self._pending.acquire()
 
     def serve(self) -> None:
         """Do the work; whoever asked for it learns of an error."""
@@ -29,7 +30,11 @@ class _Request:
             self.work()
         except BaseException as e:
             self.error = e
-        self.done.set()
+        self._pending.release()
+
+    def wait(self) -> None:
+        """Return once the work is done."""
+        self._pending.acquire()
 
 
 class MainThread:
@@ -42,7 +47,7 @@ class MainThread:
         """From within a program: have the thread that called :meth:`run` do ``work``, and wait for it."""
         request = _Request(work)
         self._requests.put(request)
-        request.done.wait()
+        request.wait()
         if request.error is not None:
             raise request.error
 

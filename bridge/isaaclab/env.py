@@ -62,12 +62,13 @@ class IsaacLabEnv:
         self.step_dt = float(self.unwrapped.step_dt)
         # Some of Isaac Lab's buffers are filled by the first step only, which makes the first reset unlike all others.
         obs = _flat(self.env.reset()[0])
-        self.obs_sizes: Mapping[str, int] = {name: value.shape[1] for name, value in obs.items()}
+        self.obs_sizes: Mapping[str, int] = {name: _width(value) for name, (_, value) in obs.items()}
         self.obs_frames: Mapping[str, str] = getattr(self.unwrapped, "obs_frames", {})
         self.obs_layouts: Mapping[str, Layout] = getattr(self.unwrapped, "obs_layouts", {})
         self.action_layout: Mapping[str, Any] = getattr(self.unwrapped, "action_layout", {})
         self.groups = [name for name in self.obs_sizes if groups is None or name in groups]
-        _check_device(next(iter(obs.values())).device)
+        self._paths = [(name, obs[name][0], obs[name][1].ndim == 1) for name in self.groups]
+        _check_device(next(iter(obs.values()))[1].device)
         self._main_thread = MainThread() if mode == "host" else None
         self._failure: Exception | None = None
         self._log = ScalarLog()
@@ -77,37 +78,37 @@ class IsaacLabEnv:
     def reset(self, rng: Array) -> State:
         """Start all episodes; ``rng`` decides the simulator's seed."""
         seed = (jax.random.bits(rng, (), jnp.uint32) >> 1).astype(jnp.int32)
+        out = self._call(self._torch_reset)(seed)
         zeros, no = jnp.zeros(self.num_envs), jnp.zeros(self.num_envs, bool)
-        out = self._call(self._torch_reset, {"obs": self._obs_shapes(), "order": _INT})(seed)
         return State(
             pipeline_state=(),
             obs=out["obs"],
             reward=zeros,
             done=no,
             metrics={"episode_return": zeros, "episode_length": zeros},
-            info={**begin_episodes(self.num_envs), "time_outs": no, "order": out["order"]},
+            info={**begin_episodes(self.num_envs), "time_outs": no, "outcome": out["outcome"]},
         )
 
     def step(self, state: State, action: Array) -> State:
         """Advance every environment by one control step with ``action`` (B, A)."""
-        # The order of callbacks is that of the data they pass on, so each hands a number to the next.
-        out = self._call(self._torch_step, self._step_shapes())(action, state.info["order"])
-        terminated, truncated = out["terminated"], out["truncated"]
+        # The order of callbacks is that of the data they pass on, so each takes what the one before it gave.
+        out = self._call(self._torch_step)(action, state.info["outcome"])
+        reward, terminated, truncated = out["outcome"][0], out["outcome"][1] > 0, out["outcome"][2] > 0
         done = terminated | truncated
-        metrics, counts = count_episodes(state.info, out["reward"], done)
+        metrics, counts = count_episodes(state.info, reward, done)
         return state.replace(
             obs=out["obs"],
-            reward=out["reward"],
+            reward=reward,
             done=done,
             metrics=metrics,
-            info={**counts, "time_outs": truncated & ~terminated, "order": out["order"]},
+            info={**counts, "time_outs": truncated & ~terminated, "outcome": out["outcome"]},
         )
 
     def randomize_episode_length(self, state: State, rng: Array) -> State:
         """Pretend the episodes began at different times, rsl_rl's ``init_at_random_ep_len``."""
         length = jax.random.randint(rng, (self.num_envs,), 0, self.max_episode_length, jnp.int32)
-        order = self._call(self._torch_set_lengths, _INT)(length, state.info["order"])
-        return state.replace(info={**state.info, "order": order})
+        out = self._call(self._torch_set_lengths)(length, state.info["outcome"], state.obs)
+        return state.replace(obs=out["obs"], info={**state.info, "outcome": out["outcome"]})
 
     # -- what the learner calls ------------------------------------------------------------------------------------
 
@@ -142,30 +143,32 @@ class IsaacLabEnv:
         obs, _ = self.env.reset(seed=int(seed))
         self._log.pop()
         self._write(out["obs"], obs)
-        out["order"].zero_()
+        out["outcome"].zero_()
 
-    def _torch_step(self, out: Any, action: torch.Tensor, order: torch.Tensor) -> None:
+    def _torch_step(self, out: Any, action: torch.Tensor, before: torch.Tensor) -> None:
         # The action's memory is XLA's and ends with this call; environments keep theirs.
         obs, reward, terminated, truncated, extras = self.env.step(action.clone())
         self._write(out["obs"], obs)
-        out["reward"].copy_(reward)
-        out["terminated"].copy_(terminated)
-        out["truncated"].copy_(truncated)
-        out["order"].copy_(order)
+        for row, value in zip(out["outcome"].unbind(0), (reward, terminated, truncated), strict=True):
+            row.copy_(value)
         self._log.add(extras.get("log"))
 
-    def _torch_set_lengths(self, out: torch.Tensor, length: torch.Tensor, order: torch.Tensor) -> None:
+    def _torch_set_lengths(self, out: Any, length: torch.Tensor, before: torch.Tensor, obs: Any) -> None:
         self.unwrapped.episode_length_buf = length.to(self.unwrapped.episode_length_buf.dtype, copy=True)
-        out.copy_(order)
+        self._write(out["obs"], obs)
+        out["outcome"].copy_(before)
 
     def _write(self, out: dict[str, torch.Tensor], obs: Any) -> None:
-        flat = _flat(obs)
-        for name in self.groups:
-            out[name].copy_(flat[name])
+        for name, path, is_vector in self._paths:
+            value = obs
+            for key in path:
+                value = value[key]
+            out[name].copy_(value[:, None] if is_vector else value)
 
-    # -- shapes ----------------------------------------------------------------------------------------------------
+    def _call(self, function: Callable[..., None]) -> Callable[..., Any]:
+        """``function`` inside the compiled program. Its results are ``obs`` and ``outcome`` (3, B): reward, terminated,
+        truncated; few arrays, because each costs a microsecond or two to hand over."""
 
-    def _call(self, function: Callable[..., None], shapes: Any) -> Callable[..., Any]:
         def guarded(*args: Any) -> None:
             try:
                 function(*args)
@@ -173,38 +176,25 @@ class IsaacLabEnv:
                 self._failure = e
                 raise
 
-        if self._main_thread is None:
-            return torch_call(guarded, shapes)
-        return torch_call(guarded, shapes, self._main_thread.execute)
-
-    def _obs_shapes(self) -> dict[str, jax.ShapeDtypeStruct]:
-        return {g: jax.ShapeDtypeStruct((self.num_envs, self.obs_sizes[g]), jnp.float32) for g in self.groups}
-
-    def _step_shapes(self) -> dict[str, Any]:
-        flags = jax.ShapeDtypeStruct((self.num_envs,), jnp.bool_)
-        return {
-            "obs": self._obs_shapes(),
-            "reward": jax.ShapeDtypeStruct((self.num_envs,), jnp.float32),
-            "terminated": flags,
-            "truncated": flags,
-            "order": _INT,
-        }
+        obs = {g: jax.ShapeDtypeStruct((self.num_envs, self.obs_sizes[g]), jnp.float32) for g in self.groups}
+        shapes = {"obs": obs, "outcome": jax.ShapeDtypeStruct((3, self.num_envs), jnp.float32)}
+        execute = self._main_thread.execute if self._main_thread else None
+        # The functions above hand XLA's memory to nobody.
+        return torch_call(guarded, shapes, execute, guard=False)
 
 
-_INT = jax.ShapeDtypeStruct((), jnp.int32)
+def _flat(obs: Any, above: tuple[str, ...] = ()) -> dict[str, tuple[tuple[str, ...], torch.Tensor]]:
+    """Observation groups with the keys that lead to them; those of nested groups are ``outer/inner``.
 
-
-def _flat(obs: Any, prefix: str = "") -> dict[str, torch.Tensor]:
-    """Observation groups as (B, size) tensors; those of nested groups are ``outer/inner``, images are left out."""
-    groups: dict[str, torch.Tensor] = {}
+    Images are left out.
+    """
     if isinstance(obs, torch.Tensor):
-        obs = {"policy": obs}
-    for name, value in obs.items():
-        if isinstance(value, Mapping):
-            groups |= _flat(value, f"{prefix}{name}/")
-        elif value.ndim <= 2:
-            groups[f"{prefix}{name}"] = value if value.ndim == 2 else value[:, None]
-    return groups
+        return {"/".join(above) or "policy": (above, obs)} if obs.ndim <= 2 else {}
+    return {name: group for key, value in obs.items() for name, group in _flat(value, (*above, key)).items()}
+
+
+def _width(group: torch.Tensor) -> int:
+    return group.shape[1] if group.ndim == 2 else 1
 
 
 def _num_actions(env: Any) -> int:
