@@ -13,6 +13,7 @@ import shlex
 import sys
 from collections import Counter
 from collections.abc import Mapping
+from contextlib import ExitStack
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, NoReturn
@@ -342,10 +343,15 @@ def train(args: argparse.Namespace) -> Path:
     try:
         # rsl_rl's name for what policies see where nothing else is said.
         groups = ["policy", *group_names([e for entries in cfg.agent.obs_groups.values() for e in entries])]
-        with task.open(cfg.env, Session(cfg.agent.seed, groups, cfg.bridge.mode, str(run))) as env:
-            return train_on(env, cfg, task, file, run, bool(resumed), profile)
     except ObservationError as e:
         raise ConfigError(f"agent.obs_groups: {e}") from e
+    with ExitStack() as stack:
+        try:
+            session = Session(cfg.agent.seed, groups, cfg.bridge.mode, str(run))
+            env = stack.enter_context(task.open(cfg.env, session))
+        except ValueError as e:
+            raise ConfigError(str(e)) from e
+        return train_on(env, cfg, task, file, run, bool(resumed), profile)
 
 
 def train_on(

@@ -172,11 +172,12 @@ def open_env(
     needs_kit = bool(validate_launch(env_cfg, launch)[1])
     if mode == "auto":
         mode = "host" if needs_kit else "callback"
-    failure: BaseException | None = None
+    failure: Exception | None = None
     with launch_simulation(env_cfg, launch):
-        apply_video_recording(env_cfg, video_dir, launch)
-        env = gym.make(name, cfg=env_cfg)
+        env = None
         try:
+            apply_video_recording(env_cfg, video_dir, launch)
+            env = gym.make(name, cfg=env_cfg)
             yield IsaacLabEnv(env, groups, mode)
         except Exception as e:
             # The launcher prints a traceback of whatever passes it, also of what is for the user to read.
@@ -184,7 +185,10 @@ def open_env(
                 raise  # And Kit ends the process, so that nothing could be said after it.
             failure = e
         finally:
-            env.close()
+            if env is not None:
+                env.close()
+    if isinstance(failure, FileNotFoundError) and failure.filename is None:  # Isaac Lab's, of an asset.
+        raise LaunchError(f"{name}: {_line(failure)}") from failure
     if failure is not None:
         raise failure
 
