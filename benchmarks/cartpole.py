@@ -24,8 +24,8 @@ from typing import Any
 from benchmarks.crazyflie import ROOT, machine
 
 TASK = "Isaac-Cartpole-Direct"
-PARTS = {"teacher": ["policy"], "student": ["policy[0,2]"]}
-"""Isaac Lab's order is pole position, pole velocity, cart position, cart velocity."""
+PARTS = {"teacher": ["policy"], "student": ["policy[:2]"]}
+"""The task's order is cart position, pole angle, then their velocities."""
 
 
 @dataclass
@@ -34,7 +34,7 @@ class Size:
 
     num_envs: int = 256
     ppo_iterations: int = 150
-    iterations: int = 60
+    iterations: int = 40
     num_steps: int = 64
 
 
@@ -86,6 +86,7 @@ def distill(usd: Path, teacher: Path, logdir: Path, size: Size) -> Path:
         *("--phase1", str(size.iterations // 3), "--max_iterations", str(size.iterations), "--logger", "none"),
         *("--logdir", str(logdir), f"agent.num_steps_per_env={size.num_steps}", "agent.student.pre_dims=[]"),
         *("agent.student.rnn_hidden_dim=32", "agent.student.hidden_dims=[32]", "agent.algorithm.learning_rate=3e-3"),
+        *("agent.algorithm.learning_rate_half_life=12", "agent.algorithm.num_learning_epochs=8"),
         f"agent.obs_groups.student={PARTS['student'][0]}",
         *overrides(usd),
     ]

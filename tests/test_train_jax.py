@@ -234,7 +234,7 @@ def test_help_explains_every_flag(capsys):
         (["--profile", "3:9", "--max_iterations", "10"], "this run has iterations 0 to 9"),
         (["--device", "tpy"], "--device tpy: expected cpu, cuda or cuda:N"),
         (["--load_run", "x"], "add --resume"),
-        (["env.usd=cf2x.usd"], "there are env.drone, env.episode_length_s"),
+        (["env.zzz=cf2x.usd"], "there are env.drone, env.episode_length_s"),
         (["bridge.mode=thread"], "bridge.mode=thread: expected one of auto, callback, host"),
         (["--sim", "crazyflow", "--task", "Isaac-Ant-Direct"], "--sim crazyflow: has no task Isaac-Ant-Direct"),
         (["--viz", "newton"], "unknown flag --viz"),

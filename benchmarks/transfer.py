@@ -1,0 +1,92 @@
+"""Students distilled on one simulator, flown on the other: point control on Crazyflow and on Isaac Lab.
+
+    python -m benchmarks.transfer --out docs/transfer.json
+
+One short run on each by the command that a user types, the same bundled teacher; then teacher and both students fly the
+same number of held-out episodes on both. About 6 minutes on two CPU cores, most of it Isaac Lab's physics.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from benchmarks.crazyflie import ROOT, machine
+from bridge.env import TrainingEnv
+from bridge.tasks import POINT_CONTROL, TASKS, Session, isaaclab_task
+
+JOBS = {
+    "crazyflow": ["--phase1", "60", "--max_iterations", "200"],
+    "isaaclab": ["--phase1", "15", "--max_iterations", "50", "agent.num_steps_per_env=100"],
+}
+"""What is trained on each simulator; Isaac Lab's physics are a hundred times slower on a CPU."""
+STUDENT = {"crazyflow": ["student"], "isaaclab": ["policy"]}
+"""The student's observation group on each."""
+HALF_LIFE = {"crazyflow": 40, "isaaclab": 10}
+"""Iterations after which the step size has halved: the default's share of a run."""
+
+
+def train(sim: str, logdir: Path) -> Path:
+    """Run the command; returns the student's file."""
+    arguments = ["--sim", sim, "--device", "cpu", "--logger", "none", "--logdir", str(logdir), *JOBS[sim]]
+    arguments.append(f"agent.algorithm.learning_rate_half_life={HALF_LIFE[sim]}")
+    done = subprocess.run([sys.executable, str(ROOT / "train_jax.py"), *arguments], stdout=subprocess.PIPE)
+    if done.returncode:
+        raise SystemExit(f"training on {sim} failed with status {done.returncode}")
+    (file,) = logdir.glob("*/*/student.safetensors")
+    return file
+
+
+def open_env(sim: str, num_envs: int, stack: ExitStack) -> TrainingEnv:
+    """The default task on ``sim``."""
+    if sim == "crazyflow":
+        task = TASKS["crazyflie"]()
+    else:
+        from bridge.isaaclab.launch import parse_flags
+
+        task = isaaclab_task(POINT_CONTROL, parse_flags([], "cpu")[0])
+    return stack.enter_context(task.open(task.cfg_cls(num_envs=num_envs), Session(seed=1, groups=None)))
+
+
+def fly(sim: str, policies: dict[str, Path], episodes: int) -> dict[str, Any]:
+    """The numbers of every policy on ``sim``."""
+    from jdistill.evaluate import evaluate
+    from jdistill.policy_file import load_policy
+
+    numbers = {}
+    with ExitStack() as stack:
+        env = open_env(sim, episodes, stack)
+        for name, file in policies.items():
+            policy, learnt, _ = load_policy(file)
+            groups = ["teacher"] if name == "teacher" else STUDENT[sim]
+            numbers[name] = evaluate(env, policy, learnt, groups, seed=20_000)
+    return numbers
+
+
+def main() -> None:
+    """Train, fly, print, write."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--episodes", type=int, default=128)
+    parser.add_argument("--out", type=Path, help="JSON file for the results")
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        policies = {"teacher": ROOT / "jdistill" / "teachers" / "crazyflie.safetensors"}
+        policies |= {f"student of {sim}": train(sim, Path(folder) / sim) for sim in JOBS}
+        results = {sim: fly(sim, policies, args.episodes) for sim in JOBS}
+    print("| policy | on | survival | return |\n|---|---|---|---|")
+    for name in policies:
+        for sim in JOBS:
+            row = results[sim][name]
+            print(f"| {name} | {sim} | {row['survival']:.1%} | {row['return']:.0f} |")
+    if args.out:
+        args.out.write_text(json.dumps({"machine": machine(), "episodes": args.episodes, **results}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
