@@ -158,12 +158,10 @@ def torch_call(
 
         def call(ctx: ExecutionContext, buffers: list[Any]) -> None:
             _limit_threads(threads)
-            tensors = [torch.from_dlpack(buffer) for buffer in buffers]
-            inputs, outputs = (
-                jax.tree.unflatten(in_tree, tensors[: len(flat)]),
-                jax.tree.unflatten(out_tree, tensors[len(flat) :]),
-            )
             with _no_grad():
+                tensors = [torch.from_dlpack(buffer) for buffer in buffers]
+                inputs = jax.tree.unflatten(in_tree, tensors[: len(flat)])
+                outputs = jax.tree.unflatten(out_tree, tensors[len(flat) :])
                 if tensors[0].is_cuda:
                     with xla_order(ctx, tensors[0].device):
                         function(outputs, *inputs)
