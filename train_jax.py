@@ -264,7 +264,7 @@ def train(args: argparse.Namespace) -> Path:
     select_device(args.device)
     from jdistill.log import check_logger
     from jdistill.networks import summary
-    from jdistill.runner import DistillationRunner, load_teacher
+    from jdistill.runner import DistillationRunner, load_teacher, plan_history
 
     check_logger(cfg.agent)
     try:
@@ -274,6 +274,8 @@ def train(args: argparse.Namespace) -> Path:
     file = teacher_path(cfg, task, resumed, args)
     teacher = load_teacher(file, env, cfg, task.old_teacher_output_activation)
     print(f"Teacher: {file}: {summary(teacher.policy, teacher.state, teacher.description['obs_size'])}")
+    if plan := plan_history(env, cfg, teacher):
+        print(plan.describe())
     run = resumed or new_run(args, cfg)
     runner = DistillationRunner(env, cfg, teacher, run)
     if resumed:

@@ -73,14 +73,14 @@ class RunConsole:
             self._progress.advance(self._task)
 
 
-def switch_banner(iteration: int) -> str:
+def switch_banner(iteration: int, action_source: str) -> str:
     """Announces the first iteration of phase 2."""
     rule = "=" * WIDTH
     return "\n".join(
         [
             rule,
             rule,
-            "  SWITCHING TO PHASE 2: Now using STUDENT actions to update environment",
+            f"  SWITCHING TO PHASE 2: Now using {action_source.upper()} actions to update environment",
             f"  Iteration: {iteration}",
             rule,
             rule,
@@ -98,6 +98,8 @@ def iteration_block(
             f"Training Phase: Phase {phase['training_phase']} ({phase['action_source']} actions)",
             f"Phase Iteration: {iteration}/{phase['phase1_iterations']} (Phase 1)",
         ]
+    if phase["action_source"] == "mixed":
+        lines.append(_row("Steps by the teacher", f"{scalars['Distillation/teacher_share']:.1%}"))
     if run_name:
         lines.append(_row("Run name", run_name))
     lines += [

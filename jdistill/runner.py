@@ -21,6 +21,7 @@ from jdistill.checkpoint import Checkpoints
 from jdistill.config import ConfigError, RunCfg, StudentCfg
 from jdistill.console import RunConsole, Timing, iteration_block, switch_banner
 from jdistill.distillation import FINITE, Distillation, TrainState
+from jdistill.history import Plan
 from jdistill.interop.rsl_rl_checkpoint import load_teacher_checkpoint
 from jdistill.log import make_writer
 from jdistill.networks import Policy, PolicyState
@@ -64,6 +65,8 @@ class DistillationRunner:
         self._iteration = jax.jit(self.alg.iteration, donate_argnums=0)
         self.state: TrainState | None = None
         self.current_learning_iteration = 0
+        self.phase1_end = self.alg.phase1_iterations
+        """The iteration at which phase 1 ends, as far as is known."""
 
     # -- state ---------------------------------------------------------------------------------------------------
 
@@ -79,6 +82,7 @@ class DistillationRunner:
         if not self.env.restorable:
             self.state = self.env.drive(jax.jit(self.alg.restart_episodes), self.state)
         self.current_learning_iteration = int(self.state.iteration)
+        self.phase1_end = int(self.alg.phase1_end(self.state))
 
     def save_teacher(self) -> None:
         """Keep the teacher with the run, so that a resume needs no other file."""
@@ -103,18 +107,19 @@ class DistillationRunner:
 
     def get_training_phase_info(self) -> dict[str, Any]:
         """The phase of the iteration that comes next."""
-        phase1 = self.current_learning_iteration < self.alg.phase1_iterations
+        schedule, iteration = self.alg.schedule, self.current_learning_iteration
+        phase = 1 if iteration < self.phase1_end else 2
         return {
             "use_two_stage_training": self.cfg.agent.algorithm.use_two_stage_training,
-            "training_phase": 1 if phase1 else 2,
-            "current_iteration": self.current_learning_iteration,
-            "phase1_iterations": self.alg.phase1_iterations,
-            "action_source": "teacher" if phase1 else "student",
+            "training_phase": phase,
+            "current_iteration": iteration,
+            "phase1_iterations": self.phase1_end,
+            "action_source": schedule.source(phase, float(schedule.beta(iteration, self.phase1_end))),
         }
 
     def _student_return(self, scalars: dict[str, float]) -> float | None:
         """The mean return if every episode in it was flown by the student from its start, else None."""
-        pure = self.current_learning_iteration > self.alg.first_pure_iteration
+        pure = self.current_learning_iteration > self.alg.first_pure_iteration(self.phase1_end)
         return scalars.get("Train/mean_reward") if pure else None
 
     # -- the loop ------------------------------------------------------------------------------------------------
@@ -134,9 +139,9 @@ class DistillationRunner:
                 iteration = self._compile(console)
                 began = time.perf_counter()
                 for number in range(first, total):
-                    if number == self.alg.phase1_iterations > 0:
-                        console.print(switch_banner(number))
                     phase = self.get_training_phase_info()
+                    if number == self.phase1_end > 0:
+                        console.print(switch_banner(number, phase["action_source"]))
                     started = time.perf_counter()
                     with profiler.iteration(number):
                         self.state, results = self.env.drive(iteration, self.state)
@@ -214,6 +219,15 @@ def make_student(cfg: StudentCfg, num_actions: int) -> Policy:
         rnn_num_layers=cfg.rnn_num_layers,
         learn_initial_carry=cfg.learn_initial_carry,
     )
+
+
+def plan_history(env: TrainingEnv, cfg: RunCfg, teacher: Teacher) -> Plan | None:
+    """How much the history is going to hold; None where there is none.
+
+    Raises:
+        ConfigError: it holds too little, or does not fit into memory.
+    """
+    return Distillation(env, make_student(cfg.agent.student, env.num_actions), teacher.policy, cfg.agent).plan()
 
 
 def load_teacher(file: Path, env: TrainingEnv, cfg: RunCfg, old_output_activation: str = "identity") -> Teacher:
