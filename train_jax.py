@@ -84,6 +84,8 @@ def make_parser() -> Parser:
     add("--log_project_name", metavar="NAME", help="project of a wandb run (jdistill)")
     add("--logdir", metavar="DIR", help="folder of all experiments (logs/jdistill)")
     add("--device", metavar="NAME", help="cpu, cuda or cuda:N (default: the fastest that JAX finds)")
+    add("--record", metavar="FILE", help="write every episode that is flown to a new HDF5 file")
+    add("--dataset", action="append", metavar="FILE", help="train on recorded episodes instead of flying; repeatable")
     add("--headless", action="store_true", help="open no window; the embedded simulator never does")
     add("--profile", metavar="START:COUNT", help="write a JAX profiler trace of COUNT iterations from START on")
     add("--config", metavar="FILE", help="YAML file with task, agent and env settings, or the name of one in configs/")
@@ -102,6 +104,8 @@ def parse(argv: list[str]) -> argparse.Namespace:
         parser.error(f"unknown flag {text.split('=')[0]}{nearest(text.split('=')[0], flags)}")
     if args.teacher and args.checkpoint and args.teacher != args.checkpoint:
         parser.error("--teacher and --checkpoint both name the teacher: give one of them")
+    if args.record and args.dataset:
+        parser.error("--record writes what is flown, with --dataset nothing is: leave one of them out")
     if args.load_run and not args.resume:
         parser.error("--load_run names the run to go on with: add --resume")
     return args
@@ -168,8 +172,13 @@ def flag_settings(args: argparse.Namespace) -> dict[str, Any]:
     settings: dict[str, Any] = {"agent": {k: v for k, v in agent.items() if v is not None}}
     if args.teacher or args.checkpoint:
         settings["agent"]["teacher"] = {"file": args.teacher or args.checkpoint}
+    algorithm: dict[str, Any] = {}
     if args.phase1 is not None:
-        settings["agent"]["algorithm"] = {"use_two_stage_training": True, "phase1_iterations": args.phase1}
+        algorithm |= {"use_two_stage_training": True, "phase1_iterations": args.phase1}
+    if args.dataset:
+        algorithm["dataset"] = [str(Path(file).absolute()) for file in args.dataset]
+    if algorithm:
+        settings["agent"]["algorithm"] = algorithm
     if args.num_envs is not None:
         settings["env"] = {"num_envs": args.num_envs}
     return settings
@@ -264,7 +273,8 @@ def train(args: argparse.Namespace) -> Path:
     select_device(args.device)
     from jdistill.log import check_logger
     from jdistill.networks import summary
-    from jdistill.runner import DistillationRunner, load_teacher, plan_history
+    from jdistill.recorder import check_new
+    from jdistill.runner import DistillationRunner, load_recording, load_teacher, plan_history
 
     check_logger(cfg.agent)
     try:
@@ -276,8 +286,14 @@ def train(args: argparse.Namespace) -> Path:
     print(f"Teacher: {file}: {summary(teacher.policy, teacher.state, teacher.description['obs_size'])}")
     if plan := plan_history(env, cfg, teacher):
         print(plan.describe())
+    record = Path(args.record) if args.record else None
+    if record:
+        check_new(record)
+    recording = load_recording(env, cfg, teacher)
+    if recording:
+        print(recording.summary)
     run = resumed or new_run(args, cfg)
-    runner = DistillationRunner(env, cfg, teacher, run)
+    runner = DistillationRunner(env, cfg, teacher, run, recording, record)
     if resumed:
         runner.load()
         if runner.current_learning_iteration >= cfg.agent.max_iterations:
@@ -301,11 +317,12 @@ def main(argv: list[str]) -> int:
     from bridge.env import SimulatorError
     from jdistill.checkpoint import CheckpointError
     from jdistill.policy_file import PolicyFileError
+    from jdistill.recorder import DatasetError
     from jdistill.runner import Interrupted, TrainingError
 
     try:
         train(args)
-    except (ConfigError, CheckpointError, PolicyFileError, TrainingError, SimulatorError) as e:
+    except (ConfigError, CheckpointError, DatasetError, PolicyFileError, TrainingError, SimulatorError) as e:
         fail(str(e))
     except OSError as e:
         fail(f"{e.filename or 'the log folder'}: {e.strerror}")

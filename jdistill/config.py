@@ -74,6 +74,10 @@ class AlgorithmCfg:
     """Transitions that the history holds; the oldest rollout is overwritten first."""
     history_dtype: str = "float32"
     """``float32`` or ``bfloat16``, in which the history is stored."""
+    dataset: list[str] = field(default_factory=list)
+    """Recorded HDF5 files to train on in place of flying; they are the history."""
+    relabel: bool = False
+    """Whether the teacher labels a dataset's observations anew, in place of the recorded labels."""
     sampler: str | None = None
     """What a gradient step trains on: of the newest rollout ``streaming`` (rsl_rl's) or ``minibatch``, of the history
     ``uniform``, ``recent`` or ``packed``; see :mod:`jdistill.samplers`. null: streaming, or uniform with a history."""
@@ -345,7 +349,7 @@ def _keys(cfg: Any, prefix: str = "") -> Iterable[str]:
 
 def sampler_name(cfg: AlgorithmCfg) -> str:
     """The sampler in use."""
-    return cfg.sampler or ("uniform" if cfg.use_dagger else "streaming")
+    return cfg.sampler or ("uniform" if cfg.use_dagger or cfg.dataset else "streaming")
 
 
 def _check_schedule(cfg: AlgorithmCfg) -> None:
@@ -373,11 +377,21 @@ def _check_sampling(cfg: AlgorithmCfg) -> None:
     if not cfg.recency_half_life > 0:
         raise ConfigError(f"agent.algorithm.recency_half_life={cfg.recency_half_life}: must be positive")
     sampler = sampler_name(cfg)
-    if cfg.use_dagger and sampler not in HISTORY_SAMPLERS:
+    if (cfg.use_dagger or cfg.dataset) and sampler not in HISTORY_SAMPLERS:
         raise ConfigError(
-            f"agent.algorithm.sampler={sampler}: trains on the newest rollout alone; with use_dagger=true it is one of "
-            f"{', '.join(HISTORY_SAMPLERS)}"
+            f"agent.algorithm.sampler={sampler}: trains on the newest rollout alone; with use_dagger=true or a dataset "
+            f"it is one of {', '.join(HISTORY_SAMPLERS)}"
         )
+    if not (cfg.use_dagger or cfg.dataset) and sampler in HISTORY_SAMPLERS:
+        raise ConfigError(
+            f"agent.algorithm.sampler={sampler}: draws from a history, set agent.algorithm.use_dagger=true"
+        )
+    if cfg.use_dagger and cfg.dataset:
+        raise ConfigError("agent.algorithm.use_dagger=true: the dataset is the history already, leave one of them out")
+    if cfg.dataset and cfg.carry_start == "stored":
+        raise ConfigError("agent.algorithm.carry_start=stored: a dataset keeps no states, choose zero or burn_in")
+    if cfg.relabel and not cfg.dataset:
+        raise ConfigError("agent.algorithm.relabel=true: there is no dataset to relabel, name one with --dataset")
     if sampler == "streaming" and cfg.num_mini_batches > 1:
         raise ConfigError(
             f"agent.algorithm.num_mini_batches={cfg.num_mini_batches}: streaming windows take all environments at "

@@ -106,9 +106,10 @@ def iteration_block(
         _row("Total steps", str(timing.total_steps)),
         _row("Steps per second", f"{timing.steps_per_second:.0f}"),
         _row("Mean behavior loss", f"{scalars['Loss/behavior']:.3g}"),
-        _row("Mean action error", f"{scalars['Policy/mean_action_error']:.4f}"),
-        _row("Mean action std", f"{scalars['Policy/mean_std']:.2f}"),
     ]
+    if "Policy/mean_action_error" in scalars:
+        lines.append(_row("Mean action error", f"{scalars['Policy/mean_action_error']:.4f}"))
+    lines.append(_row("Mean action std", f"{scalars['Policy/mean_std']:.2f}"))
     if "Train/mean_reward" in scalars:
         lines.append(_row("Mean reward", f"{scalars['Train/mean_reward']:.2f}"))
         lines.append(_row("Mean episode length", f"{scalars['Train/mean_episode_length']:.2f}"))

@@ -129,7 +129,7 @@ class Distillation:
         self.loss = LOSS_FUNCTIONS[cfg.algorithm.loss_type]
         self.schedule = Schedule(cfg.algorithm, env.num_envs)
         self.phase1_iterations = self.schedule.phase1_iterations
-        self.sampler = self._make_sampler("stored")
+        self.sampler = self._make_sampler("burn_in" if cfg.algorithm.dataset else "stored")
 
     def _make_sampler(self, carry_start: str) -> Any:
         # Without a recurrent state there is none to store or to burn in.
@@ -410,20 +410,32 @@ class Distillation:
 
     def iteration(self, state: TrainState) -> tuple[TrainState, dict[str, Array]]:
         """Rollout and update; returns scalars to log (see :meth:`scalars`)."""
+        return self.recorded_iteration(state)[:2]
+
+    def offline_iteration(self, state: TrainState, data: History) -> tuple[TrainState, dict[str, Array]]:
+        """The update alone, on recorded ``data``."""
+        rng, key = jax.random.split(state.rng)
+        source = Source(normalize=state.student.normalize, key=key, carry=state.student_carry, history=data)
+        with jax.named_scope("update"):
+            state, _, loss = self.regress(state.replace(rng=rng), self.sampler, source)
+        scalars = {"Loss/behavior": loss, **_finite([("the loss", loss), self._learnt(state)])}
+        return state.replace(iteration=state.iteration + 1), scalars
+
+    def recorded_iteration(self, state: TrainState) -> tuple[TrainState, dict[str, Array], Transition]:
+        """The same as :meth:`iteration`, with the rollout."""
         # Episodes of phase 1, then those that saw the switch, say little of the student: the statistics start anew.
         phase1_end, beta = self.phase1_end(state), self.beta(state)
         anew = (state.iteration == phase1_end) | (state.iteration == self.first_pure_iteration(phase1_end))
         count = jnp.where(anew, 0, state.episodes.count)
         state = state.replace(episodes=state.episodes.replace(count=count))
-        # An episode of no steps, or a step that ended one, is followed by an episode's first step.
-        begins = state.env_state.done | (state.env_state.metrics["episode_length"] == 0)
+        begins = first_steps(state.env_state)
         with jax.named_scope("rollout"):
             state, rollout = self.rollout(state)
         state = self._count_episodes(state, rollout)
         with jax.named_scope("update"):
             state, loss = self.update(state, rollout, begins)
         scalars = {**self.scalars(state, rollout, loss), "Distillation/beta": beta}
-        return state.replace(iteration=state.iteration + 1), scalars
+        return state.replace(iteration=state.iteration + 1), scalars, rollout
 
     def _count_episodes(self, state: TrainState, rollout: Transition) -> TrainState:
         """Enter the episodes that ended into the statistics, and end phase 1 where these say so."""
@@ -444,8 +456,7 @@ class Distillation:
         finite = [(f"observation group '{name}'", x) for name, x in rollout.obs.items()]
         finite += [("the teacher's action", rollout.teacher_action), ("the student's action", rollout.student_action)]
         finite += [("the reward", rollout.reward), ("the loss", loss)]
-        learnt = jnp.stack([jnp.isfinite(x).all() for x in jax.tree.leaves((state.student, state.opt_state))])
-        finite += [("the student's parameters", jnp.where(learnt.all(), 0.0, jnp.nan))]
+        finite += [self._learnt(state)]
         error = rollout.student_action - rollout.teacher_action
         return {
             "Loss/behavior": loss,
@@ -455,8 +466,24 @@ class Distillation:
             "Train/episodes": rollout.done.sum(),
             "Distillation/teacher_share": rollout.teacher_steps.mean(),
             **episode_metrics(rollout),
-            **{f"{FINITE}{rank}/{name}": jnp.isfinite(x).all() for rank, (name, x) in enumerate(finite)},
+            **_finite(finite),
         }
+
+    @staticmethod
+    def _learnt(state: TrainState) -> tuple[str, Array]:
+        """A number that is finite if all that was learnt is."""
+        learnt = jnp.stack([jnp.isfinite(x).all() for x in jax.tree.leaves((state.student, state.opt_state))])
+        return "the student's parameters", jnp.where(learnt.all(), 0.0, jnp.nan)
+
+
+def _finite(named: Sequence[tuple[str, Array]]) -> dict[str, Array]:
+    """Whether each is finite, in the order given."""
+    return {f"{FINITE}{rank}/{name}": jnp.isfinite(x).all() for rank, (name, x) in enumerate(named)}
+
+
+def first_steps(state: State) -> Array:
+    """(B,) bool: where an episode begins with the next step: after a step that ended one, or after none at all."""
+    return state.done | (state.metrics["episode_length"] == 0)
 
 
 def episode_metrics(rollout: Transition) -> dict[str, Array]:

@@ -14,19 +14,22 @@ from types import FrameType
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 
 from bridge.env import TrainingEnv
 from jdistill import observations
 from jdistill.checkpoint import Checkpoints
 from jdistill.config import ConfigError, RunCfg, StudentCfg
 from jdistill.console import RunConsole, Timing, iteration_block, switch_banner
-from jdistill.distillation import FINITE, Distillation, TrainState
+from jdistill.dataset import Recording, load
+from jdistill.distillation import FINITE, Distillation, TrainState, first_steps
 from jdistill.history import Plan
 from jdistill.interop.rsl_rl_checkpoint import load_teacher_checkpoint
 from jdistill.log import make_writer
 from jdistill.networks import Policy, PolicyState
 from jdistill.policy_file import load_policy, save_policy
 from jdistill.profiling import Profiler, ProfileWindow
+from jdistill.recorder import Recorder
 
 
 class TrainingError(RuntimeError):
@@ -53,7 +56,16 @@ class Teacher(NamedTuple):
 class DistillationRunner:
     """Runs two-stage distillation of ``teacher`` into a student on ``env`` and keeps its folder ``run_dir``."""
 
-    def __init__(self, env: TrainingEnv, cfg: RunCfg, teacher: Teacher, run_dir: Path):
+    def __init__(
+        self,
+        env: TrainingEnv,
+        cfg: RunCfg,
+        teacher: Teacher,
+        run_dir: Path,
+        recording: Recording | None = None,
+        record: Path | None = None,
+    ):
+        """Train by flying, or on a ``recording``; with ``record``, write what is flown to that new file."""
         self.env = env
         self.cfg = cfg
         self.teacher = teacher
@@ -62,7 +74,11 @@ class DistillationRunner:
         self.alg = Distillation(env, self.student, teacher.policy, cfg.agent)
         self.checkpoints = Checkpoints(run_dir, cfg.agent.max_checkpoints)
         self._init = jax.jit(self.alg.init)
-        self._iteration = jax.jit(self.alg.iteration, donate_argnums=0)
+        self.recording = recording
+        self.record = record
+        program: Any = self.alg.recorded_iteration if record else self.alg.iteration
+        self._iteration = jax.jit(self.alg.offline_iteration if recording else program, donate_argnums=0)
+        self._data = (recording.history,) if recording else ()
         self.state: TrainState | None = None
         self.current_learning_iteration = 0
         self.phase1_end = self.alg.phase1_iterations
@@ -73,6 +89,10 @@ class DistillationRunner:
     def start(self) -> None:
         """Begin at iteration 0."""
         self.state = self.env.drive(self._init, jax.random.key(self.cfg.agent.seed), self.teacher.state)
+        if self.recording and self.state.student.normalizer is not None:
+            # The moments of all that there is to see, from the first step on.
+            student = self.state.student.replace(normalizer=self.recording.normalizer)
+            self.state = self.state.replace(student=student)
         self.save_teacher()
 
     def load(self) -> None:
@@ -134,6 +154,7 @@ class DistillationRunner:
         first, total = self.current_learning_iteration, self.cfg.agent.max_iterations
         writer = make_writer(self.run_dir, self.cfg.agent, dataclasses.asdict(self.cfg), first)
         profiler = Profiler(self.run_dir, profile)
+        recorder = self._recorder()
         try:
             with RunConsole(first, total) as console, _signals() as received:
                 iteration = self._compile(console)
@@ -144,8 +165,10 @@ class DistillationRunner:
                         console.print(switch_banner(number, phase["action_source"]))
                     started = time.perf_counter()
                     with profiler.iteration(number):
-                        self.state, results = self.env.drive(iteration, self.state)
+                        self.state, results, *rollout = self.env.drive(iteration, self.state, *self._data)
                         scalars = {**self._read(jax.device_get(results), number), **self.env.pop_log()}
+                    if recorder:
+                        recorder.put(*rollout)
                     timing = self._timing(number, first, total, began, time.perf_counter() - started)
                     if shares := profiler.after(number, iteration.as_text):
                         parts = ", ".join(f"{scope} {ms:.1f} ms" for scope, ms in shares.items())
@@ -160,14 +183,32 @@ class DistillationRunner:
                         self.save(self._student_return(scalars))
                     if received and number + 1 < total:
                         raise Interrupted(received[0], number + 1, self.run_dir)
+                if recorder:
+                    recorder, closing = None, recorder
+                    console.print(closing.close())
         finally:
+            if recorder:
+                recorder.close()
             profiler.close()
             writer.close()
             self.checkpoints.close()
 
+    def _recorder(self) -> Recorder | None:
+        if self.record is None:
+            return None
+        assert self.state is not None
+        begins = np.asarray(first_steps(self.state.env_state))
+        env_args = {
+            "env_name": self.cfg.task,
+            "type": "jdistill",
+            "env_kwargs": dataclasses.asdict(self.cfg.env),
+            "step_dt": self.env.step_dt,
+        }
+        return Recorder(self.record, env_args, begins, self.cfg.agent.clip_actions)
+
     def _compile(self, console: RunConsole) -> Any:
         started = time.perf_counter()
-        compiled = self._iteration.lower(self.state).compile()
+        compiled = self._iteration.lower(self.state, *self._data).compile()
         console.print(f"Compiled the iteration in {time.perf_counter() - started:.1f}s.\n")
         return compiled
 
@@ -182,7 +223,7 @@ class DistillationRunner:
         return {tag: value for tag, value in values.items() if math.isfinite(value)}
 
     def _timing(self, number: int, first: int, total: int, began: float, seconds: float) -> Timing:
-        steps = self.cfg.agent.num_steps_per_env * self.env.num_envs
+        steps = 0 if self.recording else self.cfg.agent.num_steps_per_env * self.env.num_envs
         elapsed = time.perf_counter() - began
         return Timing(
             total_steps=(number + 1) * steps,
@@ -228,6 +269,21 @@ def plan_history(env: TrainingEnv, cfg: RunCfg, teacher: Teacher) -> Plan | None
         ConfigError: it holds too little, or does not fit into memory.
     """
     return Distillation(env, make_student(cfg.agent.student, env.num_actions), teacher.policy, cfg.agent).plan()
+
+
+def load_recording(env: TrainingEnv, cfg: RunCfg, teacher: Teacher) -> Recording | None:
+    """The datasets that the config names; None where it names none.
+
+    Raises:
+        DatasetError: one that cannot be read, or does not fit the environment.
+        ConfigError: too much for the memory.
+    """
+    algorithm, groups = cfg.agent.algorithm, cfg.agent.obs_groups
+    if not algorithm.dataset:
+        return None
+    sizes = (observations.size(groups["student"], env.obs_sizes), env.num_actions)
+    labeller = (teacher.policy, teacher.state, groups["teacher"]) if algorithm.relabel else None
+    return load(algorithm, groups["student"], sizes, env.num_envs, cfg.agent.num_steps_per_env, labeller)
 
 
 def load_teacher(file: Path, env: TrainingEnv, cfg: RunCfg, old_output_activation: str = "identity") -> Teacher:
