@@ -28,6 +28,17 @@ from jdistill.networks import Normalizer, Policy, PolicyState
 from jdistill.recorder import DatasetError
 
 
+class Labeller(NamedTuple):
+    """A teacher that labels a dataset's observations anew."""
+
+    policy: Policy
+    state: PolicyState
+    entries: Sequence[str]
+    """What makes up its observation."""
+    obs_size: int
+    """How many numbers that are."""
+
+
 class Recording(NamedTuple):
     """A dataset that is ready to be trained on."""
 
@@ -63,7 +74,12 @@ def open_dataset(path: Path) -> Iterator[list[tuple[str, h5py.Group]]]:
 
 
 def load(
-    cfg: AlgorithmCfg, entries: Sequence[str], sizes: tuple[int, int], flights: int, horizon: int, teacher: Any = None
+    cfg: AlgorithmCfg,
+    entries: Sequence[str],
+    sizes: tuple[int, int],
+    flights: int,
+    horizon: int,
+    teacher: Labeller | None = None,
 ) -> Recording:
     """Read the files ``cfg.dataset`` into a history of ``flights`` flights.
 
@@ -71,7 +87,7 @@ def load(
         entries: what makes up the student's observation (see :mod:`jdistill.observations`).
         sizes: of the student's observation and of an action.
         horizon: the history's length becomes a multiple of this.
-        teacher: ``(policy, state, entries)`` to label the observations with in place of the recorded labels.
+        teacher: labels the observations in place of the recorded labels.
 
     Raises:
         DatasetError: a file that cannot be read, or whose episodes have other dimensions.
@@ -79,7 +95,7 @@ def load(
     """
     columns: list[list[dict[str, np.ndarray]]] = [[] for _ in range(flights)]
     ages, episodes, total = [0] * flights, 0, 0
-    width = sum(sizes) + (observations_size(teacher) if teacher else 0)
+    width = sum(sizes) + (teacher.obs_size if teacher else 0)
     dtype = np.dtype(jnp.dtype(cfg.history_dtype))
     for path in map(Path, cfg.dataset):
         with open_dataset(path) as found:
@@ -96,8 +112,8 @@ def load(
     packed = {name: _pack([[e[name] for e in column] for column in columns], rows) for name in columns[0][0]}
     label = packed["label"]
     if teacher:
-        policy, state, _ = teacher
-        label = jax.jit(networks.replay, static_argnums=0)(policy, state, packed["teacher"], packed["first"])
+        replay = jax.jit(networks.replay, static_argnums=0)
+        label = np.asarray(replay(teacher.policy, teacher.state, packed["teacher"], packed["first"]))
     seen = np.concatenate([e["obs"] for column in columns for e in column])
     history = History(
         obs=jnp.asarray(packed["obs"], dtype),
@@ -112,22 +128,15 @@ def load(
     return Recording(history, Normalizer.create(sizes[0]).update(jnp.asarray(seen)), summary)
 
 
-def observations_size(teacher: tuple[Policy, PolicyState, Sequence[str]]) -> int:
-    """Numbers that a teacher sees."""
-    return int(teacher[1].normalizer.mean.size) if teacher[1].normalizer is not None else 0
-
-
 def _length(where: str, group: h5py.Group) -> int:
     for name in ("teacher_actions", "obs"):
         if name not in group:
-            raise DatasetError(
-                f"{where}: has no {name}; only recordings of --record hold what a student can learn from"
-            )
+            raise DatasetError(f"{where}: has no {name}; a recording of --record has what a student can learn from")
     return len(group["teacher_actions"])
 
 
 def _episode(
-    where: str, group: h5py.Group, entries: Sequence[str], sizes: tuple[int, int], teacher: Any
+    where: str, group: h5py.Group, entries: Sequence[str], sizes: tuple[int, int], teacher: Labeller | None
 ) -> dict[str, np.ndarray]:
     """One episode's ``obs``, ``label``, ``first`` and, for a teacher, ``teacher``, each (T, ...)."""
     label = np.asarray(group["teacher_actions"], np.float32)
@@ -135,10 +144,10 @@ def _episode(
         raise DatasetError(f"{where}: teacher_actions is {list(label.shape)}, the environment takes {sizes[1]} actions")
     wanted = {"obs": (entries, sizes[0])}
     if teacher:
-        wanted["teacher"] = (teacher[2], teacher[1].normalizer.mean.size if teacher[1].normalizer else None)
+        wanted["teacher"] = (teacher.entries, teacher.obs_size)
     episode = {"label": label, "first": np.arange(len(label)) == 0}
     for name, (parts, size) in wanted.items():
-        groups = {}
+        groups: dict[str, Any] = {}
         for needed in observations.group_names(parts):
             if needed not in group["obs"]:
                 known = ", ".join(group["obs"])
@@ -148,7 +157,7 @@ def _episode(
             value = np.asarray(observations.select(groups, parts))
         except observations.ObservationError as e:
             raise DatasetError(f"{where}: {e}") from e
-        if value.shape[0] != len(label) or (size is not None and value.shape[1:] != (size,)):
+        if value.shape[0] != len(label) or value.shape[1:] != (size,):
             raise DatasetError(
                 f"{where}: obs {'+'.join(groups)} is {list(value.shape)}, expected {[len(label), size]} as in this task"
             )
@@ -179,7 +188,6 @@ def info(path: Path) -> str:
     """
     ranges: dict[str, tuple[float, float, tuple[int, ...]]] = {}
     lengths, returns, by_teacher = [], [], 0
-
     with open_dataset(path) as episodes:
         args = episodes[0][1].parent.attrs.get("env_args", "{}")
 
@@ -210,9 +218,9 @@ def info(path: Path) -> str:
         f"returns   {min(returns):.2f} to {max(returns):.2f}, mean {np.mean(returns):.2f}",
         f"{'array':<24} {'shape':<10} {'from':>12} {'to':>12}",
     ]
-    lines += [
-        f"{n:<24} {'T' + ''.join(f' x {d}' for d in s):<10} {a:>12.5g} {b:>12.5g}" for n, (a, b, s) in ranges.items()
-    ]
+    for name, (low, high, shape) in ranges.items():
+        dimensions = "T" + "".join(f" x {d}" for d in shape)
+        lines.append(f"{name:<24} {dimensions:<10} {low:>12.5g} {high:>12.5g}")
     return "\n".join(lines)
 
 

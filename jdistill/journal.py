@@ -62,9 +62,10 @@ class JournaledFile(io.RawIOBase):
 
     def readinto(self, buffer: Any) -> int:
         """Read what was written, committed or not."""
-        view = memoryview(buffer).cast("B")
-        data = os.pread(self._fd, len(view), self._position)
-        view[: len(data)] = data
+        view = memoryview(buffer).cast("B")[: max(self._size - self._position, 0)]
+        # What waits in memory may reach beyond the end of what the disk has.
+        data = os.pread(self._fd, len(view), self._position).ljust(len(view), b"\0")
+        view[:] = data
         for page in range(self._position // PAGE, (self._position + len(data) - 1) // PAGE + 1 if data else 0):
             if page in self._pages:
                 low, high = max(self._position, page * PAGE), min(self._position + len(data), (page + 1) * PAGE)

@@ -110,7 +110,7 @@ class Recorder:
         arrays = {name: np.ascontiguousarray(x.swapaxes(0, 1)) for name, x in self._arrays(rollout).items()}
         for env, ends in enumerate(arrays["dones"]):
             start = 0
-            for end in np.flatnonzero(ends) + 1:
+            for end in (np.flatnonzero(ends) + 1).tolist():
                 if (pieces := self._open[env]) is not None:
                     self._write_episode(data, [*pieces, {k: x[env, start:end] for k, x in arrays.items()}])
                 self._open[env], start = [], end

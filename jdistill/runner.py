@@ -14,6 +14,7 @@ from types import FrameType
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from bridge.env import TrainingEnv
@@ -21,7 +22,7 @@ from jdistill import observations
 from jdistill.checkpoint import Checkpoints
 from jdistill.config import ConfigError, RunCfg, StudentCfg
 from jdistill.console import RunConsole, Timing, iteration_block, switch_banner
-from jdistill.dataset import Recording, load
+from jdistill.dataset import Labeller, Recording, load
 from jdistill.distillation import FINITE, Distillation, TrainState, first_steps
 from jdistill.history import Plan
 from jdistill.interop.rsl_rl_checkpoint import load_teacher_checkpoint
@@ -91,7 +92,8 @@ class DistillationRunner:
         self.state = self.env.drive(self._init, jax.random.key(self.cfg.agent.seed), self.teacher.state)
         if self.recording and self.state.student.normalizer is not None:
             # The moments of all that there is to see, from the first step on.
-            student = self.state.student.replace(normalizer=self.recording.normalizer)
+            # (A copy: the training state is donated to every iteration.)
+            student = self.state.student.replace(normalizer=jax.tree.map(jnp.copy, self.recording.normalizer))
             self.state = self.state.replace(student=student)
         self.save_teacher()
 
@@ -183,15 +185,12 @@ class DistillationRunner:
                         self.save(self._student_return(scalars))
                     if received and number + 1 < total:
                         raise Interrupted(received[0], number + 1, self.run_dir)
-                if recorder:
-                    recorder, closing = None, recorder
-                    console.print(closing.close())
         finally:
-            if recorder:
-                recorder.close()
             profiler.close()
             writer.close()
             self.checkpoints.close()
+            if recorder:
+                print(recorder.close(), flush=True)
 
     def _recorder(self) -> Recorder | None:
         if self.record is None:
@@ -282,7 +281,9 @@ def load_recording(env: TrainingEnv, cfg: RunCfg, teacher: Teacher) -> Recording
     if not algorithm.dataset:
         return None
     sizes = (observations.size(groups["student"], env.obs_sizes), env.num_actions)
-    labeller = (teacher.policy, teacher.state, groups["teacher"]) if algorithm.relabel else None
+    labeller = None
+    if algorithm.relabel:
+        labeller = Labeller(teacher.policy, teacher.state, groups["teacher"], teacher.description["obs_size"])
     return load(algorithm, groups["student"], sizes, env.num_envs, cfg.agent.num_steps_per_env, labeller)
 
 
