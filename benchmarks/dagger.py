@@ -27,7 +27,7 @@ from bridge.env import AutoReset
 from jdistill.evaluate import evaluate
 from jdistill.policy_file import load_policy
 
-WIDE = {"mass": 0.15, "inertia": 0.3, "thrust": 0.1, "motor": 0.3}
+WIDE = {"mass": 0.2, "inertia": 0.5, "thrust": 0.15, "motor": 0.5}
 """Half-widths of the ranges, relative to the nominal craft."""
 HISTORY = ["agent.algorithm.use_dagger=true"]
 WAYS = {
@@ -99,7 +99,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--ways", nargs="+", choices=list(WAYS), default=["streaming", "history", "packed"])
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
-    parser.add_argument("--iterations", type=int, default=300)
+    parser.add_argument("--iterations", type=int, default=200)
     parser.add_argument("--num_envs", type=int, default=100)
     parser.add_argument("--num_steps", type=int, default=400, help="steps of an environment per iteration")
     parser.add_argument("--episodes", type=int, default=1000, help="held-out episodes, each of another quadrotor")
