@@ -7,26 +7,25 @@ from __future__ import annotations
 
 import argparse
 import datetime
+import importlib.util
 import os
 import shlex
 import sys
+from collections import Counter
+from collections.abc import Mapping
+from contextlib import ExitStack
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, NoReturn
 
-from bridge.tasks import TASKS, Task, make_env
-from jdistill.config import LOGGERS, ConfigError, RunCfg, compose, load_file, nearest
+from bridge.env import SimulatorError, TrainingEnv
+from bridge.isaaclab.cfg import IsaacLabCfg, as_overrides
+from bridge.tasks import POINT_CONTROL, SIMULATORS, TASKS, Session, Task, isaaclab_task, on_isaaclab
+from jdistill.cli import Parser, positive
+from jdistill.config import LOGGERS, AlgorithmCfg, ConfigError, RunCfg, compose, load_file, nearest
 
 CONFIGS = Path(__file__).parent / "configs"
 EXPERIMENT = "agent.experiment_name="
-
-
-class Parser(argparse.ArgumentParser):
-    """Answers a bad command line with one line."""
-
-    def error(self, message: str) -> NoReturn:
-        """Exit with status 2."""
-        fail(message, status=2)
 
 
 def fail(message: str, status: int = 1) -> NoReturn:
@@ -42,13 +41,6 @@ def count(text: str) -> int:
     return int(text)
 
 
-def positive(text: str) -> int:
-    """A number of things, at least one."""
-    if not text.isdigit() or int(text) == 0:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a positive count (1, 2, ...)")
-    return int(text)
-
-
 def boolean(text: str) -> bool:
     """True or false, as people write them."""
     if text.lower() not in ("true", "false", "1", "0", "yes", "no"):
@@ -61,11 +53,13 @@ def make_parser() -> Parser:
     parser = Parser(
         prog="train_jax.py",
         description="Two-stage distillation of a teacher policy into a student, in JAX.",
-        epilog="Any setting can be overridden: agent.algorithm.learning_rate=5e-4 env.randomization.mass=0.1",
+        epilog="Any setting can be overridden: agent.algorithm.learning_rate=5e-4 env.randomization.mass=0.1. Tasks of "
+        "Isaac Lab take its own flags too: --viz, --video, --external_callback, --agent and others.",
         allow_abbrev=False,
     )
     add = parser.add_argument
-    add("--task", metavar="NAME", help="task to train on: crazyflie (default) or its alias distillation")
+    add("--task", metavar="NAME", help="task to train on: crazyflie (default), its alias distillation, or Isaac Lab's")
+    add("--sim", choices=SIMULATORS, help="simulator of the point-control task: crazyflow (default) or isaaclab")
     add("--num_envs", type=positive, metavar="N", help="environments flown side by side (100)")
     add("--max_iterations", type=positive, metavar="N", help="iterations of the whole run, resumes included (1500)")
     add("--phase1", type=count, metavar="N", help="two-stage training: the teacher steps the first N iterations")
@@ -86,7 +80,7 @@ def make_parser() -> Parser:
     add("--device", metavar="NAME", help="cpu, cuda or cuda:N (default: the fastest that JAX finds)")
     add("--record", metavar="FILE", help="write every episode that is flown to a new HDF5 file")
     add("--dataset", action="append", metavar="FILE", help="train on recorded episodes instead of flying; repeatable")
-    add("--headless", action="store_true", help="open no window; the embedded simulator never does")
+    add("--headless", action="store_true", help="open no window, which is the default")
     add("--profile", metavar="START:COUNT", help="write a JAX profiler trace of COUNT iterations from START on")
     add("--config", metavar="FILE", help="YAML file with task, agent and env settings, or the name of one in configs/")
     add("overrides", nargs="*", metavar="KEY=VALUE", help="settings of the agent and the environment, dotted")
@@ -94,14 +88,12 @@ def make_parser() -> Parser:
 
 
 def parse(argv: list[str]) -> argparse.Namespace:
-    """The command line, with unknown flags answered by the nearest known one."""
+    """The command line. Flags that are not ours are kept in ``unknown``: they may be Isaac Lab's."""
     parser = make_parser()
     # argparse would take an override behind a bare --resume for its value.
-    argv = [x for a, b in zip(argv, [*argv[1:], ""], strict=True) for x in _explicit_resume(a, b)]
-    args, unknown = parser.parse_known_intermixed_args(argv)
-    for text in unknown:
-        flags = [o for action in parser._actions for o in action.option_strings]
-        parser.error(f"unknown flag {text.split('=')[0]}{nearest(text.split('=')[0], flags)}")
+    explicit = [x for a, b in zip(argv, [*argv[1:], ""], strict=True) for x in _explicit_resume(a, b)]
+    args, unknown = parser.parse_known_intermixed_args(explicit)
+    args.unknown, args.argv, args.simulator_flags = unknown, argv, []
     if args.teacher and args.checkpoint and args.teacher != args.checkpoint:
         parser.error("--teacher and --checkpoint both name the teacher: give one of them")
     if args.record and args.dataset:
@@ -109,6 +101,13 @@ def parse(argv: list[str]) -> argparse.Namespace:
     if args.load_run and not args.resume:
         parser.error("--load_run names the run to go on with: add --resume")
     return args
+
+
+def refuse_unknown(args: argparse.Namespace) -> None:
+    """Answer a flag that nobody knows by the nearest known one."""
+    for text in args.unknown:
+        flags = [o for action in make_parser()._actions for o in action.option_strings]
+        raise ConfigError(f"unknown flag {text.split('=')[0]}{nearest(text.split('=')[0], flags)}")
 
 
 def _explicit_resume(argument: str, following: str) -> list[str]:
@@ -140,23 +139,27 @@ def log_root(args: argparse.Namespace) -> Path:
     return Path(args.logdir or "logs/jdistill")
 
 
-def new_run(args: argparse.Namespace, cfg: RunCfg) -> Path:
-    """Create ``<logdir>/<experiment>/<timestamp>[_<run_name>]``; never one that exists."""
+def planned_folder(args: argparse.Namespace, cfg: RunCfg) -> Path:
+    """Where a run that begins now belongs, ``<logdir>/<experiment>/<timestamp>[_<run_name>]``; nothing is created."""
     stamp = datetime.datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
     name = f"{stamp}_{cfg.agent.run_name}" if cfg.agent.run_name else stamp
-    folder = log_root(args) / cfg.agent.experiment_name
+    return log_root(args) / cfg.agent.experiment_name / name
+
+
+def new_run(planned: Path) -> Path:
+    """Create the folder ``planned``, or one beside it if another run was quicker; never one that exists."""
     for suffix in ["", *(f"-{i}" for i in range(2, 100))]:
-        run = folder / (name + suffix)
+        run = planned.with_name(planned.name + suffix)
         try:
             run.mkdir(parents=True)
             return run
         except FileExistsError:
-            if folder.is_dir():
+            if planned.parent.is_dir():
                 continue
-            raise ConfigError(f"{folder}: is not a folder, choose another --logdir") from None
+            raise ConfigError(f"{planned.parent}: is not a folder, choose another --logdir") from None
         except OSError as e:
             raise ConfigError(f"cannot write to {run}: {e.strerror}; choose another --logdir") from e
-    raise ConfigError(f"{folder}: 99 runs were begun in this second")
+    raise ConfigError(f"{planned.parent}: 99 runs were begun in this second")
 
 
 def flag_settings(args: argparse.Namespace) -> dict[str, Any]:
@@ -187,8 +190,8 @@ def flag_settings(args: argparse.Namespace) -> dict[str, Any]:
 def configure(args: argparse.Namespace) -> tuple[RunCfg, Task, Path | None]:
     """The config, the task, and the run folder to go on with, if any.
 
-    Later wins: the dataclasses' defaults, the task's ``configs/<task>.yaml``, the resumed run's config, ``--config``,
-    the flags, the overrides.
+    Later wins: the dataclasses' defaults, the task's own, its preset, the resumed run's config, ``--config``, the
+    flags, the overrides.
     """
     layers = [load_file(config_path(args.config))] if args.config else []
     run = None
@@ -196,14 +199,80 @@ def configure(args: argparse.Namespace) -> tuple[RunCfg, Task, Path | None]:
         run = find_run(args, _experiment(args, layers))
         layers.insert(0, load_file(run / "config.yaml"))
     name = args.task or next((layer["task"] for layer in reversed(layers) if layer.get("task")), "crazyflie")
-    if name not in TASKS:
-        raise ConfigError(f"unknown task {name}{nearest(name, TASKS)}; there are {', '.join(TASKS)}")
-    task = TASKS[name]()
-    defaults = load_file(CONFIGS / f"{task.name}.yaml")
-    cfg = compose(task.name, task.cfg_cls, [defaults, *layers, flag_settings(args)], args.overrides)
     if run:
-        refuse_changes(cfg, compose(task.name, task.cfg_cls, [defaults, layers[0]], []), run)
+        name = resumed_task(layers[0]["task"], args.task, run)
+    task = find_task(name, args)
+    defaults = [known_settings(task.agent_defaults)]
+    if task.preset:
+        preset = load_file(CONFIGS / f"{task.preset}.yaml")
+        defaults.insert(0, {"agent": preset["agent"]})
+    layers = [simulators_part(task, layer) for layer in layers]
+    collected = [o for layer in layers for o in (layer.get("env") or {}).get("overrides", ())]
+    theirs = [o for o in args.overrides if task.takes_override(o)]
+    ours = [o for o in args.overrides if o not in theirs]
+    flags = flag_settings(args)
+    if theirs or collected:
+        flags["env"] = {**flags.get("env", {}), "overrides": [*collected, *theirs]}
+    cfg = compose(task.name, task.cfg_cls, [*defaults, *layers, flags], ours)
+    if run:
+        refuse_changes(cfg, compose(task.name, task.cfg_cls, [*defaults, layers[0]], []), run)
     return cfg, task, run
+
+
+def find_task(name: str, args: argparse.Namespace) -> Task:
+    """The task ``name``; for one of Isaac Lab's the command line is read anew, without Isaac Lab's own flags."""
+    try:
+        if not on_isaaclab(name, args.sim, args.overrides, args.unknown):
+            refuse_unknown(args)
+            select_device(args.device)
+            return TASKS[name]()
+        if importlib.util.find_spec("isaaclab") is None:
+            what = (
+                f"unknown task {name}{nearest(name, TASKS)}; one of Isaac Lab's" if name not in TASKS else "this task"
+            )
+            raise ConfigError(f"{what} needs Isaac Lab, use 'uv run --extra isaaclab train_jax.py ...'")
+        # The simulator needs memory on the GPU that JAX would otherwise take for itself.
+        os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+        select_device(args.device)
+        from bridge.isaaclab.launch import parse_flags
+
+        launch, rest = parse_flags(args.argv, args.device and args.device.partition(":")[0].replace("gpu", "cuda"))
+        select_device(args.device or launch.device)
+        again = parse(rest)
+        refuse_unknown(again)
+        taken = Counter(args.argv) - Counter(rest)
+        args.simulator_flags = [token for token in args.argv if token in taken]
+        args.overrides = again.overrides
+        return isaaclab_task(name, launch)
+    except ConfigError:
+        raise
+    except ValueError as e:
+        raise ConfigError(str(e)) from e
+
+
+def resumed_task(before: str, asked: str | None, run: Path) -> str:
+    """The task of a resumed run, which may be asked for by any of its names."""
+    point_control = (*TASKS, POINT_CONTROL)
+    if asked not in (None, before) and not (asked in point_control and before in point_control):
+        raise ConfigError(f"--task {asked}: {run} is a run of {before}; leave --task out, or begin a new run")
+    return before
+
+
+def known_settings(agent: Mapping[str, Any]) -> dict[str, Any]:
+    """A task's registered settings as a layer, without those of its algorithm that only its own trainer knows."""
+    algorithm = {k: v for k, v in agent.get("algorithm", {}).items() if k in AlgorithmCfg.__dataclass_fields__}
+    return {"agent": {**agent, **({"algorithm": algorithm} if algorithm else {})}}
+
+
+def simulators_part(task: Task, layer: dict[str, Any]) -> dict[str, Any]:
+    """A config file's layer, in which settings that the simulator applies have become its overrides."""
+    if task.cfg_cls is not IsaacLabCfg or not layer.get("env"):
+        return layer
+    env = dict(layer["env"])
+    kept = {name: env.pop(name) for name in IsaacLabCfg.__dataclass_fields__ if name in env}
+    if env:
+        kept["overrides"] = [*(kept.get("overrides") or ()), *as_overrides(env)]
+    return {**layer, "env": kept}
 
 
 def refuse_changes(cfg: RunCfg, before: RunCfg, run: Path) -> None:
@@ -259,7 +328,9 @@ def teacher_path(cfg: RunCfg, task: Task, run: Path | None, args: argparse.Names
         return run / "teacher.safetensors"
     if cfg.agent.teacher.file:
         return Path(cfg.agent.teacher.file)
-    return Path(str(files("jdistill"))) / "teachers" / f"{task.name}.safetensors"
+    if not task.teacher:
+        raise ConfigError(f"{task.name}: name its teacher with --teacher FILE (or --checkpoint FILE)")
+    return Path(str(files("jdistill"))) / "teachers" / f"{task.teacher}.safetensors"
 
 
 def train(args: argparse.Namespace) -> Path:
@@ -270,29 +341,55 @@ def train(args: argparse.Namespace) -> Path:
     cfg, task, resumed = configure(args)
     if profile and not resumed:
         profile.check(0, cfg.agent.max_iterations)
-    select_device(args.device)
     from jdistill.log import check_logger
-    from jdistill.networks import summary
+    from jdistill.observations import ObservationError, group_names
     from jdistill.recorder import check_new
-    from jdistill.runner import DistillationRunner, load_recording, load_teacher, plan_history
 
     check_logger(cfg.agent)
-    try:
-        env = make_env(task, cfg.env)
-    except ValueError as e:
-        raise ConfigError(str(e)) from e
     file = teacher_path(cfg, task, resumed, args)
-    teacher = load_teacher(file, env, cfg, task.old_teacher_output_activation)
-    print(f"Teacher: {file}: {summary(teacher.policy, teacher.state, teacher.description['obs_size'])}")
-    if plan := plan_history(env, cfg, teacher):
-        print(plan.describe())
     record = Path(args.record) if args.record else None
     if record:
         check_new(record)
+    if not file.is_file():
+        raise ConfigError(f"{file}: no such file")
+    run = resumed or planned_folder(args, cfg)
+    try:
+        # rsl_rl's name for what policies see where nothing else is said.
+        groups = ["policy", *group_names([e for entries in cfg.agent.obs_groups.values() for e in entries])]
+    except ObservationError as e:
+        raise ConfigError(f"agent.obs_groups: {e}") from e
+    with ExitStack() as stack:
+        try:
+            session = Session(cfg.agent.seed, groups, cfg.bridge.mode, str(run))
+            env = stack.enter_context(task.open(cfg.env, session))
+        except ValueError as e:
+            raise ConfigError(str(e)) from e
+        return train_on(env, cfg, task, file, run, bool(resumed), profile, record)
+
+
+def train_on(
+    env: TrainingEnv,
+    cfg: RunCfg,
+    task: Task,
+    teacher_file: Path,
+    run: Path,
+    resumed: bool,
+    profile: Any,
+    record: Path | None,
+) -> Path:
+    """Distill on an open environment; returns the run folder."""
+    from jdistill.networks import summary
+    from jdistill.runner import DistillationRunner, load_recording, load_teacher, plan_history, resolve_obs_groups
+
+    resolve_obs_groups(cfg.agent, env)
+    cfg.env.num_envs = env.num_envs
+    teacher = load_teacher(teacher_file, env, cfg, task.old_teacher_output_activation)
+    print(f"Teacher: {teacher_file}: {summary(teacher.policy, teacher.state, teacher.description['obs_size'])}")
     recording = load_recording(env, cfg, teacher)
-    if recording:
-        print(recording.summary)
-    run = resumed or new_run(args, cfg)
+    for held in (plan_history(env, cfg, teacher), recording):
+        if held:
+            print(held.describe())
+    run = run if resumed else new_run(run)
     runner = DistillationRunner(env, cfg, teacher, run, recording, record)
     if resumed:
         runner.load()
@@ -314,7 +411,6 @@ def train(args: argparse.Namespace) -> Path:
 def main(argv: list[str]) -> int:
     """Run the command; returns its exit status."""
     args = parse(argv)
-    from bridge.env import SimulatorError
     from jdistill.checkpoint import CheckpointError
     from jdistill.policy_file import PolicyFileError
     from jdistill.recorder import DatasetError
@@ -337,7 +433,7 @@ def main(argv: list[str]) -> int:
 def resume_command(args: argparse.Namespace, run: Path) -> str:
     """The command that goes on with ``run``."""
     device = ["--device", args.device] if args.device else []
-    return shlex.join(["python", "train_jax.py", "--resume", "--load_run", str(run), *device])
+    return shlex.join(["python", "train_jax.py", "--resume", "--load_run", str(run), *device, *args.simulator_flags])
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ from rsl_rl.runners import DistillationRunner as TorchRunner
 
 from benchmarks.crazyflie import EPISODES, ROOT, SEED, machine
 from bridge.crazyflie import PointControl, PointControlCfg
-from bridge.env import AutoReset
+from bridge.env import AutoReset, TrainingEnv
 from bridge.tasks import TASKS, make_env
 from bridge.torch_vecenv import TorchVecEnv
 from jdistill.config import RunCfg, compose, load_file
@@ -41,7 +41,7 @@ NOISE = 1e-6
 """Of the students' actions: rsl_rl's own smallest, since its distribution cannot do without."""
 
 
-def configure(args: argparse.Namespace) -> tuple[RunCfg, AutoReset]:
+def configure(args: argparse.Namespace) -> tuple[RunCfg, TrainingEnv]:
     """The default job, with rsl_rl's fixed step size."""
     settings = [
         f"env.num_envs={args.num_envs}",
@@ -55,7 +55,7 @@ def configure(args: argparse.Namespace) -> tuple[RunCfg, AutoReset]:
 
 
 def make_torch_runner(
-    cfg: RunCfg, env: AutoReset, student: tuple[Policy, PolicyState], teacher: tuple[Policy, PolicyState]
+    cfg: RunCfg, env: TrainingEnv, student: tuple[Policy, PolicyState], teacher: tuple[Policy, PolicyState]
 ) -> TorchRunner:
     """rsl_rl's runner on our environment, its student and teacher with our weights."""
     agent = cfg.agent

@@ -14,6 +14,7 @@ This module needs torch, an extra of this package; import it where torch is know
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
@@ -121,7 +122,12 @@ def pointer(memory: torch.Tensor | jax.Array) -> int:
     return memory.data_ptr() if isinstance(memory, torch.Tensor) else memory.unsafe_buffer_pointer()
 
 
-def torch_call(function: Callable[..., None], result_shape_dtypes: Any) -> Callable[..., Any]:
+def torch_call(
+    function: Callable[..., None],
+    result_shape_dtypes: Any,
+    execute: Callable[[Callable[[], None]], None] | None = None,
+    guard: bool = True,
+) -> Callable[..., Any]:
     """A JAX function that runs torch code in the middle of a compiled program, without copies.
 
     ``function(out, *args)`` gets tensors: ``args`` like the arguments of the call, to be read, and ``out`` like
@@ -129,47 +135,103 @@ def torch_call(function: Callable[..., None], result_shape_dtypes: Any) -> Calla
     be one array among them at least. On CUDA the work falls in line with the surrounding program's, on the device.
 
     All of these tensors end with the call: their memory is XLA's and soon something else, so whatever ``function``
-    wants to keep it must clone. Keeping one all the same, or writing into an argument, raises :class:`DLPackError`.
+    wants to keep it must clone. Keeping one all the same, or writing into an argument, raises :class:`DLPackError`;
+    ``guard=False`` saves the ten microseconds that this takes, for functions that hand their tensors to nobody.
     That, and any error of ``function``'s (``KeyboardInterrupt`` too), comes out of JAX as a
     ``jax.errors.JaxRuntimeError`` with the traceback in its text, at the latest where the program's results are waited
     for.
 
+    ``execute`` gets the work of each call as a function without arguments and returns once it has run, here or on
+    another thread (see :class:`bridge.main_thread.MainThread`); None runs it where JAX calls back.
+
     JAX orders calls by the data that flow through them and by nothing else: of two calls that must not swap, the second
     takes something from the first. Some run on the caller's thread and some on JAX's own, so ``function`` cannot count
-    on torch's thread-local modes, autocast and default device for two; gradients and inference mode are always off. It
-    must not call JAX. Gradients do not pass through, and ``jax.vmap`` is refused.
+    on torch's thread-local modes, autocast and default device for two; gradients and inference mode are always off, and
+    the number of torch's threads is the one of the thread that called this. It must not call JAX. Gradients do not pass
+    through, and ``jax.vmap`` is refused.
+    """
+    threads: set[int] = set()
+    shapes, out_tree = jax.tree.flatten(result_shape_dtypes)
+
+    def wrapped(*args: Any) -> Any:
+        flat, in_tree = jax.tree.flatten(args)
+
+        def call(ctx: ExecutionContext, buffers: list[Any]) -> None:
+            _limit_threads(threads)
+            tensors = [torch.from_dlpack(buffer) for buffer in buffers]
+            inputs, outputs = (
+                jax.tree.unflatten(in_tree, tensors[: len(flat)]),
+                jax.tree.unflatten(out_tree, tensors[len(flat) :]),
+            )
+            with _no_grad():
+                if tensors[0].is_cuda:
+                    with xla_order(ctx, tensors[0].device):
+                        function(outputs, *inputs)
+                else:
+                    function(outputs, *inputs)
+            if guard:
+                _check_writes(tensors, buffers)
+                alive = [TensorWeakRef(tensor) for tensor in tensors]
+                del inputs, outputs, tensors
+                if any(ref() is not None for ref in alive):
+                    raise DLPackError("torch kept a tensor whose memory ends with the call; keep a clone of it")
+
+        def callback(ctx: ExecutionContext, out: list[Any], *arguments: Any) -> None:
+            if execute is None:
+                call(ctx, [*arguments, *out])
+            else:
+                execute(lambda: call(ctx, [*arguments, *out]))
+
+        # Without the side effect JAX would drop calls whose results nobody reads and merge equal ones.
+        return jax.tree.unflatten(out_tree, buffer_callback(callback, shapes, has_side_effect=True)(*flat))
+
+    return wrapped
+
+
+def _check_writes(tensors: list[torch.Tensor], buffers: list[Any]) -> None:
+    if any(t._version for t, buffer in zip(tensors, buffers, strict=True) if not buffer.writeable):
+        raise DLPackError("torch wrote into an argument, which is JAX's; clone it first")
+
+
+class _no_grad:
+    """No gradients; nor inference mode, which would leave an environment with tensors of a special kind.
+
+    ``torch.no_grad`` with fewer layers: this is entered at every step.
     """
 
-    def callback(ctx: ExecutionContext, out: Any, *args: Any) -> None:
-        buffers, tree = jax.tree.flatten((args, out))
-        # Inference mode, which a caller's thread may be in, would leave an environment with tensors of a special kind.
-        with torch.inference_mode(False), torch.no_grad():
-            tensors = [torch.from_dlpack(buffer) for buffer in buffers]
-            inputs, outputs = jax.tree.unflatten(tree, tensors)
-            with xla_order(ctx, tensors[0].device):
-                function(outputs, *inputs)
-        if any(t._version for t, buffer in zip(tensors, buffers, strict=True) if not buffer.writeable):
-            raise DLPackError("torch wrote into an argument, which is JAX's; clone it first")
-        alive = [TensorWeakRef(tensor) for tensor in tensors]
-        del inputs, outputs, tensors
-        if any(ref() is not None for ref in alive):
-            raise DLPackError("torch kept a tensor whose memory ends with the call; keep a clone of it")
+    def __enter__(self) -> None:
+        self.inference = torch.inference_mode(False) if torch.is_inference_mode_enabled() else None
+        if self.inference is not None:
+            self.inference.__enter__()
+        self.before = torch.is_grad_enabled()
+        torch.set_grad_enabled(False)
 
-    # Without the side effect JAX would drop calls whose results nobody reads and merge equal ones.
-    return buffer_callback(callback, result_shape_dtypes, has_side_effect=True)
+    def __exit__(self, *error: object) -> None:
+        torch.set_grad_enabled(self.before)
+        if self.inference is not None:
+            self.inference.__exit__(*error)
+
+
+def _limit_threads(seen: set[int]) -> None:
+    """On a thread that is new to us, bring the libraries under torch to torch's number of threads.
+
+    OpenMP and MKL keep that number per thread, and torch passes its own on only where it splits work itself: on XLA's
+    threads a small matrix product would wake up every core. Python's own thread-local storage is no help, since a
+    thread of XLA's is a new one to Python at every call.
+    """
+    if (thread := threading.get_native_id()) not in seen:
+        seen.add(thread)
+        torch.set_num_threads(torch.get_num_threads())
 
 
 @contextmanager
 def xla_order(ctx: ExecutionContext, device: torch.device) -> Iterator[None]:
-    """Inside a ``buffer_callback``: torch's work on ``device`` falls between XLA's before and after the callback.
+    """Inside a ``buffer_callback`` on CUDA: torch's work falls between XLA's before and after the callback.
 
-    Does nothing on the CPU. On CUDA, torch's current stream waits for XLA's at the door and XLA's for torch's at the
-    end, on the device alone. Torch stays on a stream of its own because the caching allocator and other libraries on
-    the default stream (Warp) know that one and not XLA's.
+    Torch's current stream waits for XLA's at the door and XLA's for torch's at the end, on the device alone. Torch
+    stays on a stream of its own because the caching allocator and other libraries on the default stream (Warp) know
+    that one and not XLA's.
     """
-    if device.type != "cuda":
-        yield
-        return
     with torch.cuda.device(device):
         ours, theirs = torch.cuda.current_stream(), torch.cuda.ExternalStream(ctx.stream, device)
         ours.wait_stream(theirs)

@@ -16,7 +16,7 @@ from rsl_rl.env import VecEnv
 from tensordict import TensorDict
 
 from bridge.dlpack import to_jax, to_torch
-from bridge.env import EPISODE_METRIC_PREFIX, AutoReset, State
+from bridge.env import EPISODE_METRIC_PREFIX, State, TrainingEnv
 
 
 class TorchVecEnv(VecEnv):
@@ -26,7 +26,7 @@ class TorchVecEnv(VecEnv):
     ``log``, the environment's metrics: means over the batch, those of whole episodes over the episodes that ended.
     """
 
-    def __init__(self, env: AutoReset, cfg: Any = None, seed: int = 0):
+    def __init__(self, env: TrainingEnv, cfg: Any = None, seed: int = 0):
         self.env = env
         self.cfg = cfg if cfg is not None else {}
         self.num_envs = env.num_envs

@@ -28,9 +28,8 @@ from flax import struct
 from jax import Array
 
 from bridge.crazyflie import PhysicalState, PointControl, PointControlCfg
-from bridge.crazyflie.cfg import RandomizationCfg, ResetCfg, TargetCfg
+from bridge.crazyflie.cfg import OBSERVATION, RandomizationCfg, ResetCfg, TargetCfg
 from bridge.crazyflie.dynamics import Craft, rotation_matrix
-from bridge.crazyflie.task import OBSERVATION
 from bridge.env import AutoReset, State, where_done
 from jdistill import networks
 from jdistill.evaluate import evaluate

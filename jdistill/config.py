@@ -161,7 +161,8 @@ class AgentCfg:
     log_project_name: str = "jdistill"
     """Project of a wandb run."""
     obs_groups: dict[str, list[str]] = field(default_factory=lambda: {"student": ["student"], "teacher": ["teacher"]})
-    """Which of the environment's observation groups make up the observations of ``student`` and ``teacher``."""
+    """Which of the environment's observation groups make up the observations of ``student`` and ``teacher``, whole
+    (``policy``) or in part (``policy[:22]``, ``policy[0,2]``); see :mod:`jdistill.observations`."""
     clip_actions: float | None = None
     """Actions are clipped to [-clip_actions, clip_actions] before they step the environment; null leaves that to it."""
     empirical_normalization: bool | None = None
@@ -236,6 +237,19 @@ class AgentCfg:
 
 
 @dataclass
+class BridgeCfg:
+    """How a simulator that is not JAX is reached."""
+
+    mode: str = "auto"
+    """``callback``: stepped from inside the compiled program; ``host``: the same, by the main thread, for simulators
+    that insist on it; ``auto``: ``host`` where Isaac Sim's Kit runs, else ``callback``. The numbers are the same."""
+
+    def validate(self) -> None:
+        """Raise :class:`ConfigError` for a mode that there is not."""
+        _one_of("bridge.mode", self.mode, ("auto", "callback", "host"))
+
+
+@dataclass
 class RunCfg:
     """Everything a run is made of."""
 
@@ -245,15 +259,18 @@ class RunCfg:
     """The learner's settings."""
     env: Any
     """The task's settings, an instance of its dataclass."""
+    bridge: BridgeCfg = field(default_factory=BridgeCfg)
+    """How the simulator is reached."""
 
     def save(self, path: Path) -> None:
         """Write as YAML that :func:`load_file` reads."""
-        data = {"task": self.task, "agent": dataclasses.asdict(self.agent), "env": dataclasses.asdict(self.env)}
+        data: dict[str, Any] = {"task": self.task}
+        data |= {name: dataclasses.asdict(getattr(self, name)) for name in ("agent", "env", "bridge")}
         path.write_text(yaml.safe_dump(data, sort_keys=False))
 
 
 def load_file(path: Path) -> dict[str, Any]:
-    """Read a YAML config (``task``, ``agent``, ``env``; all optional)."""
+    """Read a YAML config (``task``, ``agent``, ``env``, ``bridge``; all optional)."""
     try:
         data = yaml.safe_load(path.read_text())
     except OSError as e:
@@ -261,9 +278,9 @@ def load_file(path: Path) -> dict[str, Any]:
     except (yaml.YAMLError, UnicodeDecodeError) as e:
         raise ConfigError(f"{path}: not a YAML file ({' '.join(str(e).split())})") from e
     data = {} if data is None else data
-    sections = [data, *(data.get(k) or {} for k in ("agent", "env"))] if isinstance(data, dict) else [data]
+    sections = [data, *(data.get(k) or {} for k in ("agent", "env", "bridge"))] if isinstance(data, dict) else [data]
     if not all(isinstance(section, dict) for section in sections) or not isinstance(data.get("task", ""), str):
-        raise ConfigError(f"{path}: expected the keys task (a name), agent and env (settings)")
+        raise ConfigError(f"{path}: expected the keys task (a name), agent, env and bridge (settings)")
     return data
 
 
@@ -273,7 +290,8 @@ def compose(task: str, env_cls: type, layers: Iterable[dict[str, Any]], override
     Raises:
         ConfigError: an unknown key (with the nearest known one), a value of the wrong type, or one that makes no sense.
     """
-    cfg = OmegaConf.create({"agent": OmegaConf.structured(AgentCfg), "env": OmegaConf.structured(env_cls)})
+    sections = {"agent": AgentCfg, "env": env_cls, "bridge": BridgeCfg}
+    cfg = OmegaConf.create({name: OmegaConf.structured(cls) for name, cls in sections.items()})
     known = sorted(_keys(cfg))
     for layer in layers:
         part = {k: v for k, v in layer.items() if k != "task"}
@@ -292,14 +310,16 @@ def compose(task: str, env_cls: type, layers: Iterable[dict[str, Any]], override
             _set(cfg, known, path, text if isinstance(part, str) and path == key else part)
     agent: Any = OmegaConf.to_object(cfg.agent)
     env: Any = OmegaConf.to_object(cfg.env)
+    bridge: Any = OmegaConf.to_object(cfg.bridge)
     if agent.empirical_normalization is not None:
         agent.student.obs_normalization = agent.empirical_normalization
     agent.validate()
+    bridge.validate()
     try:
         env.validate()
     except ValueError as e:
         raise ConfigError(str(e)) from e
-    return RunCfg(task=task, agent=agent, env=env)
+    return RunCfg(task=task, agent=agent, env=env, bridge=bridge)
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
@@ -313,7 +333,9 @@ def _set(cfg: Any, known: list[str], key: str, value: Any) -> None:
     if key not in known and not key.startswith("agent.obs_groups."):
         hint = nearest(key, known) or f"; there are {', '.join(_siblings(key, known))}"
         raise ConfigError(f"{key}: unknown setting{hint}")
-    if key in ("agent", "env"):
+    if key.startswith("agent.obs_groups.") and isinstance(value, str):
+        value = [value]
+    if key in ("agent", "env", "bridge"):
         raise ConfigError(f"{key}={value}: is a section, set what is in it: {', '.join(_siblings(key + '.', known))}")
     try:
         OmegaConf.update(cfg, key, value, merge=False)

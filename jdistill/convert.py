@@ -5,10 +5,10 @@ python -m jdistill.convert model_1499.pt teacher.safetensors --output_activation
 
 from __future__ import annotations
 
-import argparse
 import sys
 from pathlib import Path
 
+from jdistill.cli import Parser, positive
 from jdistill.interop.rsl_rl_checkpoint import load_teacher_checkpoint
 from jdistill.networks import ACTIVATIONS, OUTPUT_ACTIVATIONS, summary
 from jdistill.policy_file import PolicyFileError, save_policy
@@ -16,16 +16,19 @@ from jdistill.policy_file import PolicyFileError, save_policy
 
 def main(argv: list[str]) -> int:
     """The command."""
-    parser = argparse.ArgumentParser(prog="python -m jdistill.convert", description=__doc__.split("\n")[0])
+    parser = Parser(prog="python -m jdistill.convert", description=__doc__.split("\n")[0])
     parser.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="rsl_rl's .pt file")
     parser.add_argument("out", type=Path, metavar="FILE", help="the .safetensors policy to write")
     said = "default: what params/agent.yaml beside it says, else"
-    parser.add_argument("--activation", choices=list(ACTIVATIONS), help=f"of the hidden layers ({said} elu)")
+    parser.add_argument("--activation", type=str.lower, choices=list(ACTIVATIONS), help=f"hidden layers' ({said} elu)")
     parser.add_argument(
-        "--output_activation", choices=list(OUTPUT_ACTIVATIONS), help=f"of the output ({said} identity)"
+        "--output_activation",
+        type=str.lower,
+        choices=list(OUTPUT_ACTIVATIONS),
+        help=f"what ends the network ({said} identity; checkpoints of rsl_rl 2.x and 3.x need it said)",
     )
     parser.add_argument(
-        "--num_actions", type=int, help="where the last layer holds a state-dependent deviation beside the actions"
+        "--num_actions", type=positive, help="where the last layer holds a state-dependent deviation beside the actions"
     )
     args = parser.parse_args(argv)
     try:
@@ -33,8 +36,11 @@ def main(argv: list[str]) -> int:
             args.checkpoint, args.num_actions, args.activation, args.output_activation
         )
         save_policy(args.out, policy, state, header)
-    except (PolicyFileError, OSError) as e:
+    except PolicyFileError as e:
         print(f"jdistill.convert: error: {e}", file=sys.stderr)
+        return 1
+    except OSError as e:
+        print(f"jdistill.convert: error: {args.out}: {e.strerror}", file=sys.stderr)
         return 1
     print(f"{args.out}: {summary(policy, state, header['obs_size'])}")
     return 0

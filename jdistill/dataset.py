@@ -7,7 +7,6 @@ The layout is described in :mod:`jdistill.recorder`. For training, ``obs`` and `
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from collections.abc import Iterator, Sequence
@@ -21,6 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jdistill import networks, observations
+from jdistill.cli import Parser
 from jdistill.config import AlgorithmCfg, ConfigError
 from jdistill.history import GIB, History, check_memory
 from jdistill.journal import recover
@@ -47,7 +47,10 @@ class Recording(NamedTuple):
     normalizer: Normalizer
     """Moments of all observations of the student."""
     summary: str
-    """One line."""
+
+    def describe(self) -> str:
+        """One line, for the start of a run."""
+        return self.summary
 
 
 @contextmanager
@@ -226,7 +229,7 @@ def info(path: Path) -> str:
 
 def main(argv: list[str]) -> int:
     """Run the command; returns its exit status."""
-    parser = argparse.ArgumentParser(prog="python -m jdistill.dataset", description="Look into recorded episodes.")
+    parser = Parser(prog="python -m jdistill.dataset", description="Look into recorded episodes.")
     commands = parser.add_subparsers(dest="command", required=True)
     command = commands.add_parser("info", help="print episodes, steps, returns and ranges")
     command.add_argument("files", nargs="+", type=Path, metavar="PATH")

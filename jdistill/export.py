@@ -1,14 +1,18 @@
 """Students to where they fly: ``python -m jdistill.export RUN --format rsl_rl,jit,onnx,safetensors``.
 
 Every file is read back and flown beside the JAX policy for 100 steps of the run's own task before it counts as
-written. A JSON beside the files says what goes in and what comes out.
+written (where that task needs a simulator of its own, over 100 observations like those the student has seen). A JSON
+beside the files says what goes in and what comes out.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
+import math
 import sys
+import warnings
 from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -18,8 +22,10 @@ import jax
 import numpy as np
 
 from bridge.env import TrainingEnv
+from bridge.isaaclab.cfg import IsaacLabCfg
 from bridge.tasks import TASKS, make_env
 from jdistill import networks, observations
+from jdistill.cli import Parser
 from jdistill.config import ConfigError, RunCfg, compose, load_file
 from jdistill.interop.rsl_rl import model_cfg
 from jdistill.networks import Policy, PolicyState
@@ -68,17 +74,7 @@ def export_jit(student: Student, out: Path) -> tuple[Path, Start]:
 
     file = out / "policy.pt"
     to_torchscript(student.policy, student.state).save(str(file))
-    module = torch.jit.load(str(file))
-
-    def act(obs: np.ndarray) -> np.ndarray:
-        with torch.no_grad():
-            return module(torch.from_numpy(obs)).numpy()
-
-    def start() -> Actor:
-        module.reset()
-        return act
-
-    return file, start
+    return file, torch_policy(torch.jit.load(str(file)))
 
 
 def export_onnx(student: Student, out: Path) -> tuple[Path, Start]:
@@ -106,7 +102,10 @@ def export_onnx(student: Student, out: Path) -> tuple[Path, Start]:
 
 
 def export_rsl_rl(student: Student, out: Path) -> tuple[Path, Start]:
-    """rsl_rl's checkpoint ``model_<iteration>.pt``, and ``model_<iteration>_actor.pt`` for its PPO."""
+    """rsl_rl's checkpoint ``model_<iteration>.pt``, and ``model_<iteration>_actor.pt`` for its PPO.
+
+    Where rsl_rl is installed, its own models read both files, teacher included, and its student is what flies.
+    """
     import torch
 
     from jdistill.interop.rsl_rl import MODEL, from_tensors
@@ -118,9 +117,17 @@ def export_rsl_rl(student: Student, out: Path) -> tuple[Path, Start]:
     file = out / f"model_{iteration}.pt"
     torch.save(distillation_checkpoint((policy, student.state), teacher, *settings, iteration), file)
     torch.save(actor_checkpoint((policy, student.state), student.actor_std, iteration), actor_file(file))
-    again = {k: v.numpy() for k, v in read_torch(file)["student_state_dict"].items()}
+    again, actor = read_torch(file), read_torch(actor_file(file))
+    if importlib.util.find_spec("rsl_rl") is not None:
+        from jdistill.interop.rsl_rl_models import load_model
+
+        cfg = rsl_rl_cfg(student)
+        load_model(cfg["distillation"]["teacher"], again["teacher_state_dict"])
+        load_model(cfg["ppo"]["actor"], actor["actor_state_dict"])
+        return file, torch_policy(load_model(cfg["distillation"]["student"], again["student_state_dict"]))
+    tensors = {k: v.numpy() for k, v in again["student_state_dict"].items()}
     return file, jax_policy(
-        *from_tensors(again, MODEL, policy.activation, policy.output_activation, policy.num_actions)
+        *from_tensors(tensors, MODEL, policy.activation, policy.output_activation, policy.num_actions)
     )
 
 
@@ -130,6 +137,21 @@ def actor_file(file: Path) -> Path:
 
 
 EXPORTERS = {"rsl_rl": export_rsl_rl, "jit": export_jit, "onnx": export_onnx, "safetensors": export_safetensors}
+
+
+def torch_policy(module: Any) -> Start:
+    """A torch module with ``reset()``."""
+    import torch
+
+    def act(obs: np.ndarray) -> np.ndarray:
+        with torch.no_grad():
+            return module(torch.tensor(obs)).numpy()
+
+    def start() -> Actor:
+        module.reset()
+        return act
+
+    return start
 
 
 def jax_policy(policy: Policy, state: PolicyState) -> Start:
@@ -159,7 +181,7 @@ def initial_states(policy: Policy, state: PolicyState) -> dict[str, np.ndarray]:
     }
 
 
-def largest_difference(env: TrainingEnv, groups: list[str], original: Start, exported: Start) -> float:
+def flown_difference(env: TrainingEnv, groups: list[str], original: Start, exported: Start) -> float:
     """Fly ``STEPS`` steps with the original's actions; the largest difference of the two policies' actions.
 
     Where an episode ends, both begin anew with the next one.
@@ -175,6 +197,15 @@ def largest_difference(env: TrainingEnv, groups: list[str], original: Start, exp
         if bool(state.done.any()):
             ours, theirs = original(), exported()
     return worst
+
+
+def drawn_difference(student: Student, original: Start, exported: Start) -> float:
+    """The same over ``STEPS`` observations drawn from the moments that the student's normaliser has seen."""
+    draws = np.random.default_rng(0).normal(size=(STEPS, 1, student.header["obs_size"])).astype(np.float32)
+    if (normalizer := student.state.normalizer) is not None:
+        draws = draws * np.sqrt(np.asarray(normalizer.var)) + np.asarray(normalizer.mean)
+    ours, theirs = original(), exported()
+    return max(float(np.abs(ours(obs) - theirs(obs)).max()) for obs in draws.astype(np.float32))
 
 
 def describe(student: Student) -> dict[str, Any]:
@@ -197,15 +228,22 @@ def describe(student: Student) -> dict[str, Any]:
 
 
 def rsl_rl_cfg(student: Student) -> dict[str, Any]:
-    """The parts of an rsl_rl 5.x config under which its runners load the files of the format ``rsl_rl``."""
+    """Parts of rsl_rl 5.x configs: under ``distillation`` its runner goes on, under ``ppo`` its PPO fine-tunes."""
     agent = student.cfg.agent
     teacher, teacher_state, _ = load_policy(student.run / "teacher.safetensors")
     noise = agent.student.init_noise_std
+    groups = agent.obs_groups
     return {
-        "obs_groups": agent.obs_groups,
-        "student": model_cfg(student.policy, student.state, noise),
-        "teacher": model_cfg(teacher, teacher_state, noise),
-        "actor": model_cfg(student.policy, student.state, student.actor_std),
+        "distillation": {
+            "obs_groups": groups,
+            "student": model_cfg(student.policy, student.state, noise),
+            "teacher": model_cfg(teacher, teacher_state, noise),
+        },
+        "ppo": {
+            # PPO's critic may see what the teacher sees; it is the user's to design, and begins untrained.
+            "obs_groups": {"actor": groups["student"], "critic": groups["teacher"]},
+            "actor": model_cfg(student.policy, student.state, student.actor_std),
+        },
     }
 
 
@@ -214,10 +252,11 @@ def load_run(run: Path, best: bool) -> tuple[RunCfg, Policy, PolicyState, dict[s
     if not (run / "config.yaml").is_file():
         raise ExportError(f"{run}: no run folder (it has no config.yaml)")
     settings = load_file(run / "config.yaml")
-    if settings.get("task") not in TASKS:
-        raise ExportError(f"{run}: its task {settings.get('task')} is unknown here")
-    task = TASKS[settings["task"]]()
-    cfg = compose(task.name, task.cfg_cls, [settings], ["env.num_envs=1"])
+    if "task" not in settings:
+        raise ExportError(f"{run}: no run folder (its config.yaml names no task)")
+    embedded = settings["task"] in TASKS
+    cfg_cls = TASKS[settings["task"]]().cfg_cls if embedded else IsaacLabCfg
+    cfg = compose(settings["task"], cfg_cls, [settings], ["env.num_envs=1"])
     return cfg, *load_policy(run / ("best_student.safetensors" if best else "student.safetensors"))
 
 
@@ -236,16 +275,23 @@ def export(run: Path, formats: list[str], out: Path, best: bool = False, actor_s
     """
     cfg, policy, state, header = load_run(run, best)
     student = Student(policy, state, header, cfg, run, actor_std)
-    env = make_env(TASKS[cfg.task](), cfg.env)
     out.mkdir(parents=True, exist_ok=True)
+    env = make_env(TASKS[cfg.task](), cfg.env) if cfg.task in TASKS else None
+    what = f"{STEPS} steps" if env else f"{STEPS} drawn observations (its simulator is not the embedded one)"
     description = describe(student)
-    files = {}
+    files: dict[str, Any] = {}
     for name in formats:
         try:
             file, exported = EXPORTERS[name](student, out)
         except ImportError as e:
             raise ExportError(f"{name}: {e.name} is not installed; use 'uv run --extra torch --extra onnx ...'") from e
-        difference = largest_difference(env, cfg.agent.obs_groups["student"], jax_policy(policy, state), exported)
+        except RuntimeError as e:  # What torch raises for a file that it cannot write.
+            raise ExportError(f"{name}: cannot be written to {out} ({str(e).splitlines()[0][:120]})") from e
+        original = jax_policy(policy, state)
+        if env is not None:
+            difference = flown_difference(env, cfg.agent.obs_groups["student"], original, exported)
+        else:
+            difference = drawn_difference(student, original, exported)
         if not difference <= TOLERANCE:
             for written in (file, actor_file(file)):
                 written.unlink(missing_ok=True)
@@ -253,30 +299,47 @@ def export(run: Path, formats: list[str], out: Path, best: bool = False, actor_s
         files[name] = {"file": file.name, "largest_difference": difference}
         if name == "rsl_rl":
             files[name] |= {"actor_file": actor_file(file).name, **rsl_rl_cfg(student)}
-        print(f"{file}: {STEPS} steps beside the original, largest difference {difference:.1e}")
+        print(f"{file}: {what} beside the original, largest difference {difference:.1e}")
     (out / "policy.json").write_text(json.dumps({**description, "files": files}, indent=1) + "\n")
 
 
 def main(argv: list[str]) -> int:
     """The command."""
-    parser = argparse.ArgumentParser(prog="python -m jdistill.export", description=__doc__.split("\n")[0])
+    parser = Parser(prog="python -m jdistill.export", description=__doc__.split("\n")[0])
     parser.add_argument("run", type=Path, metavar="RUN", help="run folder")
     parser.add_argument("--format", default="safetensors", help=f"any of {', '.join(FORMATS)}, separated by commas")
     parser.add_argument("--out", type=Path, help="folder for the files (default: RUN/exported)")
     parser.add_argument(
-        "--actor_std", type=float, default=0.1, help="rsl_rl: deviation with which its PPO begins to explore (0.1)"
+        "--actor_std", type=deviation, default=0.1, help="rsl_rl: deviation with which its PPO begins to explore (0.1)"
     )
     parser.add_argument("--best", action="store_true", help="the best student instead of the newest")
     args = parser.parse_args(argv)
-    formats = args.format.split(",")
+    formats = [name.strip() for name in args.format.split(",")]
+    out = args.out or args.run / "exported"
     try:
         if unknown := [f for f in formats if f not in FORMATS]:
-            raise ExportError(f"--format {unknown[0]}: expected some of {', '.join(FORMATS)}")
-        export(args.run, formats, args.out or args.run / "exported", args.best, args.actor_std)
-    except (ExportError, ConfigError, PolicyFileError, OSError) as e:
+            raise ExportError(f"--format {unknown[0] or '(empty)'}: expected some of {', '.join(FORMATS)}")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # TorchScript is what was asked for.
+            export(args.run, formats, out, args.best, args.actor_std)
+    except (ExportError, ConfigError, PolicyFileError) as e:
         print(f"jdistill.export: error: {e}", file=sys.stderr)
         return 1
+    except OSError as e:
+        print(f"jdistill.export: error: {e.filename or out}: {e.strerror}", file=sys.stderr)
+        return 1
     return 0
+
+
+def deviation(text: str) -> float:
+    """A standard deviation above zero."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a positive number")
+    return value
 
 
 if __name__ == "__main__":

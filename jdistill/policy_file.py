@@ -42,8 +42,12 @@ def save_policy(path: Path, policy: Policy, state: PolicyState, description: dic
     }
     part = path.with_name(path.name + ".part")
     arrays = {k: np.array(v, order="C") for k, v in _tensors(state).items()}
-    part.write_bytes(save(arrays, metadata={"jdistill": json.dumps(header, indent=1)}))
-    os.replace(part, path)
+    try:
+        part.write_bytes(save(arrays, metadata={"jdistill": json.dumps(header, indent=1)}))
+        os.replace(part, path)
+    except OSError:
+        part.unlink(missing_ok=True)
+        raise
 
 
 def load_policy(path: Path) -> tuple[Policy, PolicyState, dict[str, Any]]:

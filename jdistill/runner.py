@@ -20,12 +20,12 @@ import numpy as np
 from bridge.env import TrainingEnv
 from jdistill import observations
 from jdistill.checkpoint import Checkpoints
-from jdistill.config import ConfigError, RunCfg, StudentCfg
+from jdistill.config import AgentCfg, ConfigError, RunCfg, StudentCfg
 from jdistill.console import RunConsole, Timing, iteration_block, switch_banner
 from jdistill.dataset import Labeller, Recording, load
 from jdistill.distillation import FINITE, Distillation, TrainState, first_steps
 from jdistill.history import Plan
-from jdistill.interop.rsl_rl_checkpoint import load_teacher_checkpoint
+from jdistill.interop.rsl_rl_checkpoint import is_torch_file, load_teacher_checkpoint
 from jdistill.log import make_writer
 from jdistill.networks import Policy, PolicyState
 from jdistill.policy_file import load_policy, save_policy
@@ -176,6 +176,7 @@ class DistillationRunner:
                         parts = ", ".join(f"{scope} {ms:.1f} ms" for scope, ms in shares.items())
                         console.print(f"Profiler trace written to {profiler.directory}\nPer iteration: {parts}\n")
                     self.current_learning_iteration = number + 1
+                    self.phase1_end = int(self.alg.phase1_end(self.state))
                     scalars = self._tagged(scalars, phase, timing)
                     writer.write(scalars, number)
                     run_name = self.cfg.agent.run_name
@@ -261,6 +262,13 @@ def make_student(cfg: StudentCfg, num_actions: int) -> Policy:
     )
 
 
+def resolve_obs_groups(agent: AgentCfg, env: TrainingEnv) -> None:
+    """Where the environment has no group of the set's own name, let the set be ``policy``, as rsl_rl does."""
+    for name in ("student", "teacher"):
+        if agent.obs_groups[name] == [name] and name not in env.obs_sizes and "policy" in env.obs_sizes:
+            agent.obs_groups[name] = ["policy"]
+
+
 def plan_history(env: TrainingEnv, cfg: RunCfg, teacher: Teacher) -> Plan | None:
     """How much the history is going to hold; None where there is none.
 
@@ -297,7 +305,7 @@ def load_teacher(file: Path, env: TrainingEnv, cfg: RunCfg, old_output_activatio
         PolicyFileError: it cannot be read.
         ConfigError: it does not fit the environment.
     """
-    if file.suffix in (".pt", ".pth"):
+    if is_torch_file(file):
         asked = cfg.agent.teacher.activation, cfg.agent.teacher.output_activation
         teacher = Teacher(*load_teacher_checkpoint(file, env.num_actions, *asked, old_output_activation))
     else:

@@ -240,8 +240,11 @@ def test_help_explains_every_flag(capsys):
         (["--record", "README.md"], "--record README.md: exists already"),
         (["agent.algorithm.use_dagger=true", "agent.algorithm.max_buffer_size=9"], "smaller than one rollout"),
         (["agent.algorithm.use_dagger=true", "agent.algorithm.max_buffer_size=2000000000"], "lower it, or set"),
-        (["env.robot.spawn.usd_path=cf2x.usd"], "there are env.drone, env.episode_length_s"),
-        (["foo=1"], "there are agent, env"),
+        (["env.usd=cf2x.usd"], "there are env.drone, env.episode_length_s"),
+        (["bridge.mode=thread"], "bridge.mode=thread: expected one of auto, callback, host"),
+        (["--sim", "crazyflow", "--task", "Isaac-Ant-Direct"], "--sim crazyflow: has no task Isaac-Ant-Direct"),
+        (["--viz", "newton"], "unknown flag --viz"),
+        (["foo=1"], "there are agent, bridge, env"),
         (["agent=3"], "is a section"),
         (["agent.obs_groups.studnet=[student]"], "did you mean student?"),
         (["env.drone=cf9"], "env.drone='cf9': expected one of cf21B_500"),
@@ -345,5 +348,5 @@ def test_unwritable_log_folder(capsys, tmp_path):
 def test_runs_of_one_second_get_folders_of_their_own(tmp_path):
     args = train_jax.parse(["--logdir", str(tmp_path)])
     cfg, _, _ = train_jax.configure(args)
-    runs = {train_jax.new_run(args, cfg) for _ in range(3)}
+    runs = {train_jax.new_run(train_jax.planned_folder(args, cfg)) for _ in range(3)}
     assert len(runs) == 3 and all(r.is_dir() for r in runs)

@@ -5,6 +5,18 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 
+OBSERVATION = (
+    ("position_error", 3, "m"),
+    ("velocity_error", 3, "m/s"),
+    ("rotation_matrix", 9, "1"),
+    ("body_rates", 3, "rad/s"),
+    ("previous_motor_commands", 4, "0..1"),
+    ("rotor_speeds", 4, "0..1"),
+)
+"""Parts of the teacher's observation in order: name, size, unit. The student's ends before the rotor speeds."""
+MOTORS = ("front_right", "back_right", "back_left", "front_left")
+"""Order of the motor commands."""
+
 
 @dataclass
 class TargetCfg:

@@ -11,21 +11,10 @@ from flax import struct
 from jax import Array
 
 from bridge.crazyflie import target as targets
-from bridge.crazyflie.cfg import PointControlCfg
+from bridge.crazyflie.cfg import MOTORS, OBSERVATION, PointControlCfg
 from bridge.crazyflie.dynamics import Craft, Crazyflie, Physics, rotation_matrix
 from bridge.crazyflie.target import Target
 from bridge.env import Layout, State
-
-OBSERVATION = (
-    ("position_error", 3, "m"),
-    ("velocity_error", 3, "m/s"),
-    ("rotation_matrix", 9, "1"),
-    ("body_rates", 3, "rad/s"),
-    ("previous_motor_commands", 4, "0..1"),
-    ("rotor_speeds", 4, "0..1"),
-)
-"""Parts of the teacher's observation in order: name, size, unit. The student's ends before the rotor speeds."""
-MOTORS = ("front_right", "back_right", "back_left", "front_left")
 
 
 class PhysicalState(struct.PyTreeNode):

@@ -38,7 +38,9 @@ class Names(NamedTuple):
     """Regular expression of names that belong to other networks or to a distribution."""
 
 
-DISTRIBUTION = r"std|log_std|distribution\..*"
+DEVIATIONS = ("std", "log_std", "distribution.std_param", "distribution.log_std_param")
+"""Deviations that do not depend on the state; where one of these stands, the last layer is all actions."""
+DISTRIBUTION = "|".join(map(re.escape, DEVIATIONS))
 MODEL = Names("rnn.rnn", "mlp", "obs_normalizer", DISTRIBUTION)
 """In an entry that holds one network (4.x, 5.x)."""
 ACTOR = Names(
@@ -60,7 +62,7 @@ GATES = {3: "gru", 4: "lstm"}
 
 
 def from_tensors(
-    tensors: Tensors, names: Names, activation: str, output_activation: str, num_actions: int | None
+    tensors: Tensors, names: Names, activation: str, output_activation: str | None, num_actions: int | None
 ) -> tuple[Policy, PolicyState]:
     """The network that ``tensors`` make.
 
@@ -68,36 +70,41 @@ def from_tensors(
         tensors: by name; all of them must belong to the network, or be matched by ``names.others``.
         names: of the network's parts.
         activation: of the hidden layers, by rsl_rl's names.
-        output_activation: what follows the last layer.
+        output_activation: what follows the last layer; None means ``identity``, and that it is not known whether a last
+            layer twice as wide as the actions belongs to a Beta distribution.
         num_actions: of the environment; a last layer twice as wide holds means and state-dependent deviations. None
             takes the whole layer for actions.
 
     Raises:
-        ValueError: a tensor is missing, left over, or does not fit its neighbour; one line with the sizes.
+        ValueError: a tensor is missing, left over, not finite, or does not fit its neighbour; one line with the sizes.
     """
-    parts = {"pre": _indices(tensors, PRE), "mlp": _indices(tensors, names.mlp)}
+    for name, tensor in tensors.items():
+        if not np.isfinite(tensor).all():
+            raise ValueError(f"tensor '{name}' holds NaN or infinity")
+    parts = {"pre": _places(tensors, PRE), "mlp": _places(tensors, names.mlp)}
     if not parts["mlp"]:
         raise ValueError(f"no tensor '{names.mlp}.0.weight'")
     size = width = input_size(tensors, names)
     params: dict[str, Any] = {}
     dims: dict[str, list[int]] = {"pre": [], "mlp": []}
-    for i, index in enumerate(parts["pre"]):
-        params[f"pre_{i}"], width = _dense(tensors, f"{PRE}.{index}", width)
+    for i, place in enumerate(parts["pre"]):
+        params[f"pre_{i}"], width = _dense(tensors, f"{PRE}.{place}", width)
         dims["pre"].append(width)
-    layers = len(_matches(tensors, rf"{re.escape(names.rnn)}\.weight_ih_l(\d+)"))
+    layers = _num_layers(tensors, names.rnn)
     for i in range(layers):
         params[f"rnn_{i}"], width = _recurrent(tensors, f"{names.rnn}.%s_l{i}", width)
     hidden = width
-    for i, index in enumerate(parts["mlp"]):
-        params[f"mlp_{i}"], width = _dense(tensors, f"{names.mlp}.{index}", width)
+    for i, place in enumerate(parts["mlp"]):
+        params[f"mlp_{i}"], width = _dense(tensors, f"{names.mlp}.{place}", width)
         dims["mlp"].append(width)
     gates = params["rnn_0"]["bias_ih"].shape[0] // hidden if layers else 0
     learnt = _initial(tensors, gates, layers, hidden) if layers else {}
+    last = params[f"mlp_{len(parts['mlp']) - 1}"]["dense"]
     policy = Policy(
-        num_actions=_trim_head(params[f"mlp_{len(parts['mlp']) - 1}"]["dense"], output_activation, num_actions),
+        num_actions=_trim_head(tensors, last, names, output_activation, num_actions),
         hidden_dims=tuple(dims["mlp"][:-1]),
         activation=activation,
-        output_activation=output_activation,
+        output_activation=output_activation or "identity",
         pre_dims=tuple(dims["pre"]),
         rnn_type=GATES[gates] if layers else None,
         rnn_hidden_dim=hidden if layers else Policy.rnn_hidden_dim,
@@ -113,27 +120,48 @@ def from_tensors(
 
 def input_size(tensors: Tensors, names: Names) -> int:
     """Size of the observation."""
-    candidates = (f"{PRE}.0.weight", f"{names.rnn}.weight_ih_l0", f"{names.mlp}.0.weight")
-    return _shape(tensors, next(name for name in candidates if name in tensors or name == candidates[-1]))[1]
+    first = f"{names.mlp}.0.weight"
+    if _num_layers(tensors, names.rnn):
+        first = f"{names.rnn}.weight_ih_l0"
+    if _places(tensors, PRE):
+        first = f"{PRE}.0.weight"
+    return _shape(tensors, first)[1]
 
 
-def _trim_head(last: dict[str, Any], output_activation: str, num_actions: int | None) -> int:
+def _trim_head(
+    tensors: Tensors, last: dict[str, Any], names: Names, output_activation: str | None, num_actions: int | None
+) -> int:
     """The number of actions of the last layer ``last``, from which what makes state-dependent deviations is cut off."""
     width = last["bias"].shape[0]
+    if deviation := next((name for name in DEVIATIONS if name in tensors), None):
+        _take(tensors, deviation, (width,))
+        return width
     if output_activation == "beta":
         if width % 2:
             raise ValueError(f"a Beta distribution takes two outputs an action, the last layer has {width}")
         return width // 2
     if num_actions and width == 2 * num_actions:
+        if output_activation is None and names is MODEL:
+            raise ValueError(
+                f"its last layer has {width} outputs for {num_actions} actions, and the file does not say what they "
+                "are: output_activation=beta for a Beta distribution, identity for means and state-dependent deviations"
+            )
         # The last layer is (2, actions), the means first.
         last |= {"kernel": last["kernel"][:, :num_actions], "bias": last["bias"][:num_actions]}
         return num_actions
     return width
 
 
-def _indices(tensors: Tensors, prefix: str) -> list[int]:
-    """Where the dense layers of a Sequential are; the places between are activations."""
-    return sorted(int(i) for i in _matches(tensors, rf"{re.escape(prefix)}\.(\d+)\.weight"))
+def _places(tensors: Tensors, prefix: str) -> list[int]:
+    """Where the dense layers of a Sequential are: 0, 2, 4, ...; the places between are activations."""
+    found = [int(i) for i in _matches(tensors, rf"{re.escape(prefix)}\.(\d+)\.(?:weight|bias)")]
+    return list(range(0, max(found) + 1, 2)) if found else []
+
+
+def _num_layers(tensors: Tensors, prefix: str) -> int:
+    """Recurrent layers, counted by any of their tensors, so that a missing one can be named."""
+    found = _matches(tensors, rf"{re.escape(prefix)}\.(?:weight|bias)_(?:ih|hh)_l(\d+)")
+    return max(map(int, found)) + 1 if found else 0
 
 
 def _matches(tensors: Tensors, pattern: str) -> list[str]:
@@ -145,7 +173,7 @@ def _shape(tensors: Tensors, name: str) -> tuple[int, int]:
     if name not in tensors:
         raise ValueError(f"no tensor '{name}'")
     shape = tensors[name].shape
-    if len(shape) != 2:
+    if len(shape) != 2 or 0 in shape:
         raise ValueError(f"tensor '{name}' is {list(shape)}, expected two dimensions")
     return shape[0], shape[1]
 
@@ -193,11 +221,13 @@ def _carry_kinds(rnn_type: str) -> str:
 
 
 def _normalizer(tensors: Tensors, names: Names, size: int) -> Normalizer | None:
-    if f"{names.normalizer}._mean" not in tensors:
+    if not any(name.startswith(f"{names.normalizer}.") for name in tensors):
         return None
-    mean, var = (_take(tensors, f"{names.normalizer}.{k}", (1, size))[0] for k in ("_mean", "_var"))
-    count = np.asarray(tensors.get(f"{names.normalizer}.count", 0), np.float32).reshape(())
-    return Normalizer(mean=jnp.asarray(mean), var=jnp.asarray(var), count=jnp.asarray(count))
+    mean, var, _ = (_take(tensors, f"{names.normalizer}.{k}", (1, size))[0] for k in ("_mean", "_var", "_std"))
+    if (var < 0).any():
+        raise ValueError(f"tensor '{names.normalizer}._var' is negative somewhere")
+    count = _take(tensors, f"{names.normalizer}.count", ())
+    return Normalizer(mean=jnp.asarray(mean), var=jnp.asarray(var), count=jnp.asarray(count, jnp.float32))
 
 
 # -- out -----------------------------------------------------------------------------------------------------------

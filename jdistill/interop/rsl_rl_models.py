@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from rsl_rl import models
 from rsl_rl.modules import RNN, HiddenState
-from rsl_rl.utils import resolve_nn_activation
+from rsl_rl.utils import resolve_callable, resolve_nn_activation
 from tensordict import TensorDict
 from torch import nn
 
@@ -149,3 +149,36 @@ def finish_mlp(mlp: Any, latent_dim: int, has_hidden: bool, output_activation: s
         layers = [nn.Linear(latent_dim, layers[2].out_features), *layers[3:]]
     end = [] if output_activation == "identity" else [resolve_nn_activation(output_activation)]
     return nn.Sequential(*layers, *end)
+
+
+def load_model(cfg: dict[str, Any], state_dict: dict[str, torch.Tensor]) -> nn.Module:
+    """The model that rsl_rl builds of ``cfg`` (see :func:`jdistill.interop.rsl_rl.model_cfg`), with its tensors.
+
+    It takes plain observations (B, D) instead of groups by name, and has rsl_rl's ``reset``.
+
+    Raises:
+        RuntimeError: the tensors are not those of the model.
+    """
+    settings = dict(cfg)
+    cls: Any = resolve_callable(settings.pop("class_name"))
+    first = next(state_dict[k] for k in ("pre.0.weight", "rnn.rnn.weight_ih_l0", "mlp.0.weight") if k in state_dict)
+    last = max((int(k.split(".")[1]), v.shape[0]) for k, v in state_dict.items() if k.startswith("mlp."))[1]
+    num_actions = last // 2 if settings["distribution_cfg"]["class_name"] == "BetaDistribution" else last
+    obs = TensorDict({"obs": torch.zeros(1, first.shape[1])}, batch_size=[1])
+    model = cls(obs, {"actor": ["obs"]}, "actor", num_actions, **settings)
+    model.load_state_dict(state_dict, strict=True)
+    return _Plain(model.eval())
+
+
+class _Plain(nn.Module):
+    """A model whose one observation group comes as it is."""
+
+    def __init__(self, model: Any):
+        super().__init__()
+        self.model = model
+
+    def forward(self, obs: torch.Tensor) -> torch.Tensor:
+        return self.model(TensorDict({"obs": obs}, batch_size=[obs.shape[0]]))
+
+    def reset(self) -> None:
+        self.model.reset()

@@ -146,9 +146,8 @@ def test_rsl_rls_own_runners_take_the_student(run, flock, tmp_path):
     files = json.loads((run / "exported" / "policy.json").read_text())["files"]["rsl_rl"]
     policy, state, _ = load_policy(run / "student.safetensors")
     common = {"num_steps_per_env": 8, "save_interval": 100, "logger": "tensorboard", "run_name": ""}
-    models = {name: dict(files[name]) for name in ("student", "teacher")}
     algorithm = {"class_name": "rsl_rl.algorithms:Distillation", "gradient_length": 4}
-    cfg = {**common, "obs_groups": files["obs_groups"], **models, "algorithm": algorithm}
+    cfg = {**common, **files["distillation"], "algorithm": algorithm}
     runner = DistillationRunner(TorchVecEnv(flock), cfg, None, "cpu")
     runner.load(str(run / "exported" / files["file"]))
     assert runner.current_learning_iteration == 7
@@ -159,8 +158,7 @@ def test_rsl_rls_own_runners_take_the_student(run, flock, tmp_path):
 
     critic = {"class_name": "rsl_rl.models:MLPModel", "hidden_dims": [8], "activation": "elu"}
     algorithm = {"class_name": "rsl_rl.algorithms:PPO", "num_learning_epochs": 1, "num_mini_batches": 2}
-    groups = {"actor": files["obs_groups"]["student"], "critic": ["teacher"]}
-    cfg = {**common, "obs_groups": groups, "actor": files["actor"], "critic": critic, "algorithm": algorithm}
+    cfg = {**common, **files["ppo"], "critic": critic, "algorithm": algorithm}
     tuner = OnPolicyRunner(TorchVecEnv(flock), cfg, None, "cpu")
     tuner.load(str(run / "exported" / files["actor_file"]), load_cfg={"actor": True})
     acts_like(tuner.get_inference_policy("cpu"), policy, state)
@@ -216,7 +214,7 @@ def test_the_flight_beside_the_original_goes_on_after_a_crash(flock):
 
         return counted
 
-    assert export.largest_difference(env, ["student"], original, export.jax_policy(STUDENTS["mlp"], falls)) == 0.0
+    assert export.flown_difference(env, ["student"], original, export.jax_policy(STUDENTS["mlp"], falls)) == 0.0
     assert sum(calls) == 100 and calls[:-1] == [5] * 20
 
 
@@ -259,9 +257,18 @@ def test_complaints(tmp_path, capsys, monkeypatch):
     assert "student.safetensors: no such file" in complaint(str(tmp_path))
     policy = make_student(cfg.agent.student, 4)
     save_policy(tmp_path / "student.safetensors", policy, learnt(policy), {})
-    assert "--format tflite: expected some of" in complaint(str(tmp_path), "--format", "tflite")
+    assert "--format tflite: expected some of" in complaint(str(tmp_path), "--format", "onnx, tflite")
+    for actor_std in ("-1", "nan", "0", "much"):
+        with pytest.raises(SystemExit) as stop:
+            export.main([str(tmp_path), "--actor_std", actor_std])
+        err = capsys.readouterr().err
+        assert stop.value.code == 2 and err.count("\n") == 1 and f"{actor_std!r} is not a positive number" in err
     assert "teacher.safetensors: no such file" in complaint(str(tmp_path), "--format", "rsl_rl")
     shutil.copy(BUNDLED_TEACHER, tmp_path / "teacher.safetensors")
+    (tmp_path / "taken" / "policy.pt").mkdir(parents=True)
+    assert "jit: cannot be written" in complaint(str(tmp_path), "--format", "jit", "--out", str(tmp_path / "taken"))
+    file = tmp_path / "student.safetensors"
+    assert "File exists" in complaint(str(tmp_path), "--out", str(file))
     monkeypatch.setattr(export, "TOLERANCE", -1.0)
     assert "differ by" in complaint(str(tmp_path), "--format", "onnx")
     assert "differ by" in complaint(str(tmp_path), "--format", "rsl_rl")

@@ -7,6 +7,7 @@ and of the air, and the rotors' own lag.
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import math
 import tomllib
@@ -122,7 +123,8 @@ def wrench(
         ang_vel: (B, 3) body rates, rad/s.
         thrust: (B,) multipliers of the thrust.
     """
-    mixing, drag = rotor_vel.new_tensor(airframe.mixing_matrix), rotor_vel.new_tensor(airframe.drag_matrix)
+    mixing = _constant(airframe.mixing_matrix, rotor_vel.device)
+    drag = _constant(airframe.drag_matrix, rotor_vel.device)
     forces = thrust[:, None] * _polynomial(airframe.rpm2thrust, rotor_vel)
     torques = _polynomial(airframe.rpm2torque, rotor_vel)
     force = vel @ drag.T
@@ -139,6 +141,12 @@ def wrench(
         dim=-1,
     )
     return force, torque
+
+
+@functools.cache
+def _constant(rows: tuple[tuple[float, ...], ...], device: torch.device) -> Tensor:
+    # Kept, so that a step on a GPU uploads nothing.
+    return torch.tensor(rows, device=device)
 
 
 def _polynomial(coefficients: tuple[float, ...], x: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from isaaclab.assets import RigidObject
 from isaaclab.envs import DirectRLEnv
 from torch import Tensor
 
-from bridge.crazyflie.cfg import RandomizationCfg, ResetCfg
+from bridge.crazyflie.cfg import MOTORS, OBSERVATION, RandomizationCfg, ResetCfg
 from bridge.isaaclab_tasks.point_control import target as targets
 from bridge.isaaclab_tasks.point_control.cfg import PointControlEnvCfg
 from bridge.isaaclab_tasks.point_control.dynamics import Airframe, rotation_matrix, rotor_acceleration, wrench
@@ -88,6 +88,10 @@ class PointControlEnv(DirectRLEnv):
         """(B, 4) motor commands of the previous step, 0..1."""
         self.action_change = torch.zeros(n, device=device)
         """(B,) norm of the last change of the motor commands."""
+        # What the bridge writes into policy files.
+        self.obs_frames = {"policy": cfg.frame, "teacher": cfg.teacher_frame}
+        self.obs_layouts = {"policy": OBSERVATION[:-1], "teacher": OBSERVATION}
+        self.action_layout = {"layout": list(MOTORS), "range": [-1, 1], "rate_hz": round(1.0 / self.step_dt)}
         self.target = targets.reset(cfg.target, n, device)
         self.physics = Physics.sample(cfg.randomization, n, device)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import warnings
 from pathlib import Path
 
@@ -140,7 +141,8 @@ def checkpoint_of_version(version: str, teacher) -> dict:
         return moved
 
     separate = {k.removeprefix("obs_normalizer."): v for k, v in tensors.items() if k.startswith("obs_normalizer.")}
-    noise = {"std": torch.ones(ACTIONS)}
+    # Where deviations depend on the state they are in the last layer, else they stand by themselves.
+    noise = {} if teacher.mlp[-1].__class__ is torch.nn.Unflatten else {"std": torch.ones(ACTIONS)}
     critic = {"critic.0.weight": torch.zeros(4, 30), "critic.0.bias": torch.zeros(4)}
     return {
         "2.x": {
@@ -187,7 +189,9 @@ def test_teachers_of_every_version(tmp_path, kind, version, distribution):
     teacher.obs_normalizer.update(torch.randn(100, TEACHER) * 3 + 1)
     teacher.eval()
     torch.save(checkpoint_of_version(version, teacher), tmp_path / "model_1499.pt")
-    policy, state, header = load_teacher_checkpoint(tmp_path / "model_1499.pt", ACTIONS)
+    # Only a Beta distribution's last layer looks like one with deviations, and only since 5.x.
+    said = {"output_activation": "identity"} if "Hetero" in str(distribution) else {"old_output_activation": "identity"}
+    policy, state, header = load_teacher_checkpoint(tmp_path / "model_1499.pt", ACTIONS, **said)
     assert policy.num_actions == ACTIONS and header["obs_size"] == TEACHER
     carry, rng = networks.initial_carry(policy, state, ENVS), np.random.default_rng(0)
     for _ in range(3):
@@ -224,6 +228,9 @@ def test_output_activation_is_the_callers_word(tmp_path):
 def test_old_checkpoints_end_as_their_task_says(tmp_path):
     teacher = model("mlp", "teacher")
     old = {"model_state_dict": {k.replace("mlp.", "actor."): v for k, v in teacher.state_dict().items()}}
+    torch.save(old, tmp_path / "best_model.pt")
+    with pytest.raises(PolicyFileError, match="do not say what ends the actor; say it with --output_activation"):
+        load_teacher_checkpoint(tmp_path / "best_model.pt", ACTIONS)
     for content, expected in ((old, "tanh"), ({"actor_state_dict": teacher.state_dict()}, "identity")):
         torch.save(content, tmp_path / "best_model.pt")
         policy, _, _ = load_teacher_checkpoint(tmp_path / "best_model.pt", ACTIONS, old_output_activation="tanh")
@@ -253,12 +260,40 @@ def test_isaac_labs_record_beside_the_checkpoint_is_read(tmp_path):
     record.write_text(record.read_text().replace("-1.0", "0.0"))
     with pytest.raises(PolicyFileError, match=r"its Beta distribution spans \[0.0, 1.0\]"):
         load_teacher_checkpoint(tmp_path / "model_1.pt", ACTIONS)
+    record.write_text("policy: {activation: ReLU}\n")
+    assert load_teacher_checkpoint(tmp_path / "model_1.pt", None, None, "beta")[0].activation == "relu"
+    for text, complaint in {
+        "actor: {activation: gegelu}": "agent.yaml: activation gegelu, expected one of elu",
+        "actor: {activation: [relu]}": "agent.yaml: activation ..relu.., expected one of",
+        "actor: {obs_normalization: true, distribution_cfg: odd}": "no tensor 'obs_normalizer._mean', though",
+    }.items():
+        record.write_text(text)
+        with pytest.raises(PolicyFileError, match=complaint):
+            load_teacher_checkpoint(tmp_path / "model_1.pt", ACTIONS, None, "beta")
+    hetero = "{class_name: rsl_rl.modules:HeteroscedasticGaussianDistribution, action_range: null}"
+    record.write_text(f"actor: {{distribution_cfg: {hetero}}}")
+    assert load_teacher_checkpoint(tmp_path / "model_1.pt", None)[0].num_actions == ACTIONS, "the record halves it"
     record.write_text("actor: !!python/object/apply:os.mkdir [made]\n")
     load_teacher_checkpoint(tmp_path / "model_1.pt", None, output_activation="identity")
     assert not (tmp_path / "made").exists() and not Path("made").exists(), "nothing in it is run"
     record.write_text("actor: [")
-    with pytest.raises(PolicyFileError, match=r"agent.yaml: cannot be read .*; move it away"):
+    with pytest.raises(PolicyFileError, match=r"agent.yaml: cannot be read; move it away"):
         load_teacher_checkpoint(tmp_path / "model_1.pt", ACTIONS)
+
+
+def test_what_the_last_layer_is_must_be_known(tmp_path):
+    """A Beta distribution and state-dependent deviations look alike; one that stands by itself rules both out."""
+    file = tmp_path / "m.pt"
+    for distribution in ("BetaDistribution", "HeteroscedasticGaussianDistribution"):
+        torch.save({"actor_state_dict": model("mlp", distribution_cfg={"class_name": distribution}).state_dict()}, file)
+        with pytest.raises(PolicyFileError, match="8 outputs for 4 actions, and the file does not say what they are"):
+            load_teacher_checkpoint(file, ACTIONS)
+    plain = model("mlp", distribution_cfg={"class_name": "GaussianDistribution"}).state_dict()
+    torch.save({"actor_state_dict": plain}, file)
+    assert load_teacher_checkpoint(file, ACTIONS // 2)[0].num_actions == ACTIONS, "nothing is cut off"
+    torch.save({"actor_state_dict": {**plain, "distribution.std_param": torch.ones(7)}}, file)
+    with pytest.raises(PolicyFileError, match=r"'distribution.std_param' is \[7\], expected \[4\]"):
+        load_teacher_checkpoint(file, ACTIONS)
 
 
 def test_half_precision_weights_are_widened(tmp_path):
@@ -279,52 +314,66 @@ class Malice:
 
 
 def test_bad_files_are_told_in_one_line(tmp_path):
-    teacher = model("gru", "teacher").state_dict()
-    wide = {**teacher, "mlp.2.weight": torch.zeros(8, 99)}
-    short = {k: v for k, v in teacher.items() if k != "mlp.0.bias"}
+    teacher = model("gru", "teacher", obs_normalization=True).state_dict()
+
+    def without(name: str) -> dict:
+        return {"teacher_state_dict": {k: v for k, v in teacher.items() if k != name}}
+
+    def having(**tensors) -> dict:
+        return {"actor_state_dict": {**teacher, **{k.replace("__", "."): v for k, v in tensors.items()}}}
+
+    fork = {"actor.0.weight": torch.zeros(4, 26), "actor.0.bias": torch.zeros(4), "critic.0.bias": torch.zeros(1)}
     cases = {
-        "mine.pt": ({"actor_state_dict": Malice(tmp_path / "broken into")}, "refused"),
+        "mine.pt": ({"actor_state_dict": Malice(tmp_path / "broken into")}, r"refused, because it holds .*\(.*open\)"),
         "list.pt": ([1, 2], "holds a list"),
         "other.pt": ({"policy": {}, "q": {}}, "no teacher and no actor in it; its entries are policy, q"),
-        "wide.pt": ({"actor_state_dict": wide}, r"'mlp.2.weight' is \[8, 99\], expected \[8, 16\]"),
-        "short.pt": ({"teacher_state_dict": short}, r"no tensor 'mlp.0.bias', expected one of \[16\]"),
+        "none_in_it.pt": ({"actor_state_dict": None}, "entry 'actor_state_dict' is a NoneType"),
+        "three.pt": ({"model_state_dict": 3}, "entry 'model_state_dict' is a int"),
+        "critic.pt": ({"model_state_dict": {"critic.0.bias": torch.zeros(1)}}, "its entries are critic.0.bias"),
         "empty.pt": ({"teacher_state_dict": {}}, "no tensor 'mlp.0.weight'"),
-        "flat.pt": ({"teacher_state_dict": {"mlp.0.weight": torch.zeros(4)}}, r"is \[4\], expected two dimensions"),
-        "number.pt": ({"actor_state_dict": {"mlp.0.weight": 1.0}}, "no tensor 'mlp.0.weight'"),
-        "odd.pt": ({"teacher_state_dict": {**teacher, "mlp.2.weight": torch.tensor(1.0)}}, "'mlp.2.weight' is"),
-        "halved.pt": (
-            {"teacher_state_dict": {k: v for k, v in teacher.items() if k != "rnn.rnn.weight_hh_l0"}},
-            "no tensor 'rnn.rnn.weight_hh_l0'",
+        "number.pt": (having(mlp__0__weight=1.0), "'mlp.0.weight' is a float, expected a tensor"),
+        "flat.pt": (having(mlp__0__weight=torch.zeros(4)), r"is \[4\], expected two dimensions"),
+        "odd.pt": (having(mlp__2__weight=torch.tensor(1.0)), r"'mlp.2.weight' is \[\], expected two dimensions"),
+        "wide.pt": (having(mlp__2__weight=torch.zeros(8, 99)), r"'mlp.2.weight' is \[8, 99\], expected \[8, 16\]"),
+        "std.pt": (having(obs_normalizer___std=torch.ones(1, 3)), r"_std' is \[1, 3\], expected \[1, 26\]"),
+        "count.pt": (having(obs_normalizer__count=torch.ones(7)), r"count' is \[7\], expected \[\]"),
+        "negative.pt": (having(obs_normalizer___var=-torch.ones(1, 26)), "_var' is negative"),
+        "nan.pt": (having(mlp__0__bias=torch.full((16,), torch.nan)), "'mlp.0.bias' holds NaN or infinity"),
+        "whole.pt": (
+            having(mlp__0__weight=torch.zeros(16, 16, dtype=torch.int64)),
+            "torch.int64, expected dense floats",
         ),
+        "sparse.pt": (having(mlp__0__weight=torch.eye(16).to_sparse()), "torch.sparse_coo .* expected dense floats"),
         "image.pt": (
-            {"actor_state_dict": {**teacher, "cnns.camera.0.weight": torch.zeros(8, 3, 5, 5)}},
+            having(cnns__camera__0__weight=torch.zeros(8, 3, 5, 5)),
             r"tensor 'cnns.camera.0.weight' \[8, 3, 5, 5\] belongs to no MLP, GRU or LSTM policy",
         ),
         "fork.pt": (
-            {
-                "model_state_dict": {
-                    "actor.0.weight": torch.zeros(4, 26),
-                    "actor.0.bias": torch.zeros(4),
-                    "estimator.0.weight": torch.zeros(3, 26),
-                    "critic.0.weight": torch.zeros(1, 26),
-                }
-            },
+            {"model_state_dict": {**fork, "estimator.0.weight": torch.zeros(3, 26)}},
             r"tensor 'estimator.0.weight' \[3, 26\] belongs to no",
         ),
-        "three.pt": ({"model_state_dict": 3}, "no teacher and no actor"),
     }
+    for i, name in enumerate(teacher):
+        cases[f"short{i}.pt"] = (without(name), f"no tensor '{name}'")
     for name, (content, complaint) in cases.items():
         torch.save(content, tmp_path / name)
-        with pytest.raises(PolicyFileError, match=rf"{name}: .*{complaint}") as error:
-            load_teacher_checkpoint(tmp_path / name, ACTIONS)
+        with warnings.catch_warnings(), pytest.raises(PolicyFileError, match=rf"{name}: .*{complaint}") as error:
+            warnings.simplefilter("error")
+            load_teacher_checkpoint(tmp_path / name, ACTIONS, old_output_activation="tanh")
         assert "\n" not in str(error.value)
     assert not (tmp_path / "broken into").exists()
     (tmp_path / "cut.pt").write_bytes((tmp_path / "wide.pt").read_bytes()[:500])
     (tmp_path / "text.pt").write_text("hello")
+    (tmp_path / "raw.pt").write_bytes(pickle.dumps(Malice(tmp_path / "broken into"), protocol=4))
+    (tmp_path / "folder.pt").mkdir()
+    torch.jit.script(torch.nn.Linear(2, 2)).save(str(tmp_path / "policy.pt"))
     for name, complaint in (
         ("cut.pt", "truncated"),
         ("text.pt", "text.pt: (truncated or )?no torch file"),
         ("none.pt", "no such file"),
+        ("raw.pt", "refused"),
+        ("folder.pt", "is a folder"),
+        ("policy.pt", r"an exported policy \(TorchScript\), expected a checkpoint"),
     ):
         with pytest.raises(PolicyFileError, match=complaint) as error:
             load_teacher_checkpoint(tmp_path / name, ACTIONS)

@@ -1,0 +1,217 @@
+"""Any Isaac Lab environment as one of ours, inside the compiled program.
+
+What is wrapped is a batch of environments that speaks Isaac Lab's vectorised Gymnasium API: a ``DirectRLEnv``, a
+``ManagerBasedRLEnv``, or whatever else (mjlab's) has
+
+- ``reset(seed=...) -> (obs, extras)`` and ``step(action) -> (obs, reward, terminated, truncated, extras)`` with torch
+  tensors, restarting finished environments inside ``step``;
+- ``num_envs``, ``max_episode_length``, ``step_dt``, ``episode_length_buf``, and ``single_action_space`` or
+  ``action_manager``.
+
+The simulator keeps its state to itself, so a State of ours holds what it said last and not what it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
+
+import jax
+import jax.numpy as jnp
+import torch
+from jax import Array
+
+from bridge.dlpack import DLPackError, torch_call
+from bridge.env import Layout, SimulatorError, State, begin_episodes, count_episodes
+from bridge.isaaclab.log import ScalarLog
+from bridge.main_thread import MainThread
+
+T = TypeVar("T")
+
+MODES = ("callback", "host")
+
+
+class IsaacLabEnv:
+    """A :class:`bridge.env.TrainingEnv` of the running environment ``env``, which is reset here.
+
+    ``step`` can be traced: inside the compiled program the simulator is stepped by a callback that sees XLA's own
+    buffers, so that actions arrive as views of them and observations are written straight into them. No host
+    synchronisation is added to the simulator's own.
+
+    Args:
+        env: the environment, wrapped by Gymnasium or not. It belongs to this object from now on, which does not close
+            it.
+        groups: observation groups to bring over; None brings all. The others cost nothing.
+        mode: ``callback`` steps the simulator on whichever thread XLA calls back, ``host`` on the one that calls
+            :meth:`drive`. The numbers are the same.
+
+    Raises:
+        ValueError: an environment that cannot be trained on; one line.
+    """
+
+    restorable = False
+
+    def __init__(self, env: Any, groups: Sequence[str] | None = None, mode: str = "callback"):
+        if mode not in MODES:
+            raise ValueError(f"bridge.mode={mode}: expected one of {', '.join(MODES)}")
+        self.env = env
+        self.unwrapped = getattr(env, "unwrapped", env)
+        self.num_envs = int(self.unwrapped.num_envs)
+        self.num_actions = _num_actions(self.unwrapped)
+        self.max_episode_length = int(self.unwrapped.max_episode_length)
+        self.step_dt = float(self.unwrapped.step_dt)
+        # Some of Isaac Lab's buffers are filled by the first step only, which makes the first reset unlike all others.
+        obs = _flat(self.env.reset()[0])
+        self.obs_sizes: Mapping[str, int] = {name: _width(value) for name, (_, value) in obs.items()}
+        self.obs_frames: Mapping[str, str] = getattr(self.unwrapped, "obs_frames", {})
+        self.obs_layouts: Mapping[str, Layout] = getattr(self.unwrapped, "obs_layouts", {})
+        self.action_layout: Mapping[str, Any] = getattr(self.unwrapped, "action_layout", {})
+        self.groups = [name for name in self.obs_sizes if groups is None or name in groups]
+        self._paths = [(name, obs[name][0], obs[name][1].ndim == 1) for name in self.groups]
+        _check_device(next(iter(obs.values()))[1].device)
+        self._main_thread = MainThread() if mode == "host" else None
+        self._failure: Exception | None = None
+        self._log = ScalarLog()
+
+    # -- what the learner traces -----------------------------------------------------------------------------------
+
+    def reset(self, rng: Array) -> State:
+        """Start all episodes; ``rng`` decides the simulator's seed."""
+        seed = (jax.random.bits(rng, (), jnp.uint32) >> 1).astype(jnp.int32)
+        out = self._call(self._torch_reset)(seed)
+        zeros, no = jnp.zeros(self.num_envs), jnp.zeros(self.num_envs, bool)
+        return State(
+            pipeline_state=(),
+            obs=out["obs"],
+            reward=zeros,
+            done=no,
+            metrics={"episode_return": zeros, "episode_length": zeros},
+            info={**begin_episodes(self.num_envs), "time_outs": no, "outcome": out["outcome"]},
+        )
+
+    def step(self, state: State, action: Array) -> State:
+        """Advance every environment by one control step with ``action`` (B, A)."""
+        # The order of callbacks is that of the data they pass on, so each takes what the one before it gave.
+        out = self._call(self._torch_step)(action, state.info["outcome"])
+        reward, terminated, truncated = out["outcome"][0], out["outcome"][1] > 0, out["outcome"][2] > 0
+        done = terminated | truncated
+        metrics, counts = count_episodes(state.info, reward, done)
+        return state.replace(
+            obs=out["obs"],
+            reward=reward,
+            done=done,
+            metrics=metrics,
+            info={**counts, "time_outs": truncated & ~terminated, "outcome": out["outcome"]},
+        )
+
+    def randomize_episode_length(self, state: State, rng: Array) -> State:
+        """Pretend the episodes began at different times, rsl_rl's ``init_at_random_ep_len``."""
+        length = jax.random.randint(rng, (self.num_envs,), 0, self.max_episode_length, jnp.int32)
+        out = self._call(self._torch_set_lengths)(length, state.info["outcome"], state.obs)
+        return state.replace(obs=out["obs"], info={**state.info, "outcome": out["outcome"]})
+
+    # -- what the learner calls ------------------------------------------------------------------------------------
+
+    def drive(self, program: Callable[..., T], *args: Any) -> T:
+        """Run a compiled program that resets or steps this environment, and wait for its results.
+
+        Raises:
+            SimulatorError: the simulator failed; the message is its error in one line, its traceback the cause.
+        """
+
+        def whole() -> T:
+            return jax.block_until_ready(program(*args))
+
+        try:
+            return self._main_thread.run(whole) if self._main_thread else whole()
+        except jax.errors.JaxRuntimeError as e:
+            if (failure := self._failure) is None:
+                raise
+            self._failure = None
+            text = " ".join(str(failure).split()) or "no message"
+            raise SimulatorError(f"the simulator failed: {type(failure).__name__}: {text[:300]}") from (
+                e if isinstance(failure, DLPackError) else failure
+            )
+
+    def pop_log(self) -> dict[str, float]:
+        """Means of what the simulator put into ``extras["log"]`` since the last call, under rsl_rl's tags."""
+        return self._log.pop()
+
+    # -- torch, inside the callbacks -------------------------------------------------------------------------------
+
+    def _torch_reset(self, out: Any, seed: torch.Tensor) -> None:
+        obs, _ = self.env.reset(seed=int(seed))
+        self._log.pop()
+        self._write(out["obs"], obs)
+        out["outcome"].zero_()
+
+    def _torch_step(self, out: Any, action: torch.Tensor, before: torch.Tensor) -> None:
+        # The action's memory is XLA's and ends with this call; environments keep theirs.
+        obs, reward, terminated, truncated, extras = self.env.step(action.clone())
+        self._write(out["obs"], obs)
+        for row, value in zip(out["outcome"].unbind(0), (reward, terminated, truncated), strict=True):
+            row.copy_(value)
+        self._log.add(extras.get("log"))
+
+    def _torch_set_lengths(self, out: Any, length: torch.Tensor, before: torch.Tensor, obs: Any) -> None:
+        self.unwrapped.episode_length_buf = length.to(self.unwrapped.episode_length_buf.dtype, copy=True)
+        self._write(out["obs"], obs)
+        out["outcome"].copy_(before)
+
+    def _write(self, out: dict[str, torch.Tensor], obs: Any) -> None:
+        for name, path, is_vector in self._paths:
+            value = obs
+            for key in path:
+                value = value[key]
+            out[name].copy_(value[:, None] if is_vector else value)
+
+    def _call(self, function: Callable[..., None]) -> Callable[..., Any]:
+        """``function`` inside the compiled program. Its results are ``obs`` and ``outcome`` (3, B): reward, terminated,
+        truncated; few arrays, because each costs a microsecond or two to hand over."""
+
+        def guarded(*args: Any) -> None:
+            try:
+                function(*args)
+            except Exception as e:
+                self._failure = e
+                raise
+
+        obs = {g: jax.ShapeDtypeStruct((self.num_envs, self.obs_sizes[g]), jnp.float32) for g in self.groups}
+        shapes = {"obs": obs, "outcome": jax.ShapeDtypeStruct((3, self.num_envs), jnp.float32)}
+        execute = self._main_thread.execute if self._main_thread else None
+        # The functions above hand XLA's memory to nobody.
+        return torch_call(guarded, shapes, execute, guard=False)
+
+
+def _flat(obs: Any, above: tuple[str, ...] = ()) -> dict[str, tuple[tuple[str, ...], torch.Tensor]]:
+    """Observation groups with the keys that lead to them; those of nested groups are ``outer/inner``.
+
+    Images are left out.
+    """
+    if isinstance(obs, torch.Tensor):
+        return {"/".join(above) or "policy": (above, obs)} if obs.ndim <= 2 else {}
+    return {name: group for key, value in obs.items() for name, group in _flat(value, (*above, key)).items()}
+
+
+def _width(group: torch.Tensor) -> int:
+    return group.shape[1] if group.ndim == 2 else 1
+
+
+def _num_actions(env: Any) -> int:
+    """Size of one action; discrete ones are refused."""
+    if hasattr(env, "action_manager"):
+        return int(env.action_manager.total_action_dim)
+    space = env.single_action_space
+    if getattr(space, "shape", None) is None or len(space.shape) != 1:
+        raise ValueError(f"the environment's action space is {space}, expected a vector of numbers")
+    return int(space.shape[0])
+
+
+def _check_device(device: torch.device) -> None:
+    """Raise ``ValueError`` unless JAX computes where the simulator does."""
+    platform = {"cuda": "gpu"}.get(device.type, device.type)
+    if jax.default_backend() != platform:
+        raise ValueError(
+            f"the simulator is on {device}, JAX on {jax.default_backend()}: run both on one with --device cpu, or "
+            "add JAX's GPU packages with 'uv run --extra cuda ...'"
+        )

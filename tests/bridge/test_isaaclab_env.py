@@ -1,0 +1,234 @@
+"""The bridge to torch simulators, on one that costs nothing and has every bad habit; Isaac Lab itself is elsewhere."""
+
+from __future__ import annotations
+
+import threading
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+
+from benchmarks.trivial import TrivialEnv
+from bridge.env import SimulatorError, TrainingEnv
+from bridge.isaaclab.env import IsaacLabEnv
+from bridge.isaaclab.log import ScalarLog
+from jdistill import networks
+from jdistill.config import AgentCfg, AlgorithmCfg, StudentCfg
+from jdistill.distillation import Distillation
+from jdistill.evaluate import evaluate
+from jdistill.networks import Policy
+
+ENVS, STEPS = 6, 120
+
+
+def policy_of(obs: dict) -> jax.Array:
+    """Actions that depend on what was seen."""
+    return jnp.tanh(3.0 * obs["policy"][:, :4])
+
+
+def fly(env: IsaacLabEnv, seed: int = 0, steps: int = STEPS):
+    """Stacked observations, rewards, dones, time-outs and metrics of a compiled rollout."""
+
+    @jax.jit
+    def rollout(rng):
+        def step(state, _):
+            after = env.step(state, policy_of(state.obs))
+            out = (state.obs, after.reward, after.done, after.info["time_outs"], after.metrics)
+            return after, out
+
+        return jax.lax.scan(step, env.reset(rng), None, length=steps)
+
+    return jax.tree.map(np.asarray, env.drive(rollout, jax.random.key(seed)))
+
+
+def plain_rollout(seed: int, steps: int = STEPS):
+    """The same by a plain torch loop."""
+    env = TrivialEnv(ENVS)
+    env.reset()
+    number = int(jax.random.bits(jax.random.key(seed), (), jnp.uint32) >> 1)
+    obs, _ = env.reset(seed=number)
+    act = jax.jit(policy_of)
+    out = []
+    for _ in range(steps):
+        seen = {k: v.clone().numpy() for k, v in obs.items()}
+        obs, reward, terminated, truncated, _ = env.step(torch.tensor(np.asarray(act(seen))))
+        out.append((seen, reward.clone().numpy(), (terminated | truncated).numpy(), (truncated & ~terminated).numpy()))
+    return out
+
+
+def test_it_is_a_training_env():
+    env = IsaacLabEnv(TrivialEnv(ENVS))
+    assert isinstance(env, TrainingEnv)
+    assert (env.num_envs, env.num_actions, env.max_episode_length, env.step_dt) == (ENVS, 4, 50, 0.01)
+    assert env.obs_sizes == {"policy": 22, "critic": 26} and not env.restorable
+
+
+@pytest.mark.parametrize("mode", ["callback", "host"])
+def test_rollouts_are_those_of_a_plain_loop(mode):
+    """Whatever the simulator overwrites, each observation is what it was when it was handed over."""
+    _, (obs, reward, done, time_outs, metrics) = fly(IsaacLabEnv(TrivialEnv(ENVS), mode=mode))
+    total, length = np.zeros(ENVS, np.float32), np.zeros(ENVS)
+    for t, (seen, paid, ended, late) in enumerate(plain_rollout(0)):
+        for name, value in seen.items():
+            np.testing.assert_allclose(obs[name][t], value, atol=1e-5, err_msg=f"{name} at {t}")
+        np.testing.assert_allclose(reward[t], paid, atol=1e-5)
+        assert (done[t] == ended).all() and (time_outs[t] == late).all()
+        total, length = total + reward[t], length + 1
+        np.testing.assert_allclose(metrics["episode_return"][t], total, rtol=1e-5)
+        np.testing.assert_allclose(metrics["episode_length"][t], length)
+        total, length = np.where(ended, 0, total), np.where(ended, 0, length)
+    assert done.any() and time_outs.any()
+
+
+def test_both_drivers_are_bitwise_equal():
+    here, there = (fly(IsaacLabEnv(TrivialEnv(ENVS), mode=mode), seed=3) for mode in ("callback", "host"))
+    assert jax.tree.structure(here) == jax.tree.structure(there)
+    for a, b in zip(jax.tree.leaves(here), jax.tree.leaves(there), strict=True):
+        assert (a == b).all()
+
+
+def test_the_seed_decides_everything():
+    env = IsaacLabEnv(TrivialEnv(ENVS))
+    first, again, other = fly(env, seed=1)[1], fly(env, seed=1)[1], fly(env, seed=2)[1]
+    assert (first[0]["critic"] == again[0]["critic"]).all() and (first[0]["critic"] != other[0]["critic"]).any()
+
+
+def test_the_host_driver_steps_on_the_callers_thread():
+    seen = {"callback": set(), "host": set()}
+    for mode, threads in seen.items():
+        inner = TrivialEnv(ENVS)
+        step = inner.step
+
+        def watched(action, step=step, threads=threads):
+            threads.add(threading.current_thread())
+            return step(action)
+
+        inner.step = watched
+        env = IsaacLabEnv(inner, mode=mode)
+        state = env.drive(jax.jit(env.reset), jax.random.key(0))
+        program = jax.jit(lambda state, env=env: env.step(state, policy_of(state.obs)))
+        for _ in range(20):
+            state = env.drive(program, state)
+    assert seen["host"] == {threading.main_thread()}
+    assert seen["callback"]
+
+
+def test_old_observations_survive_the_simulators_next_step():
+    """The race: the simulator overwrites what it handed out while a compiled program may still have to read it."""
+    env = IsaacLabEnv(TrivialEnv(2000))
+    state = jax.jit(env.reset)(jax.random.key(0))
+    step = jax.jit(lambda state: env.step(state, policy_of(state.obs)))
+    slow = jax.jit(lambda obs: jax.lax.fori_loop(0, 50, lambda _, x: jnp.sort(x, axis=0), obs["critic"]).sum())
+    kept, sums = [], []
+    for _ in range(30):
+        sums.append(slow(state.obs))  # Still running when the next step begins.
+        kept.append(state.obs)
+        state = step(state)
+    for obs, total in zip(kept, sums, strict=True):
+        assert float(total) == float(slow(obs))
+
+
+def test_only_the_groups_that_are_asked_for_come_over():
+    env = IsaacLabEnv(TrivialEnv(ENVS), groups=["policy", "depth"])
+    state = env.drive(jax.jit(env.reset), jax.random.key(0))
+    assert set(state.obs) == {"policy"} and set(env.obs_sizes) == {"policy", "critic"}
+
+
+def test_groups_of_any_form():
+    class Nested(TrivialEnv):
+        def _dress(self, obs):
+            inner = {"joint": obs["policy"][:, :3].double(), "camera": torch.zeros(ENVS, 4, 4, 3)}
+            return {"policy": inner, "height": obs["critic"][:, 0], "contact": obs["critic"][:, :2] > 0}
+
+        def reset(self, seed=None):
+            obs, extras = super().reset(seed)
+            return self._dress(obs), extras
+
+        def step(self, actions):
+            obs, *rest = super().step(actions)
+            return self._dress(obs), *rest
+
+    env = IsaacLabEnv(Nested(ENVS))
+    assert env.obs_sizes == {"policy/joint": 3, "height": 1, "contact": 2}
+    state = env.drive(jax.jit(env.reset), jax.random.key(0))
+    state = env.drive(jax.jit(env.step), state, jnp.zeros((ENVS, 4)))
+    assert {v.dtype for v in state.obs.values()} == {jnp.dtype("float32")}
+    np.testing.assert_allclose(state.obs["contact"], env.env._state[:, :2] > 0)
+
+
+def test_episodes_can_begin_at_random_ages():
+    env = IsaacLabEnv(TrivialEnv(ENVS))
+    start = jax.jit(lambda rng: env.randomize_episode_length(env.reset(rng), rng))
+    state = env.drive(start, jax.random.key(0))
+    ages = env.env.episode_length_buf
+    assert ages.dtype == torch.int64 and ages.max() < 50 and len(ages.unique()) > 1
+    last = env.drive(
+        jax.jit(lambda s: jax.lax.scan(lambda s, _: (env.step(s, jnp.zeros((ENVS, 4))),) * 2, s, None, 60)), state
+    )
+    ended = np.asarray(last[1].info["time_outs"])
+    assert ended.any(axis=0).all() and len({int(t) for t in ended.argmax(axis=0)}) > 1
+
+
+def test_a_failing_simulator_is_told_in_one_line():
+    for mode in ("callback", "host"):
+        inner = TrivialEnv(ENVS)
+        env = IsaacLabEnv(inner, mode=mode)
+        state = env.drive(jax.jit(env.reset), jax.random.key(0))
+
+        def broken(action):
+            raise ValueError("joint limits\nexceeded")
+
+        inner.step = broken
+        with pytest.raises(SimulatorError, match=r"^the simulator failed: ValueError: joint limits exceeded$") as error:
+            env.drive(jax.jit(env.step), state, jnp.zeros((ENVS, 4)))
+        assert isinstance(error.value.__cause__, ValueError)
+
+
+def test_environments_that_cannot_be_trained_on():
+    discrete = TrivialEnv(ENVS)
+    discrete.single_action_space.shape = ()
+    with pytest.raises(ValueError, match="expected a vector of numbers"):
+        IsaacLabEnv(discrete)
+    with pytest.raises(ValueError, match=r"bridge\.mode=thread: expected one of callback, host"):
+        IsaacLabEnv(TrivialEnv(ENVS), mode="thread")
+
+
+def test_scalars_are_averaged_as_rsl_rl_does():
+    log = ScalarLog()
+    first = {"Metrics/x": torch.tensor(1.0), "y": 2.0}
+    for entry in (first, first, {}, None, {"Metrics/x": torch.tensor([4.0])}):
+        log.add(entry)
+    assert log.pop() == {"Metrics/x": 2.0, "Episode/y": 2.0} and log.pop() == {}
+    env = IsaacLabEnv(TrivialEnv(ENVS))
+    fly(env)
+    assert set(env.pop_log()) == {"Metrics/distance", "Episode/ended"}
+
+
+@pytest.mark.parametrize("mode", ["callback", "host"])
+def test_the_learner_learns_on_it(mode):
+    """Two-stage distillation through the ordinary training program; the loss falls."""
+    env = IsaacLabEnv(TrivialEnv(64), groups=["policy", "critic"], mode=mode)
+    cfg = AgentCfg(
+        num_steps_per_env=30,
+        obs_groups={"student": ["policy[:22]"], "teacher": ["critic"]},
+        algorithm=AlgorithmCfg(use_two_stage_training=True, phase1_iterations=5, learning_rate=3e-3),
+        student=StudentCfg(pre_dims=[], hidden_dims=[16]),
+        clip_actions=0.5,
+    )
+    teacher = Policy(4, (16,))
+    alg = Distillation(env, Policy(4, (16,), rnn_type="gru"), teacher, cfg)
+    state = env.drive(jax.jit(alg.init), jax.random.key(0), networks.init(teacher, jax.random.key(1), 26, False))
+    iteration = jax.jit(alg.iteration, donate_argnums=0)
+    losses = []
+    for _ in range(20):
+        state, scalars = env.drive(iteration, state)
+        losses.append(float(scalars["Loss/behavior"]))
+    assert losses[-1] < 0.3 * losses[0]
+    assert env.env.actions.abs().max() <= 0.5, "actions are clipped before they step the environment"
+    numbers = evaluate(env, alg.student, state.student, ["policy"])
+    assert numbers["episodes"] == 64 and 0 <= numbers["survival"] <= 1
+    again = env.drive(jax.jit(alg.restart_episodes), state)
+    assert jax.tree.structure(again) == jax.tree.structure(state)
+    assert (np.asarray(env.env.episode_length_buf) == 0).all()

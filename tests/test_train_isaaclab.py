@@ -1,0 +1,198 @@
+"""The command on the real Isaac Lab, from the outside: the documented command, resumes, external tasks, complaints."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+import torch
+import yaml
+
+import train_jax
+from benchmarks.cartpole import TASK, cartpole_usd, overrides
+from bridge.isaaclab.agent import agent_defaults
+from bridge.isaaclab.env import IsaacLabEnv
+from bridge.isaaclab_tasks import point_control
+from bridge.tasks import POINT_CONTROL
+from jdistill import export, networks
+from jdistill.interop import rsl_rl
+from jdistill.networks import Policy
+from jdistill.policy_file import load_policy, save_policy
+from tests.conftest import BUNDLED_TEACHER, ROOT
+from tests.test_train_jax import ENVIRONMENT, complaint, train
+
+SMALL = ["--num_envs", "8", "--device", "cpu", "--logger", "none", "agent.num_steps_per_env=16"]
+
+
+@pytest.fixture(scope="module")
+def documented(tmp_path_factory):
+    """The user's own command, with their teacher's file and their asset."""
+    folder = tmp_path_factory.mktemp("isaaclab")
+    policy, state, _ = load_policy(BUNDLED_TEACHER)
+    tensors = {k: torch.tensor(v) for k, v in rsl_rl.to_tensors(policy, state).items()}
+    normalizer = {k.removeprefix("obs_normalizer."): v for k, v in tensors.items() if k.startswith("obs_normalizer.")}
+    actor = {k.replace("mlp.", "actor."): v for k, v in tensors.items() if k.startswith("mlp.")}
+    torch.save({"model_state_dict": actor, "obs_norm_state_dict": normalizer}, folder / "best_model.pt")
+    usd = folder / "cf2x.usda"
+    shutil.copy(ROOT / "bridge" / "isaaclab_tasks" / "point_control" / "crazyflie.usda", usd)
+    arguments = ["--task", "distillation", "--checkpoint", str(folder / "best_model.pt"), "--headless"]
+    arguments += ["--phase1", "1", "--max_iterations", "2", f"env.robot.spawn.usd_path={usd}"]
+    return train(folder / "logs", *SMALL, *arguments)
+
+
+def test_the_documented_command(documented):
+    run, out = documented
+    assert "best_model.pt: 26 observations, 64-64-64-4, elu, tanh at the output, with normaliser" in out
+    assert "Training Phase: Phase 1 (teacher actions)\nPhase Iteration: 0/1 (Phase 1)" in out
+    assert "SWITCHING TO PHASE 2" in out and "Metrics/position_error" in out, "the simulator's own scalars are shown"
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    assert config["task"] == POINT_CONTROL == point_control.TASK_ID
+    assert config["env"]["num_envs"] == 8 and config["env"]["overrides"][0].startswith("env.robot.spawn.usd_path=")
+    assert config["agent"]["obs_groups"] == {"student": ["policy"], "teacher": ["teacher"]}
+    policy, _, header = load_policy(run / "student.safetensors")
+    assert (policy.pre_dims, policy.rnn_type, policy.output_activation) == ((16,), "gru", "tanh")
+    assert header["observation"]["groups"][0]["layout"][0] == {"name": "position_error", "size": 3, "unit": "m"}
+    assert header["action"]["layout"][0] == "front_right" and header["control_rate_hz"] == pytest.approx(100)
+
+
+def test_a_run_goes_on_in_its_simulator(documented):
+    run, _ = documented
+    logdir = run.parents[1]
+    again, out = train(logdir, "--resume", "--device", "cpu", "--max_iterations", "3", "--task", "distillation")
+    assert again == run and f"Resuming {run} at iteration 2" in out
+    assert "Phase Iteration: 2/1 (Phase 1)" in out and "SWITCHING" not in out
+    assert load_policy(run / "student.safetensors")[2]["iteration"] == 3
+
+
+def test_a_student_of_isaac_lab_is_exported_without_it(documented, tmp_path, capsys):
+    run, _ = documented
+    assert export.main([str(run), "--format", "safetensors,onnx", "--out", str(tmp_path)]) == 0
+    assert "100 drawn observations (its simulator is not the embedded one) beside" in capsys.readouterr().out
+    sidecar = json.loads((tmp_path / "policy.json").read_text())
+    assert sidecar["task"] == POINT_CONTROL and sidecar["observation"]["groups"][0]["name"] == "policy"
+
+
+def test_an_external_package_registers_its_task(tmp_path):
+    """Isaac Lab's own mechanism; a task called ``distillation`` wins over ours, and its rsl_rl config is read."""
+    (tmp_path / "their_tasks.py").write_text(
+        "import sys\n"
+        "import gymnasium as gym\n"
+        "from isaaclab_rl.rsl_rl import RslRlDistillationAlgorithmCfg, RslRlDistillationRunnerCfg, RslRlRNNModelCfg\n"
+        "def register():\n"
+        "    kwargs = dict(gym.spec('Isaac-Cartpole-Direct').kwargs)\n"
+        "    kwargs['rsl_rl_cfg_entry_point'] = agent\n"
+        "    gym.register('distillation', entry_point=gym.spec('Isaac-Cartpole-Direct').entry_point,\n"
+        "                 disable_env_checker=True, kwargs=kwargs)\n"
+        "    return [a for a in sys.argv[1:] if a != '--theirs']\n"
+        "def agent():\n"
+        "    model = RslRlRNNModelCfg(hidden_dims=[24], activation='relu', obs_normalization=True, rnn_type='lstm',\n"
+        "                             rnn_hidden_dim=12, rnn_num_layers=2)\n"
+        "    algorithm = RslRlDistillationAlgorithmCfg(num_learning_epochs=2, learning_rate=2e-3, gradient_length=8)\n"
+        "    cfg = RslRlDistillationRunnerCfg(num_steps_per_env=16, max_iterations=1, save_interval=50,\n"
+        "                                     experiment_name='theirs', student=model, teacher=model,\n"
+        "                                     algorithm=algorithm, clip_actions=0.7)\n"
+        "    cfg.obs_groups = {'student': ['policy'], 'teacher': ['policy']}\n"
+        "    return cfg\n"
+    )
+    teacher = Policy(1, (8,))
+    save_policy(tmp_path / "t.safetensors", teacher, networks.init(teacher, jax.random.key(0), 4, True), {})
+    arguments = ["--task", "distillation", "--external_callback", "their_tasks.register", "--theirs"]
+    arguments += [
+        "--num_envs",
+        "4",
+        "--device",
+        "cpu",
+        "--logger",
+        "none",
+        "--teacher",
+        str(tmp_path / "t.safetensors"),
+    ]
+    command = [sys.executable, str(ROOT / "train_jax.py"), "--logdir", str(tmp_path / "logs"), *arguments]
+    environment = {**ENVIRONMENT, "PYTHONPATH": str(tmp_path)}
+    command += overrides(cartpole_usd(tmp_path))
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    (run,) = (tmp_path / "logs" / "theirs").glob("*")
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    assert config["task"] == "distillation" and config["agent"]["clip_actions"] == 0.7
+    algorithm = config["agent"]["algorithm"]
+    assert (algorithm["num_learning_epochs"], algorithm["gradient_length"], algorithm["max_grad_norm"]) == (2, 8, None)
+    policy, state, _ = load_policy(run / "student.safetensors")
+    assert (policy.rnn_type, policy.rnn_num_layers, policy.hidden_dims) == ("lstm", 2, (24,))
+    assert (policy.activation, policy.output_activation, policy.pre_dims) == ("relu", "identity", ())
+    assert state.normalizer is not None
+
+
+def test_registered_configs_are_defaults():
+    distillation = agent_defaults("Isaac-Velocity-Flat-AnymalD", None)
+    assert distillation["obs_groups"].keys() == {"student", "teacher"}
+    assert distillation["algorithm"]["class_name"] == "Distillation" and "num_steps_per_env" in distillation
+    ppo = agent_defaults(TASK, None)
+    assert ppo["teacher"]["activation"] == "elu" and ppo["experiment_name"] == "cartpole_direct_distillation"
+    assert "algorithm" not in ppo, "PPO's is not ours"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["--task", "Isaac-Cartpole-Dirct"], "unknown task Isaac-Cartpole-Dirct (did you mean Isaac-Cartpole-Direct?)"),
+        (["--task", TASK], "Isaac-Cartpole-Direct: name its teacher with --teacher FILE"),
+        (["--task", TASK, "--agent", "skrl"], "--agent skrl: Isaac-Cartpole-Direct has no such entry point"),
+        (["--task", TASK, "--vizz", "newton"], "unknown flag --vizz"),
+        (["--task", "no_such_package:Task-v0"], "--task no_such_package:Task-v0: No module named 'no_such_package'"),
+        (["--task", TASK, "--external_callback", "nowhere.register"], "--external_callback nowhere.register: "),
+        (["--sim", "isaaclab", "env.tilt=3"], "env.tilt: no setting 'tilt' in env; there are "),
+        (["--sim", "isaaclab", "env.target.kindd=fixed"], "env.target.kindd: no setting 'kindd' in env.target"),
+        (["--sim", "isaaclab", "env.drone=cf9"], "env.drone='cf9': expected one of"),
+        (["--sim", "isaaclab", "physics=bullet"], "bullet"),
+        (["env.robot.spawn.usd_path=/nowhere/cf2x.usd"], "/nowhere/cf2x.usd"),
+        (["--sim", "isaaclab", "agent.algorithm.learning_rat=1"], "did you mean agent.algorithm.learning_rate?"),
+    ],
+)
+def test_complaints(capsys, tmp_path, arguments, expected):
+    with pytest.raises(SystemExit) as stop:
+        train_jax.main(["--logdir", str(tmp_path / "logs"), "--device", "cpu", *arguments])
+    assert stop.value.code not in (0, None)
+    lines = [line for line in capsys.readouterr().err.splitlines() if "Warning" not in line and line.strip()]
+    assert lines[-1].startswith("train_jax.py: error: ") and expected in lines[-1], lines
+    assert "Traceback" not in "".join(lines) and not (tmp_path / "logs").exists()
+
+
+def test_embedded_names_stay_embedded(capsys, tmp_path):
+    message = complaint(capsys, "--task", "distillation", "env.usd=1", "--logdir", str(tmp_path))
+    assert "env.usd: unknown setting; there are env.drone" in message
+
+
+def test_both_drivers_are_bitwise_equal_on_isaac_lab(make_isaaclab_env):
+    env = make_isaaclab_env(POINT_CONTROL, "env.scene.num_envs=8")
+    rollouts = []
+    for mode in ("callback", "host"):
+        ours = IsaacLabEnv(env, mode=mode)
+
+        def step(state, _, ours=ours):
+            after = ours.step(state, 2.0 * state.obs["policy"][:, :4])
+            return after, (after.obs, after.reward, after.done)
+
+        fly = jax.jit(lambda rng, ours=ours, step=step: jax.lax.scan(step, ours.reset(rng), None, length=60)[1])
+        rollouts.append(jax.tree.map(np.asarray, ours.drive(fly, jax.random.key(5))))
+    for a, b in zip(*map(jax.tree.leaves, rollouts), strict=True):
+        assert (a == b).all()
+    assert rollouts[0][2].any(), "episodes ended on the way"
+
+
+def test_the_simulators_scalars_are_averaged(make_isaaclab_env):
+    ours = IsaacLabEnv(make_isaaclab_env(POINT_CONTROL, "env.scene.num_envs=8"))
+    state = ours.drive(jax.jit(ours.reset), jax.random.key(0))
+    step, errors = jax.jit(ours.step), []
+    for _ in range(3):
+        state = ours.drive(step, state, np.zeros((8, 4), np.float32))
+        errors.append(float(np.linalg.norm(np.asarray(state.obs["policy"])[:, :3], axis=1).mean()))
+    log = ours.pop_log()
+    assert log["Metrics/position_error"] == pytest.approx(np.mean(errors), rel=1e-3)
+    assert re.match(r"Metrics/|Episode", next(iter(log)))
