@@ -24,7 +24,7 @@ class Timing:
     """How fast it goes."""
 
     total_steps: int
-    """Environment steps since the run began, all environments together."""
+    """Environment steps since the run began, all environments together; 0 where nothing is flown."""
     steps_per_second: float
     """In this iteration."""
     iteration_time: float
@@ -102,9 +102,10 @@ def iteration_block(
         lines.append(_row("Steps by the teacher", f"{scalars['Distillation/teacher_share']:.1%}"))
     if run_name:
         lines.append(_row("Run name", run_name))
+    if timing.total_steps:
+        lines.append(_row("Total steps", str(timing.total_steps)))
+        lines.append(_row("Steps per second", f"{timing.steps_per_second:.0f}"))
     lines += [
-        _row("Total steps", str(timing.total_steps)),
-        _row("Steps per second", f"{timing.steps_per_second:.0f}"),
         _row("Mean behavior loss", f"{scalars['Loss/behavior']:.3g}"),
     ]
     if "Policy/mean_action_error" in scalars:
