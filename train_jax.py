@@ -78,6 +78,8 @@ def make_parser() -> Parser:
     add("--log_project_name", metavar="NAME", help="project of a wandb run (jdistill)")
     add("--logdir", metavar="DIR", help="folder of all experiments (logs/jdistill)")
     add("--device", metavar="NAME", help="cpu, cuda or cuda:N (default: the fastest that JAX finds)")
+    add("--record", metavar="FILE", help="write every episode that is flown to a new HDF5 file")
+    add("--dataset", action="append", metavar="FILE", help="train on recorded episodes instead of flying; repeatable")
     add("--headless", action="store_true", help="open no window, which is the default")
     add("--profile", metavar="START:COUNT", help="write a JAX profiler trace of COUNT iterations from START on")
     add("--config", metavar="FILE", help="YAML file with task, agent and env settings, or the name of one in configs/")
@@ -94,6 +96,8 @@ def parse(argv: list[str]) -> argparse.Namespace:
     args.unknown, args.argv, args.simulator_flags = unknown, argv, []
     if args.teacher and args.checkpoint and args.teacher != args.checkpoint:
         parser.error("--teacher and --checkpoint both name the teacher: give one of them")
+    if args.record and args.dataset:
+        parser.error("--record writes what is flown, with --dataset nothing is: leave one of them out")
     if args.load_run and not args.resume:
         parser.error("--load_run names the run to go on with: add --resume")
     return args
@@ -171,8 +175,13 @@ def flag_settings(args: argparse.Namespace) -> dict[str, Any]:
     settings: dict[str, Any] = {"agent": {k: v for k, v in agent.items() if v is not None}}
     if args.teacher or args.checkpoint:
         settings["agent"]["teacher"] = {"file": args.teacher or args.checkpoint}
+    algorithm: dict[str, Any] = {}
     if args.phase1 is not None:
-        settings["agent"]["algorithm"] = {"use_two_stage_training": True, "phase1_iterations": args.phase1}
+        algorithm |= {"use_two_stage_training": True, "phase1_iterations": args.phase1}
+    if args.dataset:
+        algorithm["dataset"] = [str(Path(file).absolute()) for file in args.dataset]
+    if algorithm:
+        settings["agent"]["algorithm"] = algorithm
     if args.num_envs is not None:
         settings["env"] = {"num_envs": args.num_envs}
     return settings
@@ -334,9 +343,13 @@ def train(args: argparse.Namespace) -> Path:
         profile.check(0, cfg.agent.max_iterations)
     from jdistill.log import check_logger
     from jdistill.observations import ObservationError, group_names
+    from jdistill.recorder import check_new
 
     check_logger(cfg.agent)
     file = teacher_path(cfg, task, resumed, args)
+    record = Path(args.record) if args.record else None
+    if record:
+        check_new(record)
     if not file.is_file():
         raise ConfigError(f"{file}: no such file")
     run = resumed or planned_folder(args, cfg)
@@ -351,22 +364,33 @@ def train(args: argparse.Namespace) -> Path:
             env = stack.enter_context(task.open(cfg.env, session))
         except ValueError as e:
             raise ConfigError(str(e)) from e
-        return train_on(env, cfg, task, file, run, bool(resumed), profile)
+        return train_on(env, cfg, task, file, run, bool(resumed), profile, record)
 
 
 def train_on(
-    env: TrainingEnv, cfg: RunCfg, task: Task, teacher_file: Path, run: Path, resumed: bool, profile: Any
+    env: TrainingEnv,
+    cfg: RunCfg,
+    task: Task,
+    teacher_file: Path,
+    run: Path,
+    resumed: bool,
+    profile: Any,
+    record: Path | None,
 ) -> Path:
     """Distill on an open environment; returns the run folder."""
     from jdistill.networks import summary
-    from jdistill.runner import DistillationRunner, load_teacher, resolve_obs_groups
+    from jdistill.runner import DistillationRunner, load_recording, load_teacher, plan_history, resolve_obs_groups
 
     resolve_obs_groups(cfg.agent, env)
     cfg.env.num_envs = env.num_envs
     teacher = load_teacher(teacher_file, env, cfg, task.old_teacher_output_activation)
     print(f"Teacher: {teacher_file}: {summary(teacher.policy, teacher.state, teacher.description['obs_size'])}")
+    recording = load_recording(env, cfg, teacher)
+    for held in (plan_history(env, cfg, teacher), recording):
+        if held:
+            print(held.describe())
     run = run if resumed else new_run(run)
-    runner = DistillationRunner(env, cfg, teacher, run)
+    runner = DistillationRunner(env, cfg, teacher, run, recording, record)
     if resumed:
         runner.load()
         if runner.current_learning_iteration >= cfg.agent.max_iterations:
@@ -389,11 +413,12 @@ def main(argv: list[str]) -> int:
     args = parse(argv)
     from jdistill.checkpoint import CheckpointError
     from jdistill.policy_file import PolicyFileError
+    from jdistill.recorder import DatasetError
     from jdistill.runner import Interrupted, TrainingError
 
     try:
         train(args)
-    except (ConfigError, CheckpointError, PolicyFileError, TrainingError, SimulatorError) as e:
+    except (ConfigError, CheckpointError, DatasetError, PolicyFileError, TrainingError, SimulatorError) as e:
         fail(str(e))
     except OSError as e:
         fail(f"{e.filename or 'the log folder'}: {e.strerror}")

@@ -20,6 +20,10 @@ from omegaconf.errors import OmegaConfBaseException
 LOSSES = ("mse", "huber")
 OPTIMIZERS = ("adam", "adamw", "sgd", "rmsprop")
 LOGGERS = ("tensorboard", "wandb", "none")
+SAMPLERS = ("streaming", "minibatch", "uniform", "recent", "packed")
+HISTORY_SAMPLERS = ("uniform", "recent", "packed")
+CARRY_STARTS = ("stored", "zero", "burn_in")
+BETA_SCHEDULES = ("two_stage", "linear", "exponential")
 
 
 class ConfigError(ValueError):
@@ -51,6 +55,46 @@ class AlgorithmCfg:
     """Phase 1: the teacher's action steps the environment; phase 2: the student's. False: the student's throughout."""
     phase1_iterations: int = 600
     """Iterations 0 .. phase1_iterations - 1 are phase 1; a third to a half of ``max_iterations`` is usual."""
+    phase1_until_return: float | None = None
+    """Phase 1 ends earlier than that when the student's mean return reaches this; for that the student flies every
+    tenth environment in phase 1 too, and only those episodes are counted."""
+    beta_schedule: str = "two_stage"
+    """How the probability ``beta`` that the teacher steps an environment falls from 1 when phase 1 is over (at once,
+    without two-stage training): ``two_stage`` to 0, ``linear`` in ``beta_iterations``, ``exponential`` by half in
+    ``beta_half_life`` iterations."""
+    beta_iterations: int = 500
+    """Iterations in which a linear ``beta`` falls to 0."""
+    beta_half_life: float = 100.0
+    """Iterations in which an exponential ``beta`` halves; below 0.01 it is 0."""
+    beta_per: str = "step"
+    """Whether the teacher or the student is drawn anew for every ``step`` or for every ``episode``."""
+    use_dagger: bool = False
+    """Train on a history of what was collected so far instead of on the newest rollout."""
+    max_buffer_size: int = 1_000_000
+    """Transitions that the history holds; the oldest rollout is overwritten first."""
+    history_dtype: str = "float32"
+    """``float32`` or ``bfloat16``, in which the history is stored."""
+    dataset: list[str] = field(default_factory=list)
+    """Recorded HDF5 files to train on in place of flying; they are the history."""
+    relabel: bool = False
+    """Whether the teacher labels a dataset's observations anew, in place of the recorded labels."""
+    sampler: str | None = None
+    """What a gradient step trains on: of the newest rollout ``streaming`` (rsl_rl's) or ``minibatch``, of the history
+    ``uniform``, ``recent`` or ``packed``; see :mod:`jdistill.samplers`. null: streaming, or uniform with a history."""
+    num_mini_batches: int = 1
+    """A gradient step takes ``num_envs / num_mini_batches`` sequences (all of ``streaming``'s)."""
+    gradient_steps: int | None = None
+    """Gradient steps per iteration on the history; null takes as many as pass over ``num_learning_epochs`` times the
+    transitions of a rollout."""
+    carry_start: str | None = None
+    """What a recurrent student's sequences begin with: the state ``stored`` when it flew, ``zero`` (an episode's
+    initial state), or ``burn_in``: that, ``burn_in_steps`` earlier. null: stored, or burn_in for a dataset."""
+    burn_in_steps: int = 20
+    """Steps that bring the state up to date and are not learnt from; beginnings of episodes never are such steps."""
+    row_length: int | None = None
+    """Steps of a row of the ``packed`` sampler; null takes the longest episode."""
+    recency_half_life: float = 10.0
+    """The ``recent`` sampler draws a rollout half as often as one that is this many rollouts newer."""
 
 
 @dataclass
@@ -155,6 +199,8 @@ class AgentCfg:
         half_life = algorithm.learning_rate_half_life
         if half_life is not None and not half_life > 0:
             raise ConfigError(f"agent.algorithm.learning_rate_half_life={half_life}: must be positive")
+        _check_schedule(algorithm)
+        _check_sampling(algorithm)
         if student.init_noise_std < 0:
             raise ConfigError(f"agent.student.init_noise_std={student.init_noise_std}: must not be negative")
         if self.clip_actions is not None and not self.clip_actions > 0:
@@ -321,6 +367,63 @@ def _keys(cfg: Any, prefix: str = "") -> Iterable[str]:
         yield f"{prefix}{key}"
         if OmegaConf.is_dict(child) and not child._is_none():
             yield from _keys(child, f"{prefix}{key}.")
+
+
+def sampler_name(cfg: AlgorithmCfg) -> str:
+    """The sampler in use."""
+    return cfg.sampler or ("uniform" if cfg.use_dagger or cfg.dataset else "streaming")
+
+
+def _check_schedule(cfg: AlgorithmCfg) -> None:
+    _one_of("agent.algorithm.beta_schedule", cfg.beta_schedule, BETA_SCHEDULES)
+    _one_of("agent.algorithm.beta_per", cfg.beta_per, ("step", "episode"))
+    _positive("agent.algorithm.beta_iterations", cfg.beta_iterations)
+    if not 0 < cfg.beta_half_life < 2**24:
+        raise ConfigError(f"agent.algorithm.beta_half_life={cfg.beta_half_life}: must be positive, and below {2**24}")
+    goal = cfg.phase1_until_return
+    if goal is not None and not math.isfinite(goal):
+        raise ConfigError(f"agent.algorithm.phase1_until_return={goal}: expected a number, or null")
+    if goal is not None and not (cfg.use_two_stage_training and cfg.phase1_iterations):
+        raise ConfigError(f"agent.algorithm.phase1_until_return={goal}: there is no phase 1 to end, set --phase1 N")
+
+
+def _check_sampling(cfg: AlgorithmCfg) -> None:
+    _one_of("agent.algorithm.sampler", cfg.sampler, (*SAMPLERS, None))
+    _one_of("agent.algorithm.history_dtype", cfg.history_dtype, ("float32", "bfloat16"))
+    _one_of("agent.algorithm.carry_start", cfg.carry_start, (*CARRY_STARTS, None))
+    for name in ("max_buffer_size", "num_mini_batches", "burn_in_steps"):
+        _positive(f"agent.algorithm.{name}", getattr(cfg, name))
+    for name in ("gradient_steps", "row_length"):
+        if getattr(cfg, name) is not None:
+            _positive(f"agent.algorithm.{name}", getattr(cfg, name))
+    if not cfg.recency_half_life > 0:
+        raise ConfigError(f"agent.algorithm.recency_half_life={cfg.recency_half_life}: must be positive")
+    sampler = sampler_name(cfg)
+    if (cfg.use_dagger or cfg.dataset) and sampler not in HISTORY_SAMPLERS:
+        raise ConfigError(
+            f"agent.algorithm.sampler={sampler}: trains on the newest rollout alone; with use_dagger=true or a dataset "
+            f"it is one of {', '.join(HISTORY_SAMPLERS)}"
+        )
+    if not (cfg.use_dagger or cfg.dataset) and sampler in HISTORY_SAMPLERS:
+        raise ConfigError(
+            f"agent.algorithm.sampler={sampler}: draws from a history, set agent.algorithm.use_dagger=true"
+        )
+    if cfg.use_dagger and cfg.dataset:
+        raise ConfigError("agent.algorithm.use_dagger=true: the dataset is the history already, leave one of them out")
+    if cfg.dataset and cfg.carry_start == "stored":
+        raise ConfigError("agent.algorithm.carry_start=stored: a dataset keeps no states, choose zero or burn_in")
+    if cfg.relabel and not cfg.dataset:
+        raise ConfigError("agent.algorithm.relabel=true: there is no dataset to relabel, name one with --dataset")
+    if sampler == "streaming" and cfg.num_mini_batches > 1:
+        raise ConfigError(
+            f"agent.algorithm.num_mini_batches={cfg.num_mini_batches}: streaming windows take all environments at "
+            "once; set agent.algorithm.sampler=minibatch"
+        )
+    if sampler not in HISTORY_SAMPLERS and cfg.gradient_steps is not None:
+        raise ConfigError(
+            f"agent.algorithm.gradient_steps={cfg.gradient_steps}: the {sampler} sampler takes every window of a "
+            "rollout, num_learning_epochs times; only a history (use_dagger=true) leaves the choice"
+        )
 
 
 def _positive(name: str, value: int) -> None:

@@ -24,7 +24,7 @@ class Timing:
     """How fast it goes."""
 
     total_steps: int
-    """Environment steps since the run began, all environments together."""
+    """Environment steps since the run began, all environments together; 0 where nothing is flown."""
     steps_per_second: float
     """In this iteration."""
     iteration_time: float
@@ -73,14 +73,14 @@ class RunConsole:
             self._progress.advance(self._task)
 
 
-def switch_banner(iteration: int) -> str:
+def switch_banner(iteration: int, action_source: str) -> str:
     """Announces the first iteration of phase 2."""
     rule = "=" * WIDTH
     return "\n".join(
         [
             rule,
             rule,
-            "  SWITCHING TO PHASE 2: Now using STUDENT actions to update environment",
+            f"  SWITCHING TO PHASE 2: Now using {action_source.upper()} actions to update environment",
             f"  Iteration: {iteration}",
             rule,
             rule,
@@ -98,15 +98,19 @@ def iteration_block(
             f"Training Phase: Phase {phase['training_phase']} ({phase['action_source']} actions)",
             f"Phase Iteration: {iteration}/{phase['phase1_iterations']} (Phase 1)",
         ]
+    if phase["action_source"] == "mixed":
+        lines.append(_row("Steps by the teacher", f"{scalars['Distillation/teacher_share']:.1%}"))
     if run_name:
         lines.append(_row("Run name", run_name))
+    if timing.total_steps:
+        lines.append(_row("Total steps", str(timing.total_steps)))
+        lines.append(_row("Steps per second", f"{timing.steps_per_second:.0f}"))
     lines += [
-        _row("Total steps", str(timing.total_steps)),
-        _row("Steps per second", f"{timing.steps_per_second:.0f}"),
         _row("Mean behavior loss", f"{scalars['Loss/behavior']:.3g}"),
-        _row("Mean action error", f"{scalars['Policy/mean_action_error']:.4f}"),
-        _row("Mean action std", f"{scalars['Policy/mean_std']:.2f}"),
     ]
+    if "Policy/mean_action_error" in scalars:
+        lines.append(_row("Mean action error", f"{scalars['Policy/mean_action_error']:.4f}"))
+    lines.append(_row("Mean action std", f"{scalars['Policy/mean_std']:.2f}"))
     if "Train/mean_reward" in scalars:
         lines.append(_row("Mean reward", f"{scalars['Train/mean_reward']:.2f}"))
         lines.append(_row("Mean episode length", f"{scalars['Train/mean_episode_length']:.2f}"))

@@ -307,6 +307,21 @@ def act(policy: Policy, state: PolicyState, carry: Carry, obs: Array) -> tuple[C
     return out
 
 
+def replay(policy: Policy, state: PolicyState, obs: Array, begins: Array) -> Array:
+    """Deterministic actions (T, B, A) along recorded raw observations (T, B, D): the labels of a teacher, anew.
+
+    Episodes begin at the steps ``begins`` (T, B) and at the first one; there, and only there, the policy forgets.
+    """
+    first = initial_carry(policy, state, obs.shape[1])
+
+    def step(carry: Carry, inputs: tuple[Array, Array]) -> tuple[Carry, Array]:
+        now, new = inputs
+        carry = jax.tree.map(lambda f, c: jnp.where(new[:, None], f, c), first, carry)
+        return act(policy, state, carry, now)
+
+    return jax.lax.scan(step, first, (obs, begins))[1]
+
+
 def num_parameters(state: PolicyState) -> int:
     """Trainable numbers in the policy."""
     return sum(x.size for x in jax.tree.leaves(state.params))

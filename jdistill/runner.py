@@ -14,18 +14,23 @@ from types import FrameType
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 
 from bridge.env import TrainingEnv
 from jdistill import observations
 from jdistill.checkpoint import Checkpoints
 from jdistill.config import AgentCfg, ConfigError, RunCfg, StudentCfg
 from jdistill.console import RunConsole, Timing, iteration_block, switch_banner
-from jdistill.distillation import FINITE, Distillation, TrainState
+from jdistill.dataset import Labeller, Recording, load
+from jdistill.distillation import FINITE, Distillation, TrainState, first_steps
+from jdistill.history import Plan
 from jdistill.interop.rsl_rl_checkpoint import is_torch_file, load_teacher_checkpoint
 from jdistill.log import make_writer
 from jdistill.networks import Policy, PolicyState
 from jdistill.policy_file import load_policy, save_policy
 from jdistill.profiling import Profiler, ProfileWindow
+from jdistill.recorder import Recorder
 
 
 class TrainingError(RuntimeError):
@@ -52,7 +57,16 @@ class Teacher(NamedTuple):
 class DistillationRunner:
     """Runs two-stage distillation of ``teacher`` into a student on ``env`` and keeps its folder ``run_dir``."""
 
-    def __init__(self, env: TrainingEnv, cfg: RunCfg, teacher: Teacher, run_dir: Path):
+    def __init__(
+        self,
+        env: TrainingEnv,
+        cfg: RunCfg,
+        teacher: Teacher,
+        run_dir: Path,
+        recording: Recording | None = None,
+        record: Path | None = None,
+    ):
+        """Train by flying, or on a ``recording``; with ``record``, write what is flown to that new file."""
         self.env = env
         self.cfg = cfg
         self.teacher = teacher
@@ -61,15 +75,26 @@ class DistillationRunner:
         self.alg = Distillation(env, self.student, teacher.policy, cfg.agent)
         self.checkpoints = Checkpoints(run_dir, cfg.agent.max_checkpoints)
         self._init = jax.jit(self.alg.init)
-        self._iteration = jax.jit(self.alg.iteration, donate_argnums=0)
+        self.recording = recording
+        self.record = record
+        program: Any = self.alg.recorded_iteration if record else self.alg.iteration
+        self._iteration = jax.jit(self.alg.offline_iteration if recording else program, donate_argnums=0)
+        self._data = (recording.history,) if recording else ()
         self.state: TrainState | None = None
         self.current_learning_iteration = 0
+        self.phase1_end = self.alg.phase1_iterations
+        """The iteration at which phase 1 ends, as far as is known."""
 
     # -- state ---------------------------------------------------------------------------------------------------
 
     def start(self) -> None:
         """Begin at iteration 0."""
         self.state = self.env.drive(self._init, jax.random.key(self.cfg.agent.seed), self.teacher.state)
+        if self.recording and self.state.student.normalizer is not None:
+            # The moments of all that there is to see, from the first step on.
+            # (A copy: the training state is donated to every iteration.)
+            student = self.state.student.replace(normalizer=jax.tree.map(jnp.copy, self.recording.normalizer))
+            self.state = self.state.replace(student=student)
         self.save_teacher()
 
     def load(self) -> None:
@@ -79,6 +104,7 @@ class DistillationRunner:
         if not self.env.restorable:
             self.state = self.env.drive(jax.jit(self.alg.restart_episodes), self.state)
         self.current_learning_iteration = int(self.state.iteration)
+        self.phase1_end = int(self.alg.phase1_end(self.state))
 
     def save_teacher(self) -> None:
         """Keep the teacher with the run, so that a resume needs no other file."""
@@ -103,18 +129,19 @@ class DistillationRunner:
 
     def get_training_phase_info(self) -> dict[str, Any]:
         """The phase of the iteration that comes next."""
-        phase1 = self.current_learning_iteration < self.alg.phase1_iterations
+        schedule, iteration = self.alg.schedule, self.current_learning_iteration
+        phase = 1 if iteration < self.phase1_end else 2
         return {
             "use_two_stage_training": self.cfg.agent.algorithm.use_two_stage_training,
-            "training_phase": 1 if phase1 else 2,
-            "current_iteration": self.current_learning_iteration,
-            "phase1_iterations": self.alg.phase1_iterations,
-            "action_source": "teacher" if phase1 else "student",
+            "training_phase": phase,
+            "current_iteration": iteration,
+            "phase1_iterations": self.phase1_end,
+            "action_source": schedule.source(phase, float(schedule.beta(iteration, self.phase1_end))),
         }
 
     def _student_return(self, scalars: dict[str, float]) -> float | None:
         """The mean return if every episode in it was flown by the student from its start, else None."""
-        pure = self.current_learning_iteration > self.alg.first_pure_iteration
+        pure = self.current_learning_iteration > self.alg.first_pure_iteration(self.phase1_end)
         return scalars.get("Train/mean_reward") if pure else None
 
     # -- the loop ------------------------------------------------------------------------------------------------
@@ -129,23 +156,27 @@ class DistillationRunner:
         first, total = self.current_learning_iteration, self.cfg.agent.max_iterations
         writer = make_writer(self.run_dir, self.cfg.agent, dataclasses.asdict(self.cfg), first)
         profiler = Profiler(self.run_dir, profile)
+        recorder = self._recorder()
         try:
             with RunConsole(first, total) as console, _signals() as received:
                 iteration = self._compile(console)
                 began = time.perf_counter()
                 for number in range(first, total):
-                    if number == self.alg.phase1_iterations > 0:
-                        console.print(switch_banner(number))
                     phase = self.get_training_phase_info()
+                    if number == self.phase1_end > 0:
+                        console.print(switch_banner(number, phase["action_source"]))
                     started = time.perf_counter()
                     with profiler.iteration(number):
-                        self.state, results = self.env.drive(iteration, self.state)
+                        self.state, results, *rollout = self.env.drive(iteration, self.state, *self._data)
                         scalars = {**self._read(jax.device_get(results), number), **self.env.pop_log()}
+                    if recorder:
+                        recorder.put(*rollout)
                     timing = self._timing(number, first, total, began, time.perf_counter() - started)
                     if shares := profiler.after(number, iteration.as_text):
                         parts = ", ".join(f"{scope} {ms:.1f} ms" for scope, ms in shares.items())
                         console.print(f"Profiler trace written to {profiler.directory}\nPer iteration: {parts}\n")
                     self.current_learning_iteration = number + 1
+                    self.phase1_end = int(self.alg.phase1_end(self.state))
                     scalars = self._tagged(scalars, phase, timing)
                     writer.write(scalars, number)
                     run_name = self.cfg.agent.run_name
@@ -159,10 +190,25 @@ class DistillationRunner:
             profiler.close()
             writer.close()
             self.checkpoints.close()
+            if recorder:
+                print(recorder.close(), flush=True)
+
+    def _recorder(self) -> Recorder | None:
+        if self.record is None:
+            return None
+        assert self.state is not None
+        begins = np.asarray(first_steps(self.state.env_state))
+        env_args = {
+            "env_name": self.cfg.task,
+            "type": "jdistill",
+            "env_kwargs": dataclasses.asdict(self.cfg.env),
+            "step_dt": self.env.step_dt,
+        }
+        return Recorder(self.record, env_args, begins, self.cfg.agent.clip_actions)
 
     def _compile(self, console: RunConsole) -> Any:
         started = time.perf_counter()
-        compiled = self._iteration.lower(self.state).compile()
+        compiled = self._iteration.lower(self.state, *self._data).compile()
         console.print(f"Compiled the iteration in {time.perf_counter() - started:.1f}s.\n")
         return compiled
 
@@ -177,7 +223,7 @@ class DistillationRunner:
         return {tag: value for tag, value in values.items() if math.isfinite(value)}
 
     def _timing(self, number: int, first: int, total: int, began: float, seconds: float) -> Timing:
-        steps = self.cfg.agent.num_steps_per_env * self.env.num_envs
+        steps = 0 if self.recording else self.cfg.agent.num_steps_per_env * self.env.num_envs
         elapsed = time.perf_counter() - began
         return Timing(
             total_steps=(number + 1) * steps,
@@ -221,6 +267,32 @@ def resolve_obs_groups(agent: AgentCfg, env: TrainingEnv) -> None:
     for name in ("student", "teacher"):
         if agent.obs_groups[name] == [name] and name not in env.obs_sizes and "policy" in env.obs_sizes:
             agent.obs_groups[name] = ["policy"]
+
+
+def plan_history(env: TrainingEnv, cfg: RunCfg, teacher: Teacher) -> Plan | None:
+    """How much the history is going to hold; None where there is none.
+
+    Raises:
+        ConfigError: it holds too little, or does not fit into memory.
+    """
+    return Distillation(env, make_student(cfg.agent.student, env.num_actions), teacher.policy, cfg.agent).plan()
+
+
+def load_recording(env: TrainingEnv, cfg: RunCfg, teacher: Teacher) -> Recording | None:
+    """The datasets that the config names; None where it names none.
+
+    Raises:
+        DatasetError: one that cannot be read, or does not fit the environment.
+        ConfigError: too much for the memory.
+    """
+    algorithm, groups = cfg.agent.algorithm, cfg.agent.obs_groups
+    if not algorithm.dataset:
+        return None
+    sizes = (observations.size(groups["student"], env.obs_sizes), env.num_actions)
+    labeller = None
+    if algorithm.relabel:
+        labeller = Labeller(teacher.policy, teacher.state, groups["teacher"], teacher.description["obs_size"])
+    return load(algorithm, groups["student"], sizes, env.num_envs, cfg.agent.num_steps_per_env, labeller)
 
 
 def load_teacher(file: Path, env: TrainingEnv, cfg: RunCfg, old_output_activation: str = "identity") -> Teacher:

@@ -213,7 +213,7 @@ def test_help_explains_every_flag(capsys):
     assert stop.value.code == 0
     text = capsys.readouterr().out
     flags = "task num_envs max_iterations phase1 seed teacher checkpoint resume load_run experiment_name run_name"
-    flags += " logger log_project_name logdir device headless profile config"
+    flags += " logger log_project_name logdir device headless profile config record dataset"
     for flag in flags.split():
         assert re.search(rf"--{flag}\b.*?\s{{2,}}\w+", text, re.DOTALL), flag
 
@@ -234,6 +234,12 @@ def test_help_explains_every_flag(capsys):
         (["--profile", "3:9", "--max_iterations", "10"], "this run has iterations 0 to 9"),
         (["--device", "tpy"], "--device tpy: expected cpu, cuda or cuda:N"),
         (["--load_run", "x"], "add --resume"),
+        (["--dataset", "nowhere.hdf5"], "nowhere.hdf5: no such file"),
+        (["--dataset", "README.md"], "README.md: truncated, damaged or no HDF5 file"),
+        (["--dataset", "a.hdf5", "--record", "b.hdf5"], "leave one of them out"),
+        (["--record", "README.md"], "--record README.md: exists already"),
+        (["agent.algorithm.use_dagger=true", "agent.algorithm.max_buffer_size=9"], "smaller than one rollout"),
+        (["agent.algorithm.use_dagger=true", "agent.algorithm.max_buffer_size=2000000000"], "lower it, or set"),
         (["env.zzz=cf2x.usd"], "there are env.drone, env.episode_length_s"),
         (["bridge.mode=thread"], "bridge.mode=thread: expected one of auto, callback, host"),
         (["--sim", "crazyflow", "--task", "Isaac-Ant-Direct"], "--sim crazyflow: has no task Isaac-Ant-Direct"),

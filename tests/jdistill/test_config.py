@@ -6,7 +6,7 @@ import pytest
 import yaml
 
 from bridge.crazyflie import PointControlCfg
-from jdistill.config import AgentCfg, ConfigError, RunCfg, compose, load_file
+from jdistill.config import AgentCfg, ConfigError, RunCfg, compose, load_file, sampler_name
 from tests.conftest import ROOT
 
 
@@ -83,6 +83,23 @@ def test_presets_load(preset):
         ("agent.algorithm.loss_type=mae", "expected one of mse, huber"),
         ("agent.algorithm.optimizer=adan", r"adam.*\(did you mean adam\?\)"),
         ("agent.algorithm.gradient_length=100000", "gradient_length=100000"),
+        ("agent.algorithm.sampler=stream", r"sampler=stream: expected.*did you mean streaming"),
+        ("agent.algorithm.use_dagger=maybe", "use_dagger=maybe"),
+        ("agent.algorithm.max_buffer_size=0", "max_buffer_size=0: must be positive"),
+        ("agent.algorithm.history_dtype=float16", "expected one of float32, bfloat16"),
+        ("agent.algorithm.carry_start=burnin", r"did you mean burn_in\?"),
+        ("agent.algorithm.burn_in_steps=-1", "burn_in_steps=-1: must be positive"),
+        ("agent.algorithm.num_mini_batches=4", "set agent.algorithm.sampler=minibatch"),
+        ("agent.algorithm.gradient_steps=4", "the streaming sampler takes every window"),
+        ("agent.algorithm.sampler=uniform", "draws from a history, set agent.algorithm.use_dagger=true"),
+        ("agent.algorithm={dataset: [a], use_dagger: true}", "the dataset is the history already"),
+        ("agent.algorithm={dataset: [a], carry_start: stored}", "a dataset keeps no states"),
+        ("agent.algorithm.relabel=true", "there is no dataset to relabel"),
+        ("agent.algorithm.recency_half_life=0", "recency_half_life=0.0: must be positive"),
+        ("agent.algorithm.beta_schedule=cosine", "expected one of two_stage, linear, exponential"),
+        ("agent.algorithm.beta_per=env", "expected one of step, episode"),
+        ("agent.algorithm.beta_half_life=-2", "beta_half_life=-2.0"),
+        ("agent.algorithm.phase1_until_return=100", "there is no phase 1 to end"),
         ("agent.student.rnn_type=rnn", "expected one of gru, lstm"),
         ("agent.student.activation=elo", r"did you mean elu\?"),
         ("agent.logger=neptune", "expected one of tensorboard, wandb, none"),
@@ -100,6 +117,13 @@ def test_bad_settings_are_named_in_one_line(override, complaint):
     with pytest.raises(ConfigError, match=complaint) as error:
         run_cfg(override)
     assert "\n" not in str(error.value)
+
+
+def test_a_history_and_the_newest_rollout_are_two_things():
+    with pytest.raises(ConfigError, match=r"sampler=minibatch: trains on the newest rollout alone; with use_dagger"):
+        run_cfg("agent.algorithm.use_dagger=true", "agent.algorithm.sampler=minibatch")
+    assert sampler_name(run_cfg().agent.algorithm) == "streaming"
+    assert sampler_name(run_cfg("agent.algorithm.use_dagger=true").agent.algorithm) == "uniform"
 
 
 @pytest.mark.parametrize("text", ["a: [", "- 1\n- 2", "5"])

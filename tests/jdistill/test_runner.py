@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import jax
 import jax.numpy as jnp
 import pytest
@@ -10,7 +12,7 @@ from safetensors.numpy import load_file
 from bridge.crazyflie import PointControl, PointControlCfg
 from bridge.env import AutoReset
 from jdistill.config import compose
-from jdistill.runner import DistillationRunner, TrainingError, load_teacher
+from jdistill.runner import DistillationRunner, TrainingError, load_recording, load_teacher
 from tests.conftest import BUNDLED_TEACHER
 
 
@@ -32,11 +34,12 @@ class Breaking(PointControl):
 
 @pytest.fixture
 def make_runner(tmp_path):
-    def make(env_cls=PointControl, *overrides: str) -> DistillationRunner:
+    def make(env_cls=PointControl, *overrides: str, folder=tmp_path, **more) -> DistillationRunner:
         settings = ["env.num_envs=2", "agent.num_steps_per_env=16", "agent.save_interval=1", "agent.logger=none"]
         cfg = compose("crazyflie", PointControlCfg, [], [*settings, *overrides])
         env = AutoReset(env_cls(cfg.env))
-        return DistillationRunner(env, cfg, load_teacher(BUNDLED_TEACHER, env, cfg), tmp_path)
+        teacher = load_teacher(BUNDLED_TEACHER, env, cfg)
+        return DistillationRunner(env, cfg, teacher, folder, load_recording(env, cfg, teacher), **more)
 
     return make
 
@@ -74,3 +77,47 @@ def test_phase_information(make_runner):
         "action_source": "teacher",
     }
     assert [(s["training_phase"], s["action_source"]) for s in seen[1:]] == [(1, "teacher"), (2, "student")]
+
+
+def test_a_history_is_gone_on_with_bitwise(make_runner, tmp_path):
+    """The ring, the end of phase 1 and who flies which episode are part of the checkpoint."""
+    settings = ["agent.algorithm.use_dagger=true", "agent.algorithm.max_buffer_size=96"]
+    settings += ["agent.algorithm.use_two_stage_training=true", "agent.algorithm.phase1_iterations=2"]
+    settings += ["agent.algorithm.phase1_until_return=1e9", "agent.algorithm.beta_schedule=linear"]
+    settings += ["agent.algorithm.beta_per=episode", "agent.save_interval=3", "env.episode_length_s=0.1"]
+    whole = make_runner(PointControl, *settings, "agent.max_iterations=6", folder=tmp_path / "whole")
+    whole.start()
+    whole.learn()
+    half = make_runner(PointControl, *settings, "agent.max_iterations=3", folder=tmp_path / "half")
+    half.start()
+    half.learn()
+    again = make_runner(PointControl, *settings, "agent.max_iterations=6", folder=tmp_path / "half")
+    again.load()
+    assert again.state.history.length.tolist() == [48, 48] and again.phase1_end == 2
+    again.learn()
+    ours, theirs = (jax.tree_util.tree_leaves_with_path(r.state.replace(rng=None)) for r in (again, whole))
+    for (path, a), (_, b) in zip(ours, theirs, strict=True):
+        if not jnp.issubdtype(a.dtype, jax.dtypes.prng_key):
+            assert (a == b).all(), path
+
+
+def test_what_is_recorded_can_be_trained_on(make_runner, tmp_path, capsys):
+    file = tmp_path / "flights.hdf5"
+    short = ["env.episode_length_s=0.1", "agent.num_steps_per_env=16"]
+    flown = make_runner(PointControl, *short, "agent.max_iterations=4", folder=tmp_path / "flown", record=file)
+    flown.start()
+    flown.learn()
+    # Two environments, 64 steps, episodes of at most 10 that began at once: at least 12 ended.
+    episodes = int(re.search(r"Recorded (\d+) episodes", capsys.readouterr().out)[1])
+    assert episodes >= 12
+    settings = [f"agent.algorithm.dataset=[{file}]", "agent.max_iterations=30", "agent.algorithm.gradient_steps=20"]
+    runner = make_runner(PointControl, *settings, "agent.algorithm.burn_in_steps=5", folder=tmp_path / "trained")
+    assert f"Dataset: {episodes} episodes" in runner.recording.summary
+    runner.start()
+    start = runner.state.env_state.pipeline_state.craft.pos.copy()
+    runner.learn()
+    losses = [float(x) for x in re.findall(r"Mean behavior loss: (\S+)", capsys.readouterr().out)]
+    assert len(losses) == 30 and losses[-1] < losses[0] / 3
+    assert (runner.state.env_state.pipeline_state.craft.pos == start).all(), "nothing was flown"
+    assert (tmp_path / "trained" / "student.safetensors").exists()
+    assert float(runner.state.student.normalizer.count) == float(runner.recording.normalizer.count) > 100

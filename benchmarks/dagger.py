@@ -1,0 +1,128 @@
+"""What a history is worth: students of equal size and equal environment steps, trained in different ways.
+
+    python -m benchmarks.dagger --out docs/dagger.json
+
+The quadrotors differ widely in mass, inertia, thrust and motors. Each way of training gets the same number of
+iterations from the same teacher with several seeds; the students then fly the same held-out quadrotors. Prints a
+Markdown table: means over the seeds, with the standard deviation between them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import statistics
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from benchmarks.crazyflie import ROOT, SEED, machine
+from bridge.crazyflie import PointControl, PointControlCfg
+from bridge.crazyflie.cfg import RandomizationCfg
+from bridge.env import AutoReset
+from jdistill.evaluate import evaluate
+from jdistill.policy_file import load_policy
+
+WIDE = {"mass": 0.2, "inertia": 0.5, "thrust": 0.15, "motor": 0.5}
+"""Half-widths of the ranges, relative to the nominal craft."""
+HISTORY = ["agent.algorithm.use_dagger=true"]
+WAYS = {
+    "streaming": [],
+    "history": HISTORY,
+    "history, burn-in": [*HISTORY, "agent.algorithm.carry_start=burn_in"],
+    "history, recent": [*HISTORY, "agent.algorithm.sampler=recent"],
+    "packed": [*HISTORY, "agent.algorithm.sampler=packed", "agent.algorithm.num_mini_batches=10"],
+}
+"""Ways of training, as settings beside the common ones. The ring holds ``max_buffer_size`` transitions, but that of
+``packed`` only the rollouts that an episode spans: RAPTOR trains on what was flown last."""
+
+
+def train(way: str, seed: int, iterations: int, args: argparse.Namespace, logdir: Path) -> tuple[Path, list[float]]:
+    """Run the command; returns the student's file and the seconds of each iteration."""
+    settings = [f"env.randomization.{name}={width}" for name, width in WIDE.items()]
+    # Phase 1 and the step size's half-lives are the same parts of the run as in the task's 1500 iterations.
+    settings += [f"agent.algorithm.learning_rate_half_life={iterations / 5}", *WAYS[way]]
+    if way == "packed":
+        settings.append(f"agent.algorithm.max_buffer_size={4 * args.num_steps * args.num_envs}")
+    name = re.sub(r"\W+", "-", f"{way} {seed}")
+    arguments = ["--logdir", str(logdir), "--run_name", name, "--seed", str(seed), "--logger", "none"]
+    arguments += ["--max_iterations", str(iterations), "--phase1", str(iterations // 3)]
+    arguments += ["--num_envs", str(args.num_envs), f"agent.num_steps_per_env={args.num_steps}", *settings]
+    environment = {**os.environ, "JAX_COMPILATION_CACHE_DIR": str(logdir / "cache")}
+    command = [sys.executable, str(ROOT / "train_jax.py"), *arguments, *args.overrides]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, env=environment)
+    if done.returncode:
+        raise SystemExit(f"training failed with status {done.returncode}")
+    (run,) = logdir.glob(f"*/*_{name}")
+    rates = re.findall(r"Steps per second: (\d+)", done.stdout)
+    return run / "student.safetensors", [args.num_steps * args.num_envs / float(rate) for rate in rates]
+
+
+def fly(file: Path, group: str, episodes: int) -> dict[str, float]:
+    """Survival and steady position error of a policy on the held-out quadrotors."""
+    policy, learnt, _ = load_policy(file)
+    env = AutoReset(PointControl(PointControlCfg(num_envs=episodes, randomization=RandomizationCfg(**WIDE))))
+    numbers = evaluate(env, policy, learnt, [group], seed=SEED)
+    return {"survival": numbers["survival"], "error": numbers["steady"]["position_error"]}
+
+
+def table(results: dict[str, Any]) -> str:
+    """The results as Markdown."""
+    rows = [
+        "| way of training | survival | steady position error (m) | s per iteration | relative |",
+        "|---|---|---|---|---|",
+        f"| (teacher) | {results['teacher']['survival']:.1%} | {results['teacher']['error']:.4f} | | |",
+    ]
+    reference = results["ways"].get("streaming")
+    for way, runs in results["ways"].items():
+        survival, error = _spread(runs, "survival"), _spread(runs, "error")
+        seconds = statistics.median(run["seconds"] for run in runs)
+        relative = f"{seconds / statistics.median(run['seconds'] for run in reference):.2f}" if reference else ""
+        rows.append(
+            f"| {way} | {survival[0]:.1%} ± {survival[1]:.1%} | {error[0]:.4f} ± {error[1]:.4f} "
+            f"| {seconds:.3f} | {relative} |"
+        )
+    return "\n".join(rows)
+
+
+def _spread(runs: list[dict[str, float]], name: str) -> tuple[float, float]:
+    values = [run[name] for run in runs]
+    return statistics.mean(values), statistics.stdev(values) if len(values) > 1 else 0.0
+
+
+def main() -> None:
+    """Measure, print, write."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--ways", nargs="+", choices=list(WAYS), default=["streaming", "history", "packed"])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
+    parser.add_argument("--iterations", type=int, default=200)
+    parser.add_argument("--num_envs", type=int, default=100)
+    parser.add_argument("--num_steps", type=int, default=400, help="steps of an environment per iteration")
+    parser.add_argument("--episodes", type=int, default=1000, help="held-out episodes, each of another quadrotor")
+    parser.add_argument("--out", type=Path, help="JSON file for the results")
+    parser.add_argument("--override", dest="overrides", nargs="*", default=[], metavar="KEY=VALUE")
+    args = parser.parse_args()
+    teacher = fly(ROOT / "jdistill" / "teachers" / "crazyflie.safetensors", "teacher", args.episodes)
+    ways: dict[str, list[dict[str, float]]] = {way: [] for way in args.ways}
+    with tempfile.TemporaryDirectory() as folder:
+        # Seed by seed, so that whatever else slows the machine for a while slows all ways alike.
+        for seed in args.seeds:
+            for way in args.ways:
+                file, seconds = train(way, seed, args.iterations, args, Path(folder))
+                # The history is full by then, and what the first iterations warm up is warm.
+                late = statistics.median(seconds[args.iterations // 2 :])
+                ways[way].append({**fly(file, "student", args.episodes), "seconds": late, "seed": seed})
+                print(f"{way}: {json.dumps(ways[way][-1])}", flush=True)
+    sizes = {k: v for k, v in vars(args).items() if k not in ("out", "ways")}
+    results = {"sizes": sizes, "randomization": WIDE, "machine": machine(), "teacher": teacher, "ways": ways}
+    print(table(results))
+    if args.out:
+        args.out.write_text(json.dumps(results, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,248 @@
+"""Recording, reading back, and files that are none."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from itertools import pairwise
+from pathlib import Path
+
+import h5py
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jdistill import dataset, networks
+from jdistill.config import AlgorithmCfg, ConfigError
+from jdistill.dataset import Labeller, info, load, open_dataset
+from jdistill.distillation import Transition
+from jdistill.networks import Policy
+from jdistill.recorder import DatasetError, Recorder, check_new
+from tests.conftest import ROOT
+
+STEPS, ENVS = 10, 3
+BEGINS = np.array([True, True, False])
+
+
+def rollout(number: int) -> Transition:
+    """A rollout with random content and ends."""
+    rng = np.random.default_rng(number)
+
+    def draw(*shape):
+        return jnp.asarray(rng.normal(size=(STEPS, ENVS, *shape)).astype(np.float32))
+
+    return Transition(
+        pipeline_state={"pos": draw(3), "age": jnp.asarray(rng.integers(0, 9, (STEPS, ENVS)))},
+        obs={"student": draw(5), "teacher": draw(7)},
+        student_action=draw(2),
+        teacher_action=draw(2),
+        teacher_steps=jnp.asarray(rng.random((STEPS, ENVS)) < 0.5) if number % 2 else jnp.ones(STEPS, bool),
+        reward=draw(),
+        done=jnp.asarray(rng.random((STEPS, ENVS)) < 0.15),
+        metrics={"unused": draw()},
+    )
+
+
+@pytest.fixture(scope="module")
+def recorded(tmp_path_factory):
+    """A file of four rollouts, and those."""
+    path = tmp_path_factory.mktemp("recorded") / "flights.hdf5"
+    recorder, rollouts = Recorder(path, {"env_name": "crazyflie"}, BEGINS, 1.0), [rollout(n) for n in range(4)]
+    for r in rollouts:
+        recorder.put(r)
+    message = recorder.close()
+    return path, rollouts, message
+
+
+def test_episodes_are_whole_and_in_robomimics_layout(recorded):
+    path, rollouts, message = recorded
+    line = jax.tree.map(lambda *x: np.concatenate(x), *[r._replace(teacher_steps=None, metrics={}) for r in rollouts])
+    expected = []
+    for env in range(ENVS):
+        ends = [-1, *np.flatnonzero(line.done[:, env])]
+        first = 0 if BEGINS[env] else 1
+        expected += [(end, env, start + 1) for start, end in list(pairwise(ends))[first:]]
+    # By the rollout in which they end, then by environment.
+    expected.sort(key=lambda e: (e[0] // STEPS, e[1], e[0]))
+    with h5py.File(path) as file:
+        data = file["data"]
+        assert data.attrs["total"] == sum(end - start + 1 for end, _, start in expected)
+        assert json.loads(data.attrs["env_args"]) == {
+            "env_name": "crazyflie",
+            "states": [["age", 1], ["pos", 3]],
+        }
+        assert set(data) == {f"demo_{n}" for n in range(len(expected))}
+        assert message == f"Recorded {len(expected)} episodes, {data.attrs['total']} steps in {path}"
+        for number, (end, env, start) in enumerate(expected):
+            group, part = data[f"demo_{number}"], slice(start, end + 1)
+            assert group.attrs["num_samples"] == end + 1 - start
+            np.testing.assert_array_equal(group["obs/student"], line.obs["student"][part, env])
+            np.testing.assert_array_equal(group["obs/teacher"], line.obs["teacher"][part, env])
+            np.testing.assert_array_equal(group["teacher_actions"], line.teacher_action[part, env])
+            np.testing.assert_array_equal(group["rewards"], line.reward[part, env])
+            np.testing.assert_array_equal(group["states"][:, 1:], line.pipeline_state["pos"][part, env])
+            assert group["dones"][()].tolist() == [0] * (end - start) + [1]
+            by_teacher = group["phase"][()][:, None] == 1
+            action = np.where(by_teacher, group["teacher_actions"], group["student_actions"])
+            np.testing.assert_array_equal(group["actions"], np.clip(action, -1, 1))
+    assert not path.with_name(path.name + ".journal").exists()
+
+
+def test_info_tells_what_is_in_it(recorded, capsys):
+    path, _, message = recorded
+    assert dataset.main(["info", str(path)]) == 0
+    text = capsys.readouterr().out
+    episodes, steps = message.split()[1], message.split()[3]
+    assert f"episodes  {episodes}\n" in text and f"steps     {steps} (" in text and "task crazyflie" in text
+    with h5py.File(path) as file:
+        returns = [g["rewards"][()].sum() for g in file["data"].values()]
+        lowest = min(float(g["obs/student"][()].min()) for g in file["data"].values())
+    assert f"returns   {min(returns):.2f} to {max(returns):.2f}, mean {np.mean(returns):.2f}" in text
+    assert f"{lowest:>12.5g}" in text and "obs/student              T x 5" in text
+
+
+def test_loaded_episodes_stand_behind_each_other(recorded):
+    path = recorded[0]
+    cfg = AlgorithmCfg(dataset=[str(path), str(path)])
+    recording = load(cfg, ["student[:4]"], (4, 2), flights=2, horizon=8)
+    history = recording.history
+    assert history.obs.shape[0] % 8 == 0
+    with open_dataset(path) as episodes:
+        obs = [group["obs/student"][:, :4] for _, group in episodes]
+    wanted = sorted(x.tobytes() for x in obs + obs)
+    found = []
+    for flight in range(2):
+        length = int(history.length[flight])
+        starts = [*np.flatnonzero(history.first[:length, flight]), length]
+        assert starts[0] == 0 and not history.first[length:, flight].any()
+        found += [np.asarray(history.obs[a:b, flight]).tobytes() for a, b in pairwise(starts)]
+    assert sorted(found) == wanted
+    everything = np.concatenate(obs)
+    np.testing.assert_allclose(recording.normalizer.mean, everything.mean(axis=0), atol=1e-5)
+    np.testing.assert_allclose(recording.normalizer.var, everything.var(axis=0), rtol=1e-4)
+    assert recording.summary.startswith(f"Dataset: {2 * len(obs)} episodes, {2 * len(everything)} steps")
+
+
+def test_a_teacher_labels_a_dataset_anew(recorded):
+    policy = Policy(2, (4,), rnn_type="gru", rnn_hidden_dim=4)
+    state = networks.init(policy, jax.random.key(0), 7, normalize=False)
+    cfg = AlgorithmCfg(dataset=[str(recorded[0])])
+    history = load(cfg, ["student"], (5, 2), 1, 1, Labeller(policy, state, ["teacher"], 7)).history
+    at = 0
+    with open_dataset(recorded[0]) as episodes:
+        for _, group in episodes:
+            carry = networks.initial_carry(policy, state, 1)
+            for obs in group["obs/teacher"][()]:
+                carry, action = networks.act(policy, state, carry, jnp.asarray(obs)[None])
+                np.testing.assert_allclose(history.label[at, 0], action[0], atol=1e-5)
+                at += 1
+    assert at == int(history.length[0])
+
+
+def cut(path: Path, keep: float) -> None:
+    content = path.read_bytes()
+    path.write_bytes(content[: int(keep * len(content))])
+
+
+def foreign(path: Path, name: str = "images", size: int = 3) -> None:
+    with h5py.File(path, "w") as file:
+        file[name] = np.zeros((4, size))
+
+
+@pytest.mark.parametrize(
+    ("spoil", "expected"),
+    [
+        (lambda p: p.unlink(), "no such file"),
+        (lambda p: p.write_text("hello"), "truncated, damaged or no HDF5 file"),
+        (lambda p: cut(p, 0.5), "truncated, damaged or no HDF5 file"),
+        (lambda p: cut(p, 0.99), "truncated, damaged or no HDF5 file"),
+        (lambda p: foreign(p), "an HDF5 file without the group 'data'"),
+        (lambda p: foreign(p, "data/images"), "holds no complete episode"),
+        (lambda p: foreign(p, "data/demo_0/actions"), "data/demo_0: has no teacher_actions"),
+    ],
+    ids=["missing", "text", "half", "nearly whole", "foreign", "empty", "without labels"],
+)
+def test_files_that_cannot_be_used_are_told_in_one_line(recorded, tmp_path, spoil, expected):
+    path = tmp_path / "spoilt.hdf5"
+    path.write_bytes(recorded[0].read_bytes())
+    spoil(path)
+    with pytest.raises(DatasetError) as error:
+        load(AlgorithmCfg(dataset=[str(path)]), ["student"], (5, 2), 1, 1)
+    assert expected in str(error.value) and str(path) in str(error.value) and "\n" not in str(error.value)
+    assert dataset.main(["info", str(path)]) == (0 if "labels" in str(error.value) or "teacher" in expected else 1)
+
+
+@pytest.mark.parametrize(
+    ("entries", "sizes", "expected"),
+    [
+        (["student"], (6, 2), "obs student is"),
+        (["student"], (5, 4), "the environment takes 4 actions"),
+        (["policy"], (5, 2), "has no observation group 'policy'; there are student, teacher"),
+        (["student[:9]"], (9, 2), "reaches beyond the group, which has 5 numbers"),
+    ],
+)
+def test_other_dimensions_are_told(recorded, entries, sizes, expected):
+    with pytest.raises(DatasetError) as error:
+        load(AlgorithmCfg(dataset=[str(recorded[0])]), entries, sizes, 1, 1)
+    assert expected in str(error.value) and "data/demo_0" in str(error.value)
+
+
+def test_more_than_the_memory_holds(recorded, monkeypatch):
+    from jdistill import history
+
+    monkeypatch.setattr(history, "available_host_memory", lambda: 100)
+    with pytest.raises(ConfigError, match=r"the dataset needs .* train on fewer files"):
+        load(AlgorithmCfg(dataset=[str(recorded[0])]), ["student"], (5, 2), 1, 1)
+
+
+def test_recordings_overwrite_nothing(recorded, tmp_path):
+    with pytest.raises(DatasetError, match="exists already"):
+        check_new(recorded[0])
+    with pytest.raises(DatasetError, match="no folder that can be written to"):
+        check_new(tmp_path / "nowhere" / "x.hdf5")
+
+
+def test_a_full_disk_stops_the_run_with_a_line(tmp_path, monkeypatch):
+    recorder = Recorder(tmp_path / "f.hdf5", {}, BEGINS, None)
+    monkeypatch.setattr(recorder, "_write", lambda *a: (_ for _ in ()).throw(OSError("No space left on device")))
+    recorder.put(rollout(0))
+    with pytest.raises(DatasetError, match=r"f.hdf5: cannot be written \(No space left on device\); it holds 0"):
+        recorder.close()
+
+
+ENDLESS = """
+import itertools, pathlib, sys
+from jdistill.recorder import Recorder
+from tests.jdistill.test_dataset import BEGINS, rollout
+recorder = Recorder(pathlib.Path(sys.argv[1]), {"env_name": "crazyflie"}, BEGINS, None)
+rollouts = [rollout(n) for n in range(4)]
+for number in itertools.count():
+    recorder.put(rollouts[number % 4])
+    print(number, flush=True)
+"""
+
+
+@pytest.mark.parametrize("moment", [40, 97, 153])
+def test_a_killed_recording_holds_its_complete_episodes(tmp_path, moment):
+    path = tmp_path / "killed.hdf5"
+    process = subprocess.Popen([sys.executable, "-c", ENDLESS, str(path)], stdout=subprocess.PIPE, text=True, cwd=ROOT)
+    for line in process.stdout:
+        if int(line) == moment:
+            time.sleep(0.0003 * moment)
+            break
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    # Those that wait may be lost, and the one being written.
+    done = sum(int(rollout(n % 4).done.sum()) for n in range(moment - 3)) - 1
+    with open_dataset(path) as episodes:
+        assert len(episodes) >= done > 20
+        for _, group in episodes:
+            assert group["dones"][()].tolist() == [0] * (group.attrs["num_samples"] - 1) + [1]
+            assert group["obs/student"].shape == (group.attrs["num_samples"], 5)
+        total = episodes[0][1].parent.attrs["total"]
+        assert total == sum(group.attrs["num_samples"] for _, group in episodes)
+    assert "episodes" in info(path)
