@@ -168,7 +168,7 @@ class Distillation:
             rng=rng,
             history=self.empty_history(student),
             phase1_end=jnp.asarray(self.phase1_iterations, jnp.int32) if self.schedule.probes else None,
-            teacher_drives=self.first_drivers(rng) if self.schedule.per_episode else None,
+            teacher_drives=self.first_drivers(jax.random.fold_in(rng, 1)) if self.schedule.per_episode else None,
         )
         return jax.tree.map(_strong_type, state)
 

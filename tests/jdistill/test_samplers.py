@@ -15,6 +15,8 @@ from jdistill.samplers import Source, make_sampler
 
 STEPS, ENVS, ROLLOUTS = 12, 8, 3
 STUDENT = Policy(4, (8,), rnn_type="gru", rnn_hidden_dim=6, learn_initial_carry=True)
+UNROLL = jax.jit(STUDENT.apply, static_argnames="method")
+ACT = jax.jit(networks.act, static_argnums=0)
 
 
 @pytest.fixture
@@ -44,7 +46,7 @@ def flown(alg, state, begin_at_once: bool, ends: float = 0.12):
     for t in range(time):
         carry = jax.tree.map(lambda f, c, t=t: jnp.where(begins[t][:, None], f, c), first, carry)
         before.append(carry)
-        carry, action = networks.act(STUDENT, state, carry, obs[t])
+        carry, action = ACT(STUDENT, state, carry, obs[t])
         actions.append(action)
     history = alg.empty_history(state)
     for start in range(0, time, STEPS):
@@ -64,7 +66,7 @@ def actions_in(alg, state, window):
     carry = alg._first_carry(state.params, window)
     nowhere = jnp.zeros(window.done.shape[0], bool)
     sequence = (carry, window.obs, window.done, nowhere, carry)
-    return STUDENT.apply({"params": state.params}, *sequence, method=Policy.unroll)[1]
+    return UNROLL({"params": state.params}, *sequence, method=Policy.unroll)[1]
 
 
 def located(state, line, window) -> np.ndarray:
@@ -111,7 +113,7 @@ def test_burn_in_counts_exactly_the_steps_it_should(make, begin_at_once):
                         carry, exact = networks.initial_carry(STUDENT, learner, 1), True
                     elif at == time:
                         carry = jax.lax.stop_gradient(carry)
-                    carry, action = networks.act(STUDENT, learner, carry, line["obs"][at, env][None])
+                    carry, action = ACT(STUDENT, learner, carry, line["obs"][at, env][None])
                     if at >= time and (exact or at >= 5):
                         total += jnp.square(action[0] - line["label"][at, env]).mean()
                         counted += 1
@@ -119,7 +121,7 @@ def test_burn_in_counts_exactly_the_steps_it_should(make, begin_at_once):
 
         seen_early |= any(time < 5 for time, _ in places)
         (ours, _), our_gradient = jax.value_and_grad(alg.window_loss, has_aux=True)(state.params, window)
-        if number == 0:
+        if number == 0 and begin_at_once:
             gradient = jax.grad(plain)(state.params)
             for a, b in zip(jax.tree.leaves(our_gradient), jax.tree.leaves(gradient), strict=True):
                 np.testing.assert_allclose(a, b, atol=1e-5)
