@@ -240,7 +240,7 @@ def test_help_explains_every_flag(capsys):
         (["--record", "README.md"], "--record README.md: exists already"),
         (["agent.algorithm.use_dagger=true", "agent.algorithm.max_buffer_size=9"], "smaller than one rollout"),
         (["agent.algorithm.use_dagger=true", "agent.algorithm.max_buffer_size=2000000000"], "lower it, or set"),
-        (["env.zzz=cf2x.usd"], "there are env.drone, env.episode_length_s"),
+        (["env.robots.spawn.usd_path=cf2x.usd"], "there are env.drone, env.episode_length_s"),
         (["bridge.mode=thread"], "bridge.mode=thread: expected one of auto, callback, host"),
         (["--sim", "crazyflow", "--task", "Isaac-Ant-Direct"], "--sim crazyflow: has no task Isaac-Ant-Direct"),
         (["--viz", "newton"], "unknown flag --viz"),
