@@ -12,6 +12,8 @@ all episodes) and ``env_args`` (JSON). Arrays have the time as their first axis:
 
 from __future__ import annotations
 
+import atexit
+import contextlib
 import json
 import os
 import queue
@@ -27,6 +29,8 @@ from jdistill.journal import JournaledFile
 
 WAITING = 2
 """Rollouts that may wait to be written; training waits for the disk when there are more."""
+TYPES = {np.dtype(kind): h5py.h5t.py_create(np.dtype(kind)) for kind in (np.float32, np.uint8)}
+"""All that is written is one of these two."""
 
 
 class DatasetError(ValueError):
@@ -46,7 +50,7 @@ class Recorder:
         """
         self.path = path
         self._env_args = env_args
-        self._clip = np.inf if clip_actions is None else clip_actions
+        self._clip = clip_actions
         # Episodes under way have lost their beginnings; they are not recorded.
         self._open: list[list[dict[str, np.ndarray]] | None] = [[] if new else None for new in begins]
         self._episodes = self._total = 0
@@ -58,6 +62,8 @@ class Recorder:
             raise DatasetError(f"{path}: cannot be written ({e.strerror})") from e
         self._thread = threading.Thread(target=self._work, name="recorder", daemon=True)
         self._thread.start()
+        # HDF5 closes open files when the process ends, through Python code that can run no more by then.
+        atexit.register(self._finish)
 
     def put(self, rollout: Any) -> None:
         """Take a :class:`jdistill.distillation.Transition` (T, B, ...).
@@ -73,10 +79,15 @@ class Recorder:
 
     def close(self) -> str:
         """Write what waits; returns a line about the file."""
-        self._queue.put(None)
-        self._thread.join()
+        atexit.unregister(self._finish)
+        self._finish()
         self._check()
         return f"Recorded {self._episodes} episodes, {self._total} steps in {self.path}"
+
+    def _finish(self) -> None:
+        if self._thread.is_alive():
+            self._queue.put(None)
+            self._thread.join()
 
     def _check(self) -> None:
         if self._error is not None:
@@ -84,6 +95,9 @@ class Recorder:
             raise DatasetError(f"{self.path}: cannot be written ({reason}); it holds {self._episodes} episodes")
 
     def _work(self) -> None:
+        # Training comes first: this thread takes what it leaves of the cores. (Linux knows priorities of threads.)
+        with contextlib.suppress(AttributeError, OSError):
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 19)
         try:
             with h5py.File(self._file, "w") as file:
                 data = file.create_group("data")
@@ -100,6 +114,7 @@ class Recorder:
             self._file.close()
         except Exception as e:  # It is told where somebody listens; h5py raises many kinds.
             self._error = e
+            # Whoever waits for room in the queue must not wait for ever.
             while self._queue.get() is not None:
                 pass
 
@@ -107,16 +122,15 @@ class Recorder:
         if "states" not in self._env_args:
             self._env_args["states"] = state_parts(rollout.pipeline_state)
             data.attrs["env_args"] = json.dumps(self._env_args)
-        arrays = {name: np.ascontiguousarray(x.swapaxes(0, 1)) for name, x in self._arrays(rollout).items()}
-        for env, ends in enumerate(arrays["dones"]):
+        arrays = self._arrays(rollout)
+        for env, ends in enumerate(arrays["dones"].T):
             start = 0
             for end in (np.flatnonzero(ends) + 1).tolist():
                 if (pieces := self._open[env]) is not None:
-                    self._write_episode(data, [*pieces, {k: x[env, start:end] for k, x in arrays.items()}])
+                    self._write_episode(data, [*pieces, {k: x[start:end, env] for k, x in arrays.items()}])
                 self._open[env], start = [], end
             if (pieces := self._open[env]) is not None and start < ends.size:
-                # A copy, so that a long episode's piece does not keep all the others' alive.
-                pieces.append({k: x[env, start:].copy() for k, x in arrays.items()})
+                pieces.append({k: x[start:, env] for k, x in arrays.items()})
 
     def _arrays(self, rollout: Any) -> dict[str, np.ndarray]:
         """All that is written of a rollout, (T, B, ...)."""
@@ -124,9 +138,11 @@ class Recorder:
         steps = host.teacher_steps.reshape(*host.teacher_steps.shape, *[1] * (2 - host.teacher_steps.ndim))
         teacher = np.broadcast_to(steps, host.done.shape)
         action = np.where(teacher[..., None], host.teacher_action, host.student_action)
-        leaves = [x.reshape(*host.done.shape, -1).astype(np.float32) for x in jax.tree.leaves(host.pipeline_state)]
+        leaves = [
+            x.reshape(*host.done.shape, -1).astype(np.float32, copy=False) for x in jax.tree.leaves(host.pipeline_state)
+        ]
         return {
-            "actions": np.clip(action, -self._clip, self._clip),
+            "actions": action if self._clip is None else np.clip(action, -self._clip, self._clip),
             "student_actions": host.student_action,
             "teacher_actions": host.teacher_action,
             "rewards": host.reward,
@@ -140,8 +156,7 @@ class Recorder:
         group = data.create_group(f"demo_{self._episodes}")
         group.create_group("obs")
         for name in pieces[0]:
-            value = pieces[0][name] if len(pieces) == 1 else np.concatenate([piece[name] for piece in pieces])
-            _write_array(group, name, value)
+            _write_array(group, name, np.concatenate([piece[name] for piece in pieces]))
         steps = sum(piece["dones"].size for piece in pieces)
         group.attrs["num_samples"] = steps
         self._episodes += 1
@@ -151,8 +166,8 @@ class Recorder:
 def _write_array(group: h5py.Group, name: str, value: np.ndarray) -> None:
     # h5py's create_dataset takes three times as long, and short episodes are little else.
     space = h5py.h5s.create_simple(value.shape)
-    dataset = h5py.h5d.create(group.id, name.encode(), h5py.h5t.py_create(value.dtype), space)
-    dataset.write(h5py.h5s.ALL, h5py.h5s.ALL, np.ascontiguousarray(value))
+    kind = TYPES[value.dtype]
+    h5py.h5d.create(group.id, name.encode(), kind, space).write(h5py.h5s.ALL, h5py.h5s.ALL, value, kind)
 
 
 def state_parts(pipeline_state: Any) -> list[list[Any]]:

@@ -187,11 +187,13 @@ class DistillationRunner:
                     if received and number + 1 < total:
                         raise Interrupted(received[0], number + 1, self.run_dir)
         finally:
-            profiler.close()
-            writer.close()
-            self.checkpoints.close()
-            if recorder:
-                print(recorder.close(), flush=True)
+            try:
+                profiler.close()
+                writer.close()
+                self.checkpoints.close()
+            finally:
+                if recorder:
+                    print(recorder.close(), flush=True)
 
     def _recorder(self) -> Recorder | None:
         if self.record is None:

@@ -214,6 +214,13 @@ def test_a_full_disk_stops_the_run_with_a_line(tmp_path, monkeypatch):
         recorder.close()
 
 
+def test_a_program_that_forgets_to_close_ends_and_leaves_a_whole_file(tmp_path):
+    code = ENDLESS.replace("itertools.count()", "range(4)")
+    subprocess.run([sys.executable, "-c", code, str(tmp_path / "f.hdf5")], check=True, timeout=60, cwd=ROOT)
+    with open_dataset(tmp_path / "f.hdf5") as episodes:
+        assert len(episodes) == 7
+
+
 ENDLESS = """
 import itertools, pathlib, sys
 from jdistill.recorder import Recorder
