@@ -411,11 +411,13 @@ def train_on(
 def main(argv: list[str]) -> int:
     """Run the command; returns its exit status."""
     args = parse(argv)
+    from jdistill import compilation
     from jdistill.checkpoint import CheckpointError
     from jdistill.policy_file import PolicyFileError
     from jdistill.recorder import DatasetError
     from jdistill.runner import Interrupted, TrainingError
 
+    compilation.prepare()
     try:
         train(args)
     except (ConfigError, CheckpointError, DatasetError, PolicyFileError, TrainingError, SimulatorError) as e:

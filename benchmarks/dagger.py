@@ -24,6 +24,7 @@ from benchmarks.crazyflie import ROOT, SEED, machine
 from bridge.crazyflie import PointControl, PointControlCfg
 from bridge.crazyflie.cfg import RandomizationCfg
 from bridge.env import AutoReset
+from jdistill import compilation
 from jdistill.evaluate import evaluate
 from jdistill.policy_file import load_policy
 
@@ -106,6 +107,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="JSON file for the results")
     parser.add_argument("--override", dest="overrides", nargs="*", default=[], metavar="KEY=VALUE")
     args = parser.parse_args()
+    compilation.prepare()
     teacher = fly(ROOT / "jdistill" / "teachers" / "crazyflie.safetensors", "teacher", args.episodes)
     ways: dict[str, list[dict[str, float]]] = {way: [] for way in args.ways}
     with tempfile.TemporaryDirectory() as folder:

@@ -28,6 +28,7 @@ from bridge.crazyflie import PointControl, PointControlCfg
 from bridge.env import AutoReset, TrainingEnv
 from bridge.tasks import TASKS, make_env
 from bridge.torch_vecenv import TorchVecEnv
+from jdistill import compilation
 from jdistill.config import RunCfg, compose, load_file
 from jdistill.distillation import Distillation, TrainState
 from jdistill.evaluate import evaluate
@@ -113,6 +114,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="JSON file for the results")
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="settings, as for train_jax.py")
     args = parser.parse_args()
+    compilation.prepare()
     torch.set_num_threads(1)
     cfg, env = configure(args)
     teacher, teacher_state, _ = load_policy(ROOT / "jdistill" / "teachers" / "crazyflie.safetensors")

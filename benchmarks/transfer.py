@@ -75,6 +75,7 @@ def main() -> None:
     parser.add_argument("--episodes", type=int, default=128)
     parser.add_argument("--out", type=Path, help="JSON file for the results")
     args = parser.parse_args()
+    compilation.prepare()
     with tempfile.TemporaryDirectory() as folder:
         policies = {"teacher": ROOT / "jdistill" / "teachers" / "crazyflie.safetensors"}
         policies |= {f"student of {sim}": train(sim, Path(folder) / sim) for sim in JOBS}

@@ -24,7 +24,7 @@ import numpy as np
 from bridge.env import TrainingEnv
 from bridge.isaaclab.cfg import IsaacLabCfg
 from bridge.tasks import TASKS, make_env
-from jdistill import networks, observations
+from jdistill import compilation, networks, observations
 from jdistill.cli import Parser
 from jdistill.config import ConfigError, RunCfg, compose, load_file
 from jdistill.interop.rsl_rl import model_cfg
@@ -314,6 +314,7 @@ def main(argv: list[str]) -> int:
     )
     parser.add_argument("--best", action="store_true", help="the best student instead of the newest")
     args = parser.parse_args(argv)
+    compilation.prepare()
     formats = [name.strip() for name in args.format.split(",")]
     out = args.out or args.run / "exported"
     try:

@@ -121,6 +121,10 @@ class Sampler:
                 "environments"
             )
 
+    def prepare(self, source: Source) -> Source:
+        """What :meth:`window` is going to take its windows from, once for all of them."""
+        return source
+
     def window(self, source: Source, number: Array, carry: Carry, steps: int) -> Window:
         """Window ``number`` of ``steps`` steps, after one that ended with ``carry``."""
         raise NotImplementedError
@@ -150,10 +154,20 @@ class Streaming(Sampler):
         """Every step once an epoch."""
         return self.cfg.num_learning_epochs * self.horizon
 
+    def prepare(self, source: Source) -> Source:
+        """The rollout, and once more its beginning, so that a window that runs on into the next epoch is one slice."""
+        at = jnp.arange(self.horizon + self.length - 1) % self.horizon
+        obs, label, done = jax.tree.map(lambda x: x[at], (source.obs, source.label, source.done))
+        return source._replace(obs=obs, label=label, done=done)
+
     def window(self, source: Source, number: Array, carry: Carry, steps: int) -> Window:
         """The steps from ``number * gradient_length`` on."""
-        at = number * self.length + jnp.arange(steps)
-        obs, label, done = jax.tree.map(lambda x: x[at % self.horizon], (source.obs, source.label, source.done))
+        start = number * self.length
+        obs, label, done = jax.tree.map(
+            lambda x: jax.lax.dynamic_slice_in_dim(x, start % self.horizon, steps),
+            (source.obs, source.label, source.done),
+        )
+        at = start + jnp.arange(steps)
         # Every epoch begins where the rollout began; after the very last step nothing begins any more.
         restart = ((at + 1) % self.horizon == 0) & (at + 1 < self.total)
         return Window(obs, label, done, carry, restart, source.carry)

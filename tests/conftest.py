@@ -12,7 +12,7 @@ import pytest
 
 from bridge.crazyflie import PointControl, PointControlCfg
 from bridge.env import AutoReset
-from jdistill import networks
+from jdistill import compilation, networks
 from jdistill.config import AgentCfg, AlgorithmCfg, StudentCfg
 from jdistill.distillation import Distillation
 from jdistill.networks import Policy
@@ -22,6 +22,7 @@ CACHE = ROOT / ".pytest_cache" / "jax"
 # Most of the suite's time is compilation, much of it of the same programs; subprocesses get the same folder.
 jax.config.update("jax_compilation_cache_dir", str(CACHE))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+compilation.prepare()
 
 
 @pytest.fixture(scope="session")
