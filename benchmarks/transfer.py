@@ -20,6 +20,7 @@ from typing import Any
 from benchmarks.crazyflie import ROOT, machine
 from bridge.env import TrainingEnv
 from bridge.tasks import POINT_CONTROL, TASKS, Session, isaaclab_task
+from jdistill import compilation
 
 JOBS = {
     "crazyflow": ["--phase1", "60", "--max_iterations", "200"],
