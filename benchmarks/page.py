@@ -68,9 +68,9 @@ networks' products are 16 to 64 wide.
 
 ## The bridge to torch simulators
 
-{alone:.0f} us a step on a simulator that does nothing, {around:.0f} us around a cheap one, {share:.1%} of a step of point control on
-Isaac Lab with 64 environments; collecting from a cheap torch simulator with 256 environments and two 64-64-64 networks is {bridge_ratio:.2f}
-times as fast as rsl_rl's loop ([bridge.json](bridge.json)).
+{alone:.0f} us a step on a simulator that does nothing, {around:.0f} us around a cheap one, {share:.1%} of a step of
+point control on Isaac Lab with 64 environments; collecting from a cheap torch simulator with 256 environments and two
+64-64-64 networks is {bridge_ratio:.2f} times as fast as rsl_rl's loop ([bridge.json](bridge.json)).
 """
 
 
