@@ -96,8 +96,6 @@ def parse(argv: list[str]) -> argparse.Namespace:
     args.unknown, args.argv, args.simulator_flags = unknown, argv, []
     if args.teacher and args.checkpoint and args.teacher != args.checkpoint:
         parser.error("--teacher and --checkpoint both name the teacher: give one of them")
-    if args.record and args.dataset:
-        parser.error("--record writes what is flown, with --dataset nothing is: leave one of them out")
     if args.load_run and not args.resume:
         parser.error("--load_run names the run to go on with: add --resume")
     return args
@@ -348,6 +346,8 @@ def train(args: argparse.Namespace) -> Path:
     check_logger(cfg.agent)
     file = teacher_path(cfg, task, resumed, args)
     record = Path(args.record) if args.record else None
+    if record and cfg.agent.algorithm.dataset:
+        raise ConfigError("--record writes what is flown, of a dataset nothing is: leave one of the two out")
     if record:
         check_new(record)
     if not file.is_file():

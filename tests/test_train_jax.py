@@ -236,7 +236,7 @@ def test_help_explains_every_flag(capsys):
         (["--load_run", "x"], "add --resume"),
         (["--dataset", "nowhere.hdf5"], "nowhere.hdf5: no such file"),
         (["--dataset", "README.md"], "README.md: truncated, damaged or no HDF5 file"),
-        (["--dataset", "a.hdf5", "--record", "b.hdf5"], "leave one of them out"),
+        (["--record", "b.hdf5", "agent.algorithm.dataset=[a.hdf5]"], "leave one of the two out"),
         (["--record", "README.md"], "--record README.md: exists already"),
         (["agent.algorithm.use_dagger=true", "agent.algorithm.max_buffer_size=9"], "smaller than one rollout"),
         (["agent.algorithm.use_dagger=true", "agent.algorithm.max_buffer_size=2000000000"], "lower it, or set"),
@@ -313,7 +313,7 @@ def test_nothing_to_resume(capsys, tmp_path, two_stages):
     outside = complaint(capsys, "--resume", "--max_iterations", "9", "--profile", "1:2", *where)
     assert "--profile 1:2: this run has iterations 6 to 8" in outside
     other = complaint(capsys, "--resume", "--max_iterations", "9", "--num_envs", "5", *where)
-    assert "made with other settings" in other and "[4" in other and "[5" in other
+    assert "made with other settings" in other and "[4" in other and "[5" in other and "leave out what" in other
     assert yaml.safe_load((run / "config.yaml").read_text())["env"]["num_envs"] == 4, "nothing is overwritten"
 
 
