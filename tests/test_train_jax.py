@@ -243,7 +243,7 @@ def test_help_explains_every_flag(capsys):
         (["env.robots.spawn.usd_path=cf2x.usd"], "there are env.drone, env.episode_length_s"),
         (["bridge.mode=thread"], "bridge.mode=thread: expected one of auto, callback, host"),
         (["--sim", "crazyflow", "--task", "Isaac-Ant-Direct"], "--sim crazyflow: has no task Isaac-Ant-Direct"),
-        (["--viz", "newton"], "unknown flag --viz"),
+        (["--viz", "newton"], "unknown flag --viz here: it belongs to Isaac Lab's tasks"),
         (["foo=1"], "there are agent, bridge, env"),
         (["agent=3"], "is a section"),
         (["agent.obs_groups.studnet=[student]"], "did you mean student?"),
@@ -266,6 +266,23 @@ def test_help_explains_every_flag(capsys):
 def test_bad_command_lines(capsys, tmp_path, arguments, expected):
     assert expected in complaint(capsys, "--logdir", str(tmp_path / "logs"), *arguments)
     assert not (tmp_path / "logs").exists(), "nothing is created by a command that cannot run"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["--sim", "isaaclab"], "this task"),
+        (["--task", "distillation", "env.robot.spawn.usd_path=x"], "this task"),
+        (["--task", "Isaac-Ant-Direct", "--viz", "newton"], "unknown task Isaac-Ant-Direct; every other"),
+        (["--task", "distilation"], "unknown task distilation (did you mean distillation?); every other"),
+    ],
+)
+def test_without_isaac_lab_its_extra_is_named(capsys, monkeypatch, tmp_path, arguments, expected):
+    find_spec = train_jax.importlib.util.find_spec
+    absent = lambda name, package=None: None if name == "isaaclab" else find_spec(name, package)  # noqa: E731
+    monkeypatch.setattr(train_jax.importlib.util, "find_spec", absent)
+    needs = f"error: {expected} needs Isaac Lab, use 'uv run --extra isaaclab train_jax.py ...'"
+    assert complaint(capsys, "--logdir", str(tmp_path / "logs"), *arguments).endswith(needs)
 
 
 def test_teachers_that_do_not_fit(capsys, tmp_path):
