@@ -26,6 +26,8 @@ from jdistill.config import LOGGERS, AlgorithmCfg, ConfigError, RunCfg, compose,
 
 CONFIGS = Path(__file__).parent / "configs"
 EXPERIMENT = "agent.experiment_name="
+ISAACLAB_FLAGS = ("--viz", "--video", "--external_callback", "--agent")
+"""The best known of those that only tasks on Isaac Lab take."""
 
 
 def fail(message: str, status: int = 1) -> NoReturn:
@@ -54,7 +56,7 @@ def make_parser() -> Parser:
         prog="train_jax.py",
         description="Two-stage distillation of a teacher policy into a student, in JAX.",
         epilog="Any setting can be overridden: agent.algorithm.learning_rate=5e-4 env.randomization.mass=0.1. Tasks of "
-        "Isaac Lab take its own flags too: --viz, --video, --external_callback, --agent and others.",
+        f"Isaac Lab take its own flags too: {', '.join(ISAACLAB_FLAGS)} and others.",
         allow_abbrev=False,
     )
     add = parser.add_argument
@@ -96,8 +98,6 @@ def parse(argv: list[str]) -> argparse.Namespace:
     args.unknown, args.argv, args.simulator_flags = unknown, argv, []
     if args.teacher and args.checkpoint and args.teacher != args.checkpoint:
         parser.error("--teacher and --checkpoint both name the teacher: give one of them")
-    if args.record and args.dataset:
-        parser.error("--record writes what is flown, with --dataset nothing is: leave one of them out")
     if args.load_run and not args.resume:
         parser.error("--load_run names the run to go on with: add --resume")
     return args
@@ -105,9 +105,10 @@ def parse(argv: list[str]) -> argparse.Namespace:
 
 def refuse_unknown(args: argparse.Namespace) -> None:
     """Answer a flag that nobody knows by the nearest known one."""
-    for text in args.unknown:
+    for flag in (text.split("=")[0] for text in args.unknown):
         flags = [o for action in make_parser()._actions for o in action.option_strings]
-        raise ConfigError(f"unknown flag {text.split('=')[0]}{nearest(text.split('=')[0], flags)}")
+        theirs = " here: it belongs to Isaac Lab's tasks (--task NAME, --sim isaaclab)"
+        raise ConfigError(f"unknown flag {flag}{theirs if flag in ISAACLAB_FLAGS else nearest(flag, flags)}")
 
 
 def _explicit_resume(argument: str, following: str) -> list[str]:
@@ -227,9 +228,7 @@ def find_task(name: str, args: argparse.Namespace) -> Task:
             select_device(args.device)
             return TASKS[name]()
         if importlib.util.find_spec("isaaclab") is None:
-            what = (
-                f"unknown task {name}{nearest(name, TASKS)}; one of Isaac Lab's" if name not in TASKS else "this task"
-            )
+            what = "this task" if name in TASKS else f"unknown task {name}{nearest(name, TASKS)}; every other"
             raise ConfigError(f"{what} needs Isaac Lab, use 'uv run --extra isaaclab train_jax.py ...'")
         # The simulator needs memory on the GPU that JAX would otherwise take for itself.
         os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
@@ -348,6 +347,8 @@ def train(args: argparse.Namespace) -> Path:
     check_logger(cfg.agent)
     file = teacher_path(cfg, task, resumed, args)
     record = Path(args.record) if args.record else None
+    if record and cfg.agent.algorithm.dataset:
+        raise ConfigError("--record writes what is flown, of a dataset nothing is: leave one of the two out")
     if record:
         check_new(record)
     if not file.is_file():

@@ -236,14 +236,14 @@ def test_help_explains_every_flag(capsys):
         (["--load_run", "x"], "add --resume"),
         (["--dataset", "nowhere.hdf5"], "nowhere.hdf5: no such file"),
         (["--dataset", "README.md"], "README.md: truncated, damaged or no HDF5 file"),
-        (["--dataset", "a.hdf5", "--record", "b.hdf5"], "leave one of them out"),
+        (["--record", "b.hdf5", "agent.algorithm.dataset=[a.hdf5]"], "leave one of the two out"),
         (["--record", "README.md"], "--record README.md: exists already"),
         (["agent.algorithm.use_dagger=true", "agent.algorithm.max_buffer_size=9"], "smaller than one rollout"),
         (["agent.algorithm.use_dagger=true", "agent.algorithm.max_buffer_size=2000000000"], "lower it, or set"),
         (["env.robots.spawn.usd_path=cf2x.usd"], "there are env.drone, env.episode_length_s"),
         (["bridge.mode=thread"], "bridge.mode=thread: expected one of auto, callback, host"),
         (["--sim", "crazyflow", "--task", "Isaac-Ant-Direct"], "--sim crazyflow: has no task Isaac-Ant-Direct"),
-        (["--viz", "newton"], "unknown flag --viz"),
+        (["--viz", "newton"], "unknown flag --viz here: it belongs to Isaac Lab's tasks"),
         (["foo=1"], "there are agent, bridge, env"),
         (["agent=3"], "is a section"),
         (["agent.obs_groups.studnet=[student]"], "did you mean student?"),
@@ -266,6 +266,23 @@ def test_help_explains_every_flag(capsys):
 def test_bad_command_lines(capsys, tmp_path, arguments, expected):
     assert expected in complaint(capsys, "--logdir", str(tmp_path / "logs"), *arguments)
     assert not (tmp_path / "logs").exists(), "nothing is created by a command that cannot run"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["--sim", "isaaclab"], "this task"),
+        (["--task", "distillation", "env.robot.spawn.usd_path=x"], "this task"),
+        (["--task", "Isaac-Ant-Direct", "--viz", "newton"], "unknown task Isaac-Ant-Direct; every other"),
+        (["--task", "distilation"], "unknown task distilation (did you mean distillation?); every other"),
+    ],
+)
+def test_without_isaac_lab_its_extra_is_named(capsys, monkeypatch, tmp_path, arguments, expected):
+    find_spec = train_jax.importlib.util.find_spec
+    absent = lambda name, package=None: None if name == "isaaclab" else find_spec(name, package)  # noqa: E731
+    monkeypatch.setattr(train_jax.importlib.util, "find_spec", absent)
+    needs = f"error: {expected} needs Isaac Lab, use 'uv run --extra isaaclab train_jax.py ...'"
+    assert complaint(capsys, "--logdir", str(tmp_path / "logs"), *arguments).endswith(needs)
 
 
 def test_teachers_that_do_not_fit(capsys, tmp_path):
@@ -313,7 +330,7 @@ def test_nothing_to_resume(capsys, tmp_path, two_stages):
     outside = complaint(capsys, "--resume", "--max_iterations", "9", "--profile", "1:2", *where)
     assert "--profile 1:2: this run has iterations 6 to 8" in outside
     other = complaint(capsys, "--resume", "--max_iterations", "9", "--num_envs", "5", *where)
-    assert "made with other settings" in other and "[4" in other and "[5" in other
+    assert "made with other settings" in other and "[4" in other and "[5" in other and "leave out what" in other
     assert yaml.safe_load((run / "config.yaml").read_text())["env"]["num_envs"] == 4, "nothing is overwritten"
 
 

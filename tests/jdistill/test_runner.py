@@ -135,12 +135,16 @@ def test_what_is_recorded_can_be_trained_on(make_runner, tmp_path, capsys):
     episodes = int(re.search(r"Recorded (\d+) episodes", capsys.readouterr().out)[1])
     assert episodes >= 12
     settings = [f"agent.algorithm.dataset=[{file}]", "agent.max_iterations=30", "agent.algorithm.gradient_steps=20"]
+    settings += ["agent.algorithm.use_two_stage_training=true", "agent.algorithm.phase1_iterations=2"]
+    settings += ["agent.algorithm.beta_schedule=linear"]
     runner = make_runner(PointControl, *settings, "agent.algorithm.burn_in_steps=5", folder=tmp_path / "trained")
     assert f"Dataset: {episodes} episodes" in runner.recording.summary
     runner.start()
     start = runner.state.env_state.pipeline_state.craft.pos.copy()
     runner.learn()
-    losses = [float(x) for x in re.findall(r"Mean behavior loss: (\S+)", capsys.readouterr().out)]
+    out = capsys.readouterr().out
+    assert "PHASE" not in out and "Phase" not in out and "by the teacher" not in out, "nobody steps anything"
+    losses = [float(x) for x in re.findall(r"Mean behavior loss: (\S+)", out)]
     assert len(losses) == 30 and losses[-1] < losses[0] / 3
     assert (runner.state.env_state.pipeline_state.craft.pos == start).all(), "nothing was flown"
     assert (tmp_path / "trained" / "student.safetensors").exists()
