@@ -21,7 +21,7 @@ from typing import Any, NoReturn
 from bridge.env import SimulatorError, TrainingEnv
 from bridge.isaaclab.cfg import IsaacLabCfg, as_overrides
 from bridge.tasks import POINT_CONTROL, SIMULATORS, TASKS, Session, Task, isaaclab_task, on_isaaclab
-from jdistill.cli import Parser, positive
+from jdistill.cli import Parser, positive, select_device
 from jdistill.config import LOGGERS, AlgorithmCfg, ConfigError, RunCfg, compose, load_file, nearest
 
 CONFIGS = Path(__file__).parent / "configs"
@@ -299,27 +299,6 @@ def config_path(text: str) -> Path:
         return preset
     names = sorted(p.stem for p in CONFIGS.glob("*.yaml"))
     raise ConfigError(f"--config {text}: no such file or preset{nearest(text, names)}; presets: {', '.join(names)}")
-
-
-def select_device(name: str | None) -> None:
-    """Tell JAX which device to use, before it looks for any."""
-    if name is None:
-        return
-    kind, _, index = name.partition(":")
-    if kind not in ("cpu", "cuda", "gpu", "tpu") or (index and not index.isdigit()):
-        raise ConfigError(f"--device {name}: expected cpu, cuda or cuda:N")
-    if index and kind in ("cuda", "gpu"):
-        visible = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
-        chosen = visible[int(index)] if int(index) < len(visible) and visible[0] else index
-        os.environ["CUDA_VISIBLE_DEVICES"] = chosen
-    import jax
-
-    try:
-        jax.config.update("jax_platforms", "cuda" if kind == "gpu" else kind)
-        jax.devices()
-    except RuntimeError as e:
-        hint = "" if kind == "cpu" else "; for a GPU use 'uv run --extra cuda ...'"
-        raise ConfigError(f"--device {name}: JAX finds no such device{hint}") from e
 
 
 def teacher_path(cfg: RunCfg, task: Task, run: Path | None, args: argparse.Namespace) -> Path:
