@@ -21,7 +21,7 @@ from typing import Any, NoReturn
 from bridge.env import SimulatorError, TrainingEnv
 from bridge.isaaclab.cfg import IsaacLabCfg, as_overrides
 from bridge.tasks import POINT_CONTROL, SIMULATORS, TASKS, Session, Task, isaaclab_task, on_isaaclab
-from jdistill.cli import Parser, positive
+from jdistill.cli import Parser, positive, select_device
 from jdistill.config import LOGGERS, AlgorithmCfg, ConfigError, RunCfg, compose, load_file, nearest
 
 CONFIGS = Path(__file__).parent / "configs"
@@ -300,36 +300,14 @@ def config_path(text: str) -> Path:
     raise ConfigError(f"--config {text}: no such file or preset{nearest(text, names)}; presets: {', '.join(names)}")
 
 
-def select_device(name: str | None) -> None:
-    """Tell JAX which device to use, before it looks for any."""
-    if name is None:
-        return
-    kind, _, index = name.partition(":")
-    if kind not in ("cpu", "cuda", "gpu", "tpu") or (index and not index.isdigit()):
-        raise ConfigError(f"--device {name}: expected cpu, cuda or cuda:N")
-    if index and kind in ("cuda", "gpu"):
-        visible = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
-        chosen = visible[int(index)] if int(index) < len(visible) and visible[0] else index
-        os.environ["CUDA_VISIBLE_DEVICES"] = chosen
-    import jax
-
-    try:
-        jax.config.update("jax_platforms", "cuda" if kind == "gpu" else kind)
-        jax.devices()
-    except RuntimeError as e:
-        hint = "" if kind == "cpu" else "; for a GPU use 'uv run --extra cuda ...'"
-        raise ConfigError(f"--device {name}: JAX finds no such device{hint}") from e
-
-
 def teacher_path(cfg: RunCfg, task: Task, run: Path | None, args: argparse.Namespace) -> Path:
-    """The teacher's file: the one named, the one a resumed run kept, or the bundled one."""
+    """The teacher's file: the one named, the one a resumed run kept, or the task's; bundled ones go by their names."""
     if run and not (args.teacher or args.checkpoint):
         return run / "teacher.safetensors"
-    if cfg.agent.teacher.file:
-        return Path(cfg.agent.teacher.file)
-    if not task.teacher:
+    if not (name := cfg.agent.teacher.file or task.teacher):
         raise ConfigError(f"{task.name}: name its teacher with --teacher FILE (or --checkpoint FILE)")
-    return Path(str(files("jdistill"))) / "teachers" / f"{task.teacher}.safetensors"
+    bundled = Path(str(files("jdistill"))) / "teachers" / f"{name}.safetensors"
+    return bundled if bundled.is_file() and not Path(name).is_file() else Path(name)
 
 
 def train(args: argparse.Namespace) -> Path:

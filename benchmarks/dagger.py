@@ -29,7 +29,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from benchmarks.crazyflie import ROOT, SEED, machine
+from benchmarks.crazyflie import ROOT, SEED
 from bridge.crazyflie import PointControl, PointControlCfg
 from bridge.crazyflie.cfg import RandomizationCfg
 from bridge.env import AutoReset
@@ -39,6 +39,7 @@ from jdistill.config import compose, load_file
 from jdistill.distillation import Distillation, first_steps
 from jdistill.evaluate import evaluate
 from jdistill.policy_file import load_policy
+from jdistill.provenance import machine
 from jdistill.recorder import Recorder
 from jdistill.runner import make_student
 

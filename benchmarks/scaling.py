@@ -22,13 +22,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from benchmarks.crazyflie import ROOT, machine
+from benchmarks.crazyflie import ROOT
 from bridge.crazyflie import PointControl, PointControlCfg
 from bridge.env import AutoReset
 from jdistill import compilation, networks
 from jdistill.config import RunCfg, compose, load_file
 from jdistill.distillation import Distillation, TrainState
 from jdistill.policy_file import load_policy
+from jdistill.provenance import machine
 from jdistill.runner import make_student
 
 SIZES = (64, 256, 1024, 4096, 16384, 65536)

@@ -17,10 +17,11 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from benchmarks.crazyflie import ROOT, machine
+from benchmarks.crazyflie import ROOT
 from bridge.env import TrainingEnv
 from bridge.tasks import POINT_CONTROL, TASKS, Session, isaaclab_task
 from jdistill import compilation
+from jdistill.provenance import machine
 
 JOBS = {
     "crazyflow": ["--phase1", "60", "--max_iterations", "200"],

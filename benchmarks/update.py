@@ -27,7 +27,6 @@ from rsl_rl.storage import RolloutStorage
 from rsl_rl.utils import resolve_callable
 from tensordict import TensorDict
 
-from benchmarks.crazyflie import machine
 from bridge.crazyflie import PointControl, PointControlCfg
 from bridge.env import AutoReset
 from jdistill import compilation, networks
@@ -35,6 +34,7 @@ from jdistill.config import AgentCfg, AlgorithmCfg
 from jdistill.distillation import Distillation, TrainState, Transition
 from jdistill.interop.rsl_rl import MODEL, model_cfg, to_tensors
 from jdistill.networks import Policy
+from jdistill.provenance import machine
 
 STUDENTS = {
     "gru": Policy(4, (16,), output_activation="tanh", pre_dims=(16,), rnn_type="gru", rnn_hidden_dim=16),

@@ -78,6 +78,21 @@ def test_a_student_of_isaac_lab_is_exported_without_it(documented, tmp_path, cap
     assert sidecar["task"] == POINT_CONTROL and sidecar["observation"]["groups"][0]["name"] == "policy"
 
 
+def test_a_student_is_evaluated_in_its_simulator(documented, tmp_path):
+    """The generic part of the metrics on a simulator that is not JAX, by the command."""
+    run, _ = documented
+    settings = ["--episodes", "8", "--out", str(tmp_path), "--device", "cpu", "env.episode_length_s=0.2"]
+    command = [sys.executable, "-m", "jdistill.evaluate", str(run), *settings]
+    done = subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    results = json.loads((tmp_path / "evaluation.json").read_text())
+    assert list(results["scenarios"]) == ["default"] and results["task"] == POINT_CONTROL
+    policies = results["scenarios"]["default"]["policies"]
+    assert policies["teacher"]["length"] == 20 and policies["teacher"]["survival"] == 1
+    assert policies["teacher"]["agreement"] == {"rmse": 0.0, "r2": 1.0} and policies["student"]["agreement"]["rmse"] > 0
+    assert len(policies["student"]["traces"][0]["action"]) == 20
+
+
 def test_an_external_package_registers_its_task(tmp_path):
     """Isaac Lab's own mechanism; a task called ``distillation`` wins over ours, and its rsl_rl config is read."""
     (tmp_path / "their_tasks.py").write_text(
