@@ -21,7 +21,7 @@ import numpy as np
 
 from bridge.env import SimulatorError, TrainingEnv
 from bridge.tasks import Scenario, Session, Task
-from jdistill import observations
+from jdistill import compilation, observations
 from jdistill.cli import Parser, positive, select_device
 from jdistill.config import ConfigError, RunCfg, nearest
 from jdistill.flight import Flight, Flights, Pilot, inference_cost, make_pilot
@@ -273,6 +273,7 @@ def run_command(args: argparse.Namespace, flags: Sequence[str]) -> None:
 def main(argv: list[str]) -> int:
     """The command; returns its exit status."""
     args, flags = make_parser().parse_known_intermixed_args(argv)
+    compilation.prepare()
     try:
         run_command(args, flags)
     except (RunError, ConfigError, PolicyFileError, SimulatorError) as e:
