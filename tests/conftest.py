@@ -75,8 +75,8 @@ def make_distillation(flock, teacher):
 def make_isaaclab_env():
     """Builds real Isaac Lab environments on the CPU: ``make(task, *overrides)``, an unwrapped environment.
 
-    A process holds one simulation at a time, so each new environment closes the one before; asking for the same one
-    twice in a row gives it back.
+    A process holds one simulation at a time, so each new environment closes the one before, as ``make.close()`` does;
+    asking for the same one twice in a row gives it back.
     """
     import gymnasium as gym
     import isaaclab_tasks  # noqa: F401
@@ -101,5 +101,6 @@ def make_isaaclab_env():
             current[1].close()
         current[:] = None, None
 
+    make.close = close
     yield make
     close()

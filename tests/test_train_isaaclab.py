@@ -1,4 +1,4 @@
-"""The command on the real Isaac Lab, from the outside: the documented command, resumes, external tasks, complaints."""
+"""The command on the real Isaac Lab: the documented command, resumes, external tasks, complaints."""
 
 from __future__ import annotations
 
@@ -31,8 +31,9 @@ SMALL = ["--num_envs", "8", "--device", "cpu", "--logger", "none", "agent.num_st
 
 
 @pytest.fixture(scope="module")
-def documented(tmp_path_factory):
+def documented(tmp_path_factory, make_isaaclab_env):
     """The user's own command, with their teacher's file and their asset."""
+    make_isaaclab_env.close()
     folder = tmp_path_factory.mktemp("isaaclab")
     policy, state, _ = load_policy(BUNDLED_TEACHER)
     tensors = {k: torch.tensor(v) for k, v in rsl_rl.to_tensors(policy, state).items()}
