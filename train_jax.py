@@ -6,7 +6,6 @@ python train_jax.py --phase1 500
 from __future__ import annotations
 
 import argparse
-import datetime
 import importlib.util
 import os
 import shlex
@@ -23,8 +22,10 @@ from bridge.isaaclab.cfg import IsaacLabCfg, as_overrides
 from bridge.tasks import POINT_CONTROL, SIMULATORS, TASKS, Session, Task, isaaclab_task, on_isaaclab
 from jdistill.cli import Parser, positive
 from jdistill.config import LOGGERS, AlgorithmCfg, ConfigError, RunCfg, compose, load_file, nearest
+from jdistill.runs import find_run, new_run, note_start, planned_folder
 
 CONFIGS = Path(__file__).parent / "configs"
+PROGRAM = ["python", "train_jax.py"]
 EXPERIMENT = "agent.experiment_name="
 
 
@@ -115,53 +116,6 @@ def _explicit_resume(argument: str, following: str) -> list[str]:
     return ["--resume", "true"] if bare else [argument]
 
 
-def find_run(args: argparse.Namespace, experiment: str) -> Path:
-    """The run folder that ``--resume`` means."""
-    from jdistill.checkpoint import has_checkpoint
-
-    folder = log_root(args) / experiment
-    if args.load_run:
-        candidates = [p for p in (folder / args.load_run, Path(args.load_run)) if p.is_dir()]
-        if not candidates:
-            names = [p.name for p in folder.glob("*")] if folder.is_dir() else []
-            raise ConfigError(f"--load_run {args.load_run}: no such run in {folder}{nearest(args.load_run, names)}")
-        if not has_checkpoint(candidates[0]):
-            raise ConfigError(f"--load_run {args.load_run}: {candidates[0]} holds no checkpoint to go on from")
-        return candidates[0]
-    runs = sorted(p for p in folder.glob("*") if has_checkpoint(p)) if folder.is_dir() else []
-    if not runs:
-        raise ConfigError(f"--resume: nothing to resume, no run with a checkpoint in {folder}")
-    return runs[-1]
-
-
-def log_root(args: argparse.Namespace) -> Path:
-    """The folder of all experiments."""
-    return Path(args.logdir or "logs/jdistill")
-
-
-def planned_folder(args: argparse.Namespace, cfg: RunCfg) -> Path:
-    """Where a run that begins now belongs, ``<logdir>/<experiment>/<timestamp>[_<run_name>]``; nothing is created."""
-    stamp = datetime.datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
-    name = f"{stamp}_{cfg.agent.run_name}" if cfg.agent.run_name else stamp
-    return log_root(args) / cfg.agent.experiment_name / name
-
-
-def new_run(planned: Path) -> Path:
-    """Create the folder ``planned``, or one beside it if another run was quicker; never one that exists."""
-    for suffix in ["", *(f"-{i}" for i in range(2, 100))]:
-        run = planned.with_name(planned.name + suffix)
-        try:
-            run.mkdir(parents=True)
-            return run
-        except FileExistsError:
-            if planned.parent.is_dir():
-                continue
-            raise ConfigError(f"{planned.parent}: is not a folder, choose another --logdir") from None
-        except OSError as e:
-            raise ConfigError(f"cannot write to {run}: {e.strerror}; choose another --logdir") from e
-    raise ConfigError(f"{planned.parent}: 99 runs were begun in this second")
-
-
 def flag_settings(args: argparse.Namespace) -> dict[str, Any]:
     """What the flags say, as a config."""
     agent = {
@@ -196,7 +150,7 @@ def configure(args: argparse.Namespace) -> tuple[RunCfg, Task, Path | None]:
     layers = [load_file(config_path(args.config))] if args.config else []
     run = None
     if args.resume:
-        run = find_run(args, _experiment(args, layers))
+        run = find_run(args.logdir, _experiment(args, layers), args.load_run)
         layers.insert(0, load_file(run / "config.yaml"))
     name = args.task or next((layer["task"] for layer in reversed(layers) if layer.get("task")), "crazyflie")
     if run:
@@ -352,7 +306,7 @@ def train(args: argparse.Namespace) -> Path:
         check_new(record)
     if not file.is_file():
         raise ConfigError(f"{file}: no such file")
-    run = resumed or planned_folder(args, cfg)
+    run = resumed or planned_folder(args.logdir, cfg.agent.experiment_name, cfg.agent.run_name)
     try:
         # rsl_rl's name for what policies see where nothing else is said.
         groups = ["policy", *group_names([e for entries in cfg.agent.obs_groups.values() for e in entries])]
@@ -364,7 +318,7 @@ def train(args: argparse.Namespace) -> Path:
             env = stack.enter_context(task.open(cfg.env, session))
         except ValueError as e:
             raise ConfigError(str(e)) from e
-        return train_on(env, cfg, task, file, run, bool(resumed), profile, record)
+        return train_on(env, cfg, task, file, run, bool(resumed), profile, record, shlex.join(PROGRAM + args.argv))
 
 
 def train_on(
@@ -376,8 +330,9 @@ def train_on(
     resumed: bool,
     profile: Any,
     record: Path | None,
+    command: str,
 ) -> Path:
-    """Distill on an open environment; returns the run folder."""
+    """Distill on an open environment; returns the run folder, which remembers ``command``."""
     from jdistill.networks import summary
     from jdistill.runner import DistillationRunner, load_recording, load_teacher, plan_history, resolve_obs_groups
 
@@ -403,6 +358,7 @@ def train_on(
         print(f"Logging to {run}", flush=True)
         runner.start()
     cfg.save(run / "config.yaml")
+    note_start(run, command, runner.current_learning_iteration)
     runner.learn(profile)
     print(f"Done. Student: {run / 'student.safetensors'}")
     return run
@@ -433,7 +389,7 @@ def main(argv: list[str]) -> int:
 def resume_command(args: argparse.Namespace, run: Path) -> str:
     """The command that goes on with ``run``."""
     device = ["--device", args.device] if args.device else []
-    return shlex.join(["python", "train_jax.py", "--resume", "--load_run", str(run), *device, *args.simulator_flags])
+    return shlex.join([*PROGRAM, "--resume", "--load_run", str(run), *device, *args.simulator_flags])
 
 
 if __name__ == "__main__":

@@ -14,7 +14,6 @@ import math
 import sys
 import warnings
 from collections.abc import Callable
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,14 +21,15 @@ import jax
 import numpy as np
 
 from bridge.env import TrainingEnv
-from bridge.isaaclab.cfg import IsaacLabCfg
 from bridge.tasks import TASKS, make_env
 from jdistill import networks, observations
 from jdistill.cli import Parser
-from jdistill.config import ConfigError, RunCfg, compose, load_file
+from jdistill.config import ConfigError, RunCfg
 from jdistill.interop.rsl_rl import model_cfg
 from jdistill.networks import Policy, PolicyState
 from jdistill.policy_file import PolicyFileError, load_policy, save_policy
+from jdistill.provenance import versions
+from jdistill.runs import load_cfg, load_student, open_run
 
 FORMATS = ("rsl_rl", "jit", "onnx", "safetensors")
 STEPS = 100
@@ -211,19 +211,13 @@ def drawn_difference(student: Student, original: Start, exported: Start) -> floa
 def describe(student: Student) -> dict[str, Any]:
     """The sidecar: what goes in, what comes out, what made it."""
     policy, state, header = student.policy, student.state, student.header
-    packages = {}
-    for name in ("jdistill", "jax", "flax", "torch", "onnx"):
-        try:
-            packages[name] = version(name)
-        except PackageNotFoundError:
-            continue
     return {
         "task": student.cfg.task,
         "iteration": header.get("iteration"),
         **{name: header[name] for name in ("observation", "action", "control_rate_hz") if name in header},
         "initial_state": {name: value.tolist() for name, value in initial_states(policy, state).items()},
         "network": header["network"],
-        "versions": packages,
+        "versions": versions("jdistill", "jax", "flax", "torch", "onnx"),
     }
 
 
@@ -247,19 +241,6 @@ def rsl_rl_cfg(student: Student) -> dict[str, Any]:
     }
 
 
-def load_run(run: Path, best: bool) -> tuple[RunCfg, Policy, PolicyState, dict[str, Any]]:
-    """A run folder's config and its newest, or best, student."""
-    if not (run / "config.yaml").is_file():
-        raise ExportError(f"{run}: no run folder (it has no config.yaml)")
-    settings = load_file(run / "config.yaml")
-    if "task" not in settings:
-        raise ExportError(f"{run}: no run folder (its config.yaml names no task)")
-    embedded = settings["task"] in TASKS
-    cfg_cls = TASKS[settings["task"]]().cfg_cls if embedded else IsaacLabCfg
-    cfg = compose(settings["task"], cfg_cls, [settings], ["env.num_envs=1"])
-    return cfg, *load_policy(run / ("best_student.safetensors" if best else "student.safetensors"))
-
-
 def export(run: Path, formats: list[str], out: Path, best: bool = False, actor_std: float = 0.1) -> None:
     """Write and check every format; prints one line each.
 
@@ -273,7 +254,7 @@ def export(run: Path, formats: list[str], out: Path, best: bool = False, actor_s
     Raises:
         ExportError: a package is missing, the network has no such format, or a file does not fly like the original.
     """
-    cfg, policy, state, header = load_run(run, best)
+    cfg, (policy, state, header) = load_cfg(run, ["env.num_envs=1"]), load_student(run, best)
     student = Student(policy, state, header, cfg, run, actor_std)
     out.mkdir(parents=True, exist_ok=True)
     env = make_env(TASKS[cfg.task](), cfg.env) if cfg.task in TASKS else None
@@ -306,7 +287,7 @@ def export(run: Path, formats: list[str], out: Path, best: bool = False, actor_s
 def main(argv: list[str]) -> int:
     """The command."""
     parser = Parser(prog="python -m jdistill.export", description=__doc__.split("\n")[0])
-    parser.add_argument("run", type=Path, metavar="RUN", help="run folder")
+    parser.add_argument("run", metavar="RUN", help="run folder, or its name in 'jdistill runs'")
     parser.add_argument("--format", default="safetensors", help=f"any of {', '.join(FORMATS)}, separated by commas")
     parser.add_argument("--out", type=Path, help="folder for the files (default: RUN/exported)")
     parser.add_argument(
@@ -315,18 +296,19 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--best", action="store_true", help="the best student instead of the newest")
     args = parser.parse_args(argv)
     formats = [name.strip() for name in args.format.split(",")]
-    out = args.out or args.run / "exported"
     try:
         if unknown := [f for f in formats if f not in FORMATS]:
             raise ExportError(f"--format {unknown[0] or '(empty)'}: expected some of {', '.join(FORMATS)}")
+        run = open_run(args.run)
+        out = args.out or run / "exported"
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # TorchScript is what was asked for.
-            export(args.run, formats, out, args.best, args.actor_std)
+            export(run, formats, out, args.best, args.actor_std)
     except (ExportError, ConfigError, PolicyFileError) as e:
         print(f"jdistill.export: error: {e}", file=sys.stderr)
         return 1
     except OSError as e:
-        print(f"jdistill.export: error: {e.filename or out}: {e.strerror}", file=sys.stderr)
+        print(f"jdistill.export: error: {e.filename or args.out}: {e.strerror}", file=sys.stderr)
         return 1
     return 0
 

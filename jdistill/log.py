@@ -1,4 +1,4 @@
-"""Where a run's scalars go: TensorBoard, Weights & Biases, or nowhere."""
+"""Where a run's scalars go: into ``progress.csv`` always, and to TensorBoard or Weights & Biases."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from jdistill.config import AgentCfg, ConfigError
+from jdistill.progress import ProgressWriter
 
 
 class Writer(Protocol):
@@ -69,14 +70,21 @@ class WandbWriter:
         self._run.finish()
 
 
-class NoWriter:
-    """Drops everything."""
+class Writers:
+    """Several writers as one."""
+
+    def __init__(self, *writers: Writer):
+        self._writers = writers
 
     def write(self, scalars: dict[str, float], iteration: int) -> None:
-        """Drop the scalars."""
+        """Record the scalars of one iteration."""
+        for writer in self._writers:
+            writer.write(scalars, iteration)
 
     def close(self) -> None:
-        """Do nothing."""
+        """Flush and end."""
+        for writer in self._writers:
+            writer.close()
 
 
 def check_logger(cfg: AgentCfg) -> None:
@@ -86,9 +94,11 @@ def check_logger(cfg: AgentCfg) -> None:
 
 
 def make_writer(run_dir: Path, cfg: AgentCfg, config: dict[str, Any], first: int) -> Writer:
-    """The writer that ``cfg.logger`` names; ``config`` is stored with a wandb run, ``first`` is the first iteration."""
+    """``progress.csv`` and what ``cfg.logger`` names; ``config`` is stored with a wandb run, ``first`` is the first
+    iteration."""
+    progress = ProgressWriter(run_dir, first)
     if cfg.logger == "tensorboard":
-        return TensorBoardWriter(run_dir, first)
+        return Writers(progress, TensorBoardWriter(run_dir, first))
     if cfg.logger == "wandb":
-        return WandbWriter(run_dir, cfg, config)
-    return NoWriter()
+        return Writers(progress, WandbWriter(run_dir, cfg, config))
+    return progress
