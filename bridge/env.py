@@ -12,10 +12,13 @@ from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import struct
 from jax import Array
 
 T = TypeVar("T")
+Color = tuple[float, float, float]
+"""Red, green, blue, each 0..1."""
 
 EPISODE_METRIC_PREFIX = "Episode_"
 """Metrics whose name starts like this speak of a whole episode and are read at its last step only; all other
@@ -102,6 +105,23 @@ class TrainingEnv(Env, Protocol):
     def pop_log(self) -> dict[str, float]:
         """Scalars that the simulator has reported by itself since the last call, averaged."""
         ...
+
+
+class Renderer(Protocol):
+    """Draws an environment step by step; one that can be drawn has ``renderer(width, height, color) -> Renderer``,
+    which raises :class:`RenderError` where this machine cannot."""
+
+    def frame(self, state: State, index: int = 0) -> np.ndarray:
+        """Environment ``index`` of a state, which is the simulator's newest: (height, width, 3) uint8."""
+        ...
+
+    def close(self) -> None:
+        """Free what drawing takes."""
+        ...
+
+
+class RenderError(RuntimeError):
+    """No picture can be drawn; the message is one line that says what is missing and how to get it."""
 
 
 class SimulatorError(RuntimeError):
@@ -221,6 +241,14 @@ class AutoReset:
     def pop_log(self) -> dict[str, float]:
         """Nothing: all scalars are in ``metrics``."""
         return {}
+
+    def renderer(self, width: int, height: int, color: Color) -> Renderer:
+        """See :class:`Renderer`."""
+        if not hasattr(self.env, "renderer"):
+            raise RenderError(
+                f"{type(self.env).__name__} has no pictures of itself; its numbers are in jdistill.evaluate"
+            )
+        return self.env.renderer(width, height, color)
 
 
 def where_done(done: Array, fresh: Any, current: Any) -> Any:

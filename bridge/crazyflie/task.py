@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
+from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +15,10 @@ from bridge.crazyflie import target as targets
 from bridge.crazyflie.cfg import MOTORS, OBSERVATION, PointControlCfg
 from bridge.crazyflie.dynamics import Craft, Crazyflie, Physics, rotation_matrix
 from bridge.crazyflie.target import Target
-from bridge.env import Layout, State
+from bridge.env import Color, Layout, Renderer, State
+
+if TYPE_CHECKING:
+    from bridge.crazyflie.render import LiveViewer
 
 
 class PhysicalState(struct.PyTreeNode):
@@ -111,6 +115,18 @@ class PointControl:
             metrics=metrics,
             info={**state.info, "target_rng": rng},
         )
+
+    def renderer(self, width: int, height: int, color: Color) -> Renderer:
+        """See :class:`bridge.env.Renderer`; ``color`` is the path's."""
+        from bridge.crazyflie.render import OffscreenRenderer
+
+        return OffscreenRenderer(self.cfg.drone, width, height, color)
+
+    def viewer(self, colors: Sequence[Color]) -> LiveViewer:
+        """A window for one craft per color."""
+        from bridge.crazyflie.render import LiveViewer
+
+        return LiveViewer(self.cfg.drone, colors)
 
     def observe(self, sim: PhysicalState) -> dict[str, Array]:
         """The observation groups ``student`` (B, 22) and ``teacher`` (B, 26)."""

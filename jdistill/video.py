@@ -1,0 +1,171 @@
+"""Films of policies under way: flown step by step, drawn by the environment, labelled, written as MP4 or GIF."""
+
+from __future__ import annotations
+
+import importlib.util
+import io
+import itertools
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax import Array
+
+from bridge.env import Color, Renderer, RenderError, State, TrainingEnv, where_done
+from jdistill.flight import Pilot
+
+COLORS: dict[str, Color] = {"student": (0.0, 0.45, 0.70), "teacher": (0.84, 0.37, 0.0), "raptor": (0.0, 0.62, 0.45)}
+"""Of each policy's path and label: Okabe and Ito's, which the color-blind tell apart."""
+FPS = 25
+"""Frames per second of a film, about: every n-th step is a frame."""
+GIF_FPS = 12.5
+PAPER, INK = (255, 255, 255), (40, 44, 52)
+
+
+class Course:
+    """The way of one policy through one environment of a batch; compiled once, whatever the policy has learnt."""
+
+    def __init__(self, env: TrainingEnv, pilot_of: Callable[[Any], Pilot]):
+        """``pilot_of`` makes the policy of what it has learnt, which may be traced."""
+
+        def begin(learnt: Any, rng: Array) -> tuple[Any, State]:
+            return pilot_of(learnt).initial_carry(env.num_envs), env.reset(rng)
+
+        def step(learnt: Any, carry: Any, state: State) -> tuple[Any, State]:
+            pilot = pilot_of(learnt)
+            carry, action = pilot.act(carry, state.obs)
+            after = env.step(state, action)
+            return where_done(after.done, pilot.initial_carry(env.num_envs), carry), after
+
+        self._env = env
+        self._begin, self._step = jax.jit(begin), jax.jit(step)
+
+    def fly(self, learnt: Any, seed: int, stride: int) -> Iterator[State]:
+        """Endless: the start state that ``seed`` means, and every ``stride``-th after it.
+
+        ``done`` tells whether an episode has ended since the state before, ``reward`` is of the newest step alone.
+        """
+        carry, state = self._env.drive(self._begin, learnt, jax.random.key(seed))
+        yield state
+        while True:
+            ended = np.zeros(self._env.num_envs, bool)
+            for _ in range(stride):
+                carry, state = self._env.drive(self._step, learnt, carry, state)
+                ended |= np.asarray(state.done)
+            yield state.replace(done=ended)
+
+
+def stride(env: TrainingEnv, fps: float = FPS) -> int:
+    """Steps from frame to frame for about ``fps`` frames per second of simulated time."""
+    return max(1, round(1.0 / (env.step_dt * fps)))
+
+
+def make_renderer(env: TrainingEnv, width: int, height: int, color: Color) -> Renderer:
+    """What draws ``env``.
+
+    Raises:
+        RenderError: this environment, or this machine, draws nothing; one line.
+    """
+    if not hasattr(env, "renderer"):
+        raise RenderError(f"{type(env).__name__} draws no pictures; its numbers come from 'jdistill evaluate'")
+    return env.renderer(width, height, color)
+
+
+def frames(states: Iterable[State], renderer: Renderer, name: str, dt: float) -> Iterator[np.ndarray]:
+    """Pictures (H, W, 3) uint8 of environment 0, labelled; ``dt`` seconds of simulated time lie between two."""
+    endings = 0
+    for i, state in enumerate(states):
+        endings += int(state.done[0])
+        facts = [f"{i * dt:4.1f} s"]
+        if "Metrics/position_error" in state.metrics:
+            facts.append(f"error {float(state.metrics['Metrics/position_error'][0]):.2f} m")
+        if endings:
+            facts.append(f"episode {endings + 1}")
+        yield labelled(renderer.frame(state), name, "   ".join(facts), COLORS.get(name, COLORS["student"]))
+
+
+def labelled(picture: np.ndarray, name: str, facts: str, color: Color) -> np.ndarray:
+    """A caption above the picture: the policy's name in its color, and what is to be said."""
+    from PIL import Image, ImageDraw, ImageFont
+
+    height, width = picture.shape[:2]
+    band = max(28, height // 14) // 2 * 2
+    font = ImageFont.load_default(size=band * 0.55)
+    image = Image.new("RGB", (width, height + band), PAPER)
+    image.paste(Image.fromarray(picture), (0, band))
+    draw = ImageDraw.Draw(image)
+    rgb = tuple(round(255 * c) for c in color)
+    draw.rectangle((0, 0, 5, band - 1), fill=rgb)
+    draw.text((14, band / 2), name, font=font, fill=rgb, anchor="lm")
+    draw.text((width - 8, band / 2), facts, font=font, fill=INK, anchor="rm")
+    return np.asarray(image)
+
+
+def beside(panels: list[Iterator[np.ndarray]], gap: int = 4) -> Iterator[np.ndarray]:
+    """The panels' frames side by side, until the first panel ends."""
+    for pictures in zip(*panels, strict=False):
+        space = np.full((pictures[0].shape[0], gap, 3), 255, np.uint8)
+        spaced = list(itertools.chain.from_iterable((space, p) for p in pictures))[1:]
+        yield np.concatenate(spaced, axis=1)
+
+
+# -- files ---------------------------------------------------------------------------------------------------------
+
+
+def check_packages(file: Path | str) -> None:
+    """Raise :class:`RenderError` unless a film can be written to a file of this name."""
+    suffix = Path(file).suffix.lower()
+    if suffix not in (".mp4", ".gif"):
+        raise RenderError(f"{file}: a film is an .mp4 or a .gif")
+    needed = {"PIL": "pillow", **({"imageio_ffmpeg": "imageio-ffmpeg"} if suffix == ".mp4" else {})}
+    for module, package in needed.items():
+        if importlib.util.find_spec(module) is None:
+            raise RenderError(f"{file}: {package} is not installed; use 'uv run --extra video ...'")
+
+
+def write(file: Path, pictures: Iterable[np.ndarray], fps: float) -> int:
+    """Write an ``.mp4`` (H.264) or ``.gif``; returns how many frames it has.
+
+    Raises:
+        RenderError: a package is missing, or no such kind of file.
+        OSError: the file cannot be written.
+    """
+    check_packages(file)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    if file.suffix.lower() == ".gif":
+        kept = list(pictures)
+        file.write_bytes(gif(kept, fps))
+        return len(kept)
+    return _write_mp4(file, iter(pictures), fps)
+
+
+def gif(pictures: list[np.ndarray], fps: float) -> bytes:
+    """An endless GIF."""
+    from PIL import Image
+
+    first, *others = [Image.fromarray(p).quantize(128, dither=Image.Dither.NONE) for p in pictures]
+    target = io.BytesIO()
+    first.save(target, "GIF", save_all=True, append_images=others, duration=round(1000 / fps), loop=0)
+    return target.getvalue()
+
+
+def _write_mp4(file: Path, pictures: Iterator[np.ndarray], fps: float) -> int:
+    import imageio_ffmpeg
+
+    file.open("ab").close()  # ffmpeg's own complaint about a place that cannot be written is a page long.
+    first = next(pictures)
+    height, width = first.shape[:2]
+    # H.264 has half as many color samples, so sizes must be even.
+    size = (width - width % 2, height - height % 2)
+    writer = imageio_ffmpeg.write_frames(str(file), size, fps=fps, quality=7, macro_block_size=2)
+    writer.send(None)
+    count = 0
+    try:
+        for picture in itertools.chain([first], pictures):
+            writer.send(np.ascontiguousarray(picture[: size[1], : size[0]]))
+            count += 1
+    finally:
+        writer.close()
+    return count
