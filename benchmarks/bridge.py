@@ -28,7 +28,6 @@ from rsl_rl.models import MLPModel
 from rsl_rl.storage import RolloutStorage
 from tensordict import TensorDict
 
-from benchmarks.crazyflie import machine
 from benchmarks.trivial import TrivialEnv
 from bridge.isaaclab.cfg import IsaacLabCfg
 from bridge.isaaclab.env import IsaacLabEnv
@@ -37,6 +36,7 @@ from jdistill import networks
 from jdistill.config import AgentCfg, AlgorithmCfg, StudentCfg
 from jdistill.distillation import Distillation
 from jdistill.networks import Policy
+from jdistill.provenance import machine
 
 STEPS, ROUNDS = 400, 9
 HIDDEN = [64, 64, 64]

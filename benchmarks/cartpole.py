@@ -21,7 +21,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.crazyflie import ROOT, machine
+from benchmarks.crazyflie import ROOT
+from jdistill.provenance import machine
 
 TASK = "Isaac-Cartpole-Direct"
 PARTS = {"teacher": ["policy"], "student": ["policy[:2]"]}

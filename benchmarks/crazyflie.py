@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import re
 import subprocess
 import sys
@@ -25,6 +24,7 @@ from bridge.crazyflie.cfg import TargetCfg
 from bridge.env import AutoReset
 from jdistill.evaluate import evaluate
 from jdistill.policy_file import load_policy
+from jdistill.provenance import machine
 
 ROOT = Path(__file__).parents[1]
 EPISODES = 1000
@@ -99,17 +99,6 @@ def main() -> None:
     print(table(results))
     if args.out:
         args.out.write_text(json.dumps(results, indent=1) + "\n")
-
-
-def machine() -> dict[str, Any]:
-    """What the numbers were measured on."""
-    return {"cpu": _cpu(), "cores": os.cpu_count(), "python": platform.python_version()}
-
-
-def _cpu() -> str:
-    info = Path("/proc/cpuinfo")
-    names = re.findall(r"model name\s*: (.*)", info.read_text()) if info.exists() else []
-    return names[0] if names else platform.processor()
 
 
 if __name__ == "__main__":

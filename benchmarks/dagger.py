@@ -20,12 +20,13 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from benchmarks.crazyflie import ROOT, SEED, machine
+from benchmarks.crazyflie import ROOT, SEED
 from bridge.crazyflie import PointControl, PointControlCfg
 from bridge.crazyflie.cfg import RandomizationCfg
 from bridge.env import AutoReset
 from jdistill.evaluate import evaluate
 from jdistill.policy_file import load_policy
+from jdistill.provenance import machine
 
 WIDE = {"mass": 0.2, "inertia": 0.5, "thrust": 0.15, "motor": 0.5}
 """Half-widths of the ranges, relative to the nominal craft."""

@@ -23,7 +23,7 @@ import jax
 import torch
 from rsl_rl.runners import DistillationRunner as TorchRunner
 
-from benchmarks.crazyflie import EPISODES, ROOT, SEED, machine
+from benchmarks.crazyflie import EPISODES, ROOT, SEED
 from bridge.crazyflie import PointControl, PointControlCfg
 from bridge.env import AutoReset, TrainingEnv
 from bridge.tasks import TASKS, make_env
@@ -35,6 +35,7 @@ from jdistill.interop.rsl_rl import MODEL, from_tensors, model_cfg
 from jdistill.interop.rsl_rl_checkpoint import distillation_checkpoint
 from jdistill.networks import Policy, PolicyState
 from jdistill.policy_file import load_policy
+from jdistill.provenance import machine
 from jdistill.runner import make_student
 
 NOISE = 1e-6

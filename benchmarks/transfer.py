@@ -17,9 +17,10 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from benchmarks.crazyflie import ROOT, machine
+from benchmarks.crazyflie import ROOT
 from bridge.env import TrainingEnv
 from bridge.tasks import POINT_CONTROL, TASKS, Session, isaaclab_task
+from jdistill.provenance import machine
 
 JOBS = {
     "crazyflow": ["--phase1", "60", "--max_iterations", "200"],

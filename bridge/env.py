@@ -7,7 +7,7 @@ that changes lives in the :class:`State` pytree.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import jax
@@ -124,6 +124,26 @@ class RenderError(RuntimeError):
     """No picture can be drawn; the message is one line that says what is missing and how to get it."""
 
 
+@runtime_checkable
+class Parametric(Protocol):
+    """An environment some of whose settings may be arguments of a compiled program.
+
+    Environments of equal ``structure`` differ in their ``parameters`` alone, so a program that is traced with
+    ``env.with_parameters(parameters)`` serves all of them::
+
+        reset = jax.jit(lambda parameters, rng: env.with_parameters(parameters).reset(rng))
+    """
+
+    structure: Hashable
+    """What a compiled program depends on."""
+    parameters: Any
+    """A pytree of numbers."""
+
+    def with_parameters(self, parameters: Any) -> Any:
+        """The environment with other parameters, concrete or traced."""
+        ...
+
+
 class SimulatorError(RuntimeError):
     """A simulator failed; the message is one line."""
 
@@ -176,6 +196,24 @@ class AutoReset:
         self.obs_layouts: Mapping[str, Layout] = getattr(env, "obs_layouts", {})
         self.action_layout: Mapping[str, Any] = getattr(env, "action_layout", {})
         self.restorable = True
+
+    @property
+    def structure(self) -> Hashable:
+        """See :class:`Parametric`; an environment that is not parametric is like no other."""
+        return self.env.structure if isinstance(self.env, Parametric) else id(self.env)
+
+    @property
+    def parameters(self) -> Any:
+        """See :class:`Parametric`."""
+        return self.env.parameters if isinstance(self.env, Parametric) else ()
+
+    def with_parameters(self, parameters: Any) -> AutoReset:
+        """See :class:`Parametric`."""
+        return AutoReset(self.env.with_parameters(parameters)) if isinstance(self.env, Parametric) else self
+
+    def trace(self, state: State) -> dict[str, Array]:
+        """What a picture of the flight shows, each (B, ...); empty where the environment has nothing to show."""
+        return self.env.trace(state) if hasattr(self.env, "trace") else {}
 
     def reset(self, rng: Array) -> State:
         """Start all episodes at step 0."""

@@ -28,6 +28,15 @@ class Session(NamedTuple):
     """Folder above a simulator's own videos."""
 
 
+class Scenario(NamedTuple):
+    """One variation of a task, to evaluate policies in."""
+
+    description: str
+    """One line."""
+    cfg: Any
+    """The task's settings in it."""
+
+
 @dataclass(frozen=True)
 class Task:
     """A task: its settings and how to build it from them."""
@@ -46,12 +55,15 @@ class Task:
     """Name of the bundled teacher."""
     old_teacher_output_activation: str = "identity"
     """What ends this task's actors in checkpoints of rsl_rl 2.x and 3.x, which do not say."""
+    scenarios: Callable[[Any], Mapping[str, Scenario]] = lambda cfg: {"default": Scenario("the task as it is", cfg)}
+    """What the task is evaluated in, given settings of ``cfg_cls``: at least one scenario, by name."""
     takes_override: Callable[[str], bool] = lambda override: False
     """Whether an override is for the simulator to apply; those are collected in ``cfg.overrides``."""
 
 
 def _crazyflie() -> Task:
     from bridge.crazyflie import PointControl, PointControlCfg
+    from bridge.crazyflie.scenarios import scenarios
 
     @contextmanager
     def open_env(cfg: Any, session: Session) -> Iterator[TrainingEnv]:
@@ -62,6 +74,7 @@ def _crazyflie() -> Task:
         name="crazyflie",
         cfg_cls=PointControlCfg,
         open=open_env,
+        scenarios=scenarios,
         preset="crazyflie",
         teacher="crazyflie",
         old_teacher_output_activation="tanh",

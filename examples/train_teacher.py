@@ -11,11 +11,17 @@ reproduce. And its actions are executed with errors, as a student's are, which m
 in spite of them. ::
 
     python examples/train_teacher.py --out jdistill/teachers/crazyflie.safetensors
+
+``--quadrotors`` trains the teacher of ``configs/crazyflie_raptor.yaml``, one for quadrotors that differ widely. It sees
+the physical parameters of the one that it flies. ::
+
+    python examples/train_teacher.py --quadrotors --out jdistill/teachers/quadrotors.safetensors
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import time
 from pathlib import Path
@@ -28,7 +34,7 @@ from flax import struct
 from jax import Array
 
 from bridge.crazyflie import PhysicalState, PointControl, PointControlCfg
-from bridge.crazyflie.cfg import OBSERVATION, RandomizationCfg, ResetCfg, TargetCfg
+from bridge.crazyflie.cfg import RandomizationCfg, ResetCfg, TargetCfg
 from bridge.crazyflie.dynamics import Craft, rotation_matrix
 from bridge.env import AutoReset, State, where_done
 from jdistill import networks
@@ -47,6 +53,7 @@ def parse_args() -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--out", type=Path, required=True, help="policy file to write")
+    parser.add_argument("--quadrotors", action="store_true", help="for quadrotors that differ widely")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--num_envs", type=int, default=256)
     parser.add_argument("--horizon", type=int, default=120, help="control steps the gradient flows through")
@@ -54,16 +61,31 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--learning_rate", type=float, default=2e-3, help="decays to zero along a cosine")
     parser.add_argument("--rotor_noise", type=float, default=0.03, help="standard deviation, per step, 0..1")
     parser.add_argument("--action_error", type=float, default=0.1, help="the same, per stretch, -1..1")
+    parser.add_argument("--width", type=float, default=0.03, help="below this distance (m) being closer is worth less")
     return parser.parse_args()
 
 
-def training_cfg(num_envs: int) -> PointControlCfg:
-    """The default task made harder: wider starts, wider physical parameters, wilder targets."""
+def task_cfg(args: argparse.Namespace) -> PointControlCfg:
+    """The task that the teacher is for: the default one, or that of ``configs/crazyflie_raptor.yaml``."""
+    if not args.quadrotors:
+        return PointControlCfg()
     return PointControlCfg(
-        num_envs=num_envs,
+        drone="cf2x_T350",
+        teacher_sees_physics=True,
+        randomization=RandomizationCfg(mass=0.1, inertia=0.4, thrust=0.3, motor=0.5),
+    )
+
+
+def training_cfg(args: argparse.Namespace) -> PointControlCfg:
+    """The task made harder: wider starts, wider physical parameters, wilder targets."""
+    widths = RandomizationCfg(mass=0.04, inertia=0.05, thrust=0.04, motor=0.05)
+    cfg = task_cfg(args)
+    return dataclasses.replace(
+        cfg,
+        num_envs=args.num_envs,
         target=TargetCfg(sigma=1.0, max_speed_limit=2.0),
         reset=ResetCfg(position=15.0, linear_velocity=1.5, angular_velocity=3.0, tilt=70.0),
-        randomization=RandomizationCfg(mass=0.04, inertia=0.05, thrust=0.04, motor=0.05),
+        randomization=cfg.randomization if args.quadrotors else widths,
     )
 
 
@@ -97,10 +119,10 @@ def vertical(craft: Craft) -> Array:
     return rotation_matrix(craft.quat)[:, 2, 2]
 
 
-def cost(before: PhysicalState, after: PhysicalState) -> Array:
-    """What a control step costs (B,); smooth everywhere, for the gradient."""
+def cost(before: PhysicalState, after: PhysicalState, width: float) -> Array:
+    """What a control step costs (B,); smooth everywhere, for the gradient. ``width`` (m) rounds off the distance's."""
     craft, target = after.craft, after.target
-    tracking = huber(craft.pos - target.pos, 0.03) + 0.15 * huber(craft.vel - target.vel, 0.2)
+    tracking = huber(craft.pos - target.pos, width) + 0.15 * huber(craft.vel - target.vel, 0.2)
     rates = jnp.sum(jnp.array([0.003, 0.003, 0.01]) * craft.ang_vel**2, axis=-1)
     roughness = 4.0 * jnp.sum((after.last_action - before.last_action) ** 2, axis=-1)
     tilt = 0.1 * (1.0 - vertical(craft))
@@ -111,7 +133,9 @@ def cost(before: PhysicalState, after: PhysicalState) -> Array:
     return tracking + rates + roughness + tilt + walls
 
 
-def stretch(env: PointControl, policy: Policy, learnt: PolicyState, state: State, handicap: Handicap):
+def stretch(
+    env: PointControl, policy: Policy, learnt: PolicyState, state: State, handicap: Handicap, width: float
+) -> Any:
     """Fly the steps of a stretch: mean cost, and beside it the last State and all observations (T, B, D)."""
 
     # Recomputing each step in the backward pass is faster here than storing what it needs.
@@ -120,7 +144,7 @@ def stretch(env: PointControl, policy: Policy, learnt: PolicyState, state: State
         obs = state.obs[GROUP].at[:, ROTOR_SPEEDS].add(noise)
         _, action = networks.act(policy, learnt, (), obs)
         after = env.step(state, action + handicap.action_error)
-        return after, (cost(state.pipeline_state, after.pipeline_state), state.obs[GROUP])
+        return after, (cost(state.pipeline_state, after.pipeline_state, width), state.obs[GROUP])
 
     state, (costs, obs) = jax.lax.scan(step, state, handicap.rotor_noise)
     return costs.mean(), (state, obs)
@@ -150,7 +174,7 @@ def hovering_start(learnt: PolicyState, action: float) -> PolicyState:
 
 def train(args: argparse.Namespace) -> tuple[Policy, PolicyState]:
     """Run all updates; returns the network and what it has learnt."""
-    env = PointControl(training_cfg(args.num_envs))
+    env = PointControl(training_cfg(args))
     policy = Policy(num_actions=4, hidden_dims=(64, 64, 64), activation="elu", output_activation="tanh")
     init_key, reset_key, rng = jax.random.split(jax.random.key(args.seed), 3)
     learnt = networks.init(policy, init_key, env.obs_sizes[GROUP], normalize=True)
@@ -165,7 +189,7 @@ def train(args: argparse.Namespace) -> tuple[Policy, PolicyState]:
         handicap = Handicap.draw(args, handicap_key)
 
         def loss(params):
-            return stretch(env, policy, learnt.replace(params=params), state, handicap)
+            return stretch(env, policy, learnt.replace(params=params), state, handicap, args.width)
 
         (value, (state, obs)), gradient = jax.value_and_grad(loss, has_aux=True)(learnt.params)
         norm = optax.global_norm(gradient)
@@ -190,19 +214,19 @@ def train(args: argparse.Namespace) -> tuple[Policy, PolicyState]:
 # ---------------------------------------------------------------------------------------- evaluation
 
 
-def evaluate_all(policy: Policy, learnt: PolicyState, seed: int = 1000) -> dict[str, dict]:
-    """The bundled numbers: 1000 episodes of the default task and of variations of it."""
-    cases = {
-        "mixed": PointControlCfg(),
-        "fixed": PointControlCfg(target=TargetCfg(kind="fixed")),
-        "langevin": PointControlCfg(target=TargetCfg(kind="langevin")),
-        "figure_eight": PointControlCfg(target=TargetCfg(kind="figure_eight")),
-        "mixed_tilt_60": PointControlCfg(reset=ResetCfg(tilt=60.0)),
-        "mixed_tilt_90": PointControlCfg(reset=ResetCfg(tilt=90.0)),
+def evaluate_all(task: PointControlCfg, policy: Policy, learnt: PolicyState, seed: int = 1000) -> dict[str, dict]:
+    """The bundled numbers: 1000 episodes of the task and of variations of it."""
+    cases: dict[str, dict[str, Any]] = {
+        "mixed": {},
+        "fixed": {"target": TargetCfg(kind="fixed")},
+        "langevin": {"target": TargetCfg(kind="langevin")},
+        "figure_eight": {"target": TargetCfg(kind="figure_eight")},
+        "mixed_tilt_60": {"reset": ResetCfg(tilt=60.0)},
+        "mixed_tilt_90": {"reset": ResetCfg(tilt=90.0)},
     }
     numbers = {}
-    for i, (name, cfg) in enumerate(cases.items()):
-        cfg.num_envs = 1000
+    for i, (name, changes) in enumerate(cases.items()):
+        cfg = dataclasses.replace(task, num_envs=1000, **changes)
         numbers[name] = evaluate(AutoReset(PointControl(cfg)), policy, learnt, [GROUP], seed + i)
         print(f"{name}: {json.dumps(numbers[name])}", flush=True)
     return numbers
@@ -210,13 +234,14 @@ def evaluate_all(policy: Policy, learnt: PolicyState, seed: int = 1000) -> dict[
 
 def describe(env_cfg: PointControlCfg, numbers: dict[str, dict]) -> dict[str, Any]:
     """The policy file's header: what goes in, what comes out, what it is worth."""
+    env = PointControl(env_cfg)
     return {
         "observation": {
             "group": GROUP,
             "frame": env_cfg.teacher_frame,
-            "layout": [{"name": name, "size": size, "unit": unit} for name, size, unit in OBSERVATION],
+            "layout": [dict(zip(("name", "size", "unit"), part, strict=True)) for part in env.obs_layouts[GROUP]],
         },
-        "action": PointControl(env_cfg).action_layout,
+        "action": env.action_layout,
         "drone": env_cfg.drone,
         "trained_by": "examples/train_teacher.py",
         "numbers": numbers,
@@ -227,9 +252,10 @@ def main() -> None:
     """Train, evaluate, write."""
     args = parse_args()
     policy, learnt = train(args)
-    numbers = evaluate_all(policy, learnt)
+    task = task_cfg(args)
+    numbers = evaluate_all(task, policy, learnt)
     args.out.parent.mkdir(parents=True, exist_ok=True)
-    save_policy(args.out, policy, learnt, describe(PointControlCfg(), numbers))
+    save_policy(args.out, policy, learnt, describe(task, numbers))
     print(f"wrote {args.out}")
 
 

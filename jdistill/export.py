@@ -29,7 +29,8 @@ from jdistill.interop.rsl_rl import model_cfg
 from jdistill.networks import Policy, PolicyState
 from jdistill.policy_file import PolicyFileError, load_policy, save_policy
 from jdistill.provenance import versions
-from jdistill.runs import load_cfg, load_student, open_run
+from jdistill.run_folder import load_config, load_student
+from jdistill.runs import open_run
 
 FORMATS = ("rsl_rl", "jit", "onnx", "safetensors")
 STEPS = 100
@@ -254,7 +255,8 @@ def export(run: Path, formats: list[str], out: Path, best: bool = False, actor_s
     Raises:
         ExportError: a package is missing, the network has no such format, or a file does not fly like the original.
     """
-    cfg, (policy, state, header) = load_cfg(run, ["env.num_envs=1"]), load_student(run, best)
+    cfg = load_config(run, ["env.num_envs=1"])
+    policy, state, header = load_student(run, best)
     student = Student(policy, state, header, cfg, run, actor_std)
     out.mkdir(parents=True, exist_ok=True)
     env = make_env(TASKS[cfg.task](), cfg.env) if cfg.task in TASKS else None

@@ -207,7 +207,7 @@ def positions(traces: Mapping[str, Mapping[str, Any]]) -> go.Figure:
     """Each coordinate over time, with the target's."""
     figure = make_subplots(3, 1, shared_xaxes=True, vertical_spacing=0.04)
     for axis in range(3):
-        lines = {"target": {"color": TARGET, "width": 1, "dash": "dot"}}
+        lines: dict[str, dict[str, Any]] = {"target": {"color": TARGET, "width": 1, "dash": "dot"}}
         for policy, trace in traces.items():
             lines["position"] = {"color": color(policy), "width": 1.6}
             for key in (k for k in lines if trace.get(k)):

@@ -15,11 +15,12 @@ from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import Any
 
-from bridge.env import RenderError, SimulatorError, TrainingEnv
+from bridge.env import RenderError, SimulatorError, State, TrainingEnv
 from bridge.tasks import Session
 from jdistill import video
 from jdistill.cli import Parser
-from jdistill.config import ConfigError, RunCfg, nearest
+from jdistill.config import ConfigError, RunCfg
+from jdistill.evaluate import chosen
 from jdistill.flight import Pilot, make_pilot
 from jdistill.observations import group_names
 from jdistill.policy_file import PolicyFileError
@@ -50,20 +51,21 @@ def film(env: TrainingEnv, flown: dict[str, Pilot], file: Path, seconds: float, 
     stride = video.stride(env, video.GIF_FPS if file.suffix.lower() == ".gif" else video.FPS)
     dt = stride * env.step_dt
     count = max(1, round(seconds / dt))
+    stage = video.Stage(env)
     with ExitStack() as stack:
         panels = []
         for name, pilot in flown.items():
             renderer = stack.enter_context(closing(video.make_renderer(env, PANEL, PANEL, video.COLORS[name])))
-            states = itertools.islice(course(env, pilot).fly((), seed, stride), count)
+            states = itertools.islice(flight(stage, pilot, seed, stride), count)
             pictures = video.frames(states, renderer, name, dt)
             # A simulator that keeps its state to itself flies one after the other.
             panels.append(pictures if env.restorable else iter(list(pictures)))
         return video.write(file, video.beside(panels), 1.0 / dt)
 
 
-def course(env: TrainingEnv, pilot: Pilot) -> video.Course:
+def flight(stage: video.Stage, pilot: Pilot, seed: int, stride: int) -> Iterator[State]:
     """The way of a policy that learns no more."""
-    return video.Course(env, lambda _: pilot)
+    return stage.fly(stage.actor(lambda _: pilot), (), seed, stride)
 
 
 @contextmanager
@@ -74,10 +76,7 @@ def open_env(cfg: RunCfg, scenario: str | None, seed: int, run: Path) -> Iterato
         ConfigError: no such task or scenario, or settings that cannot be used.
     """
     task = find_task(cfg.task)
-    scenarios = task.scenarios(cfg.env)
-    if scenario is not None and scenario not in scenarios:
-        raise ConfigError(f"--scenario {scenario}: unknown{nearest(scenario, scenarios)}; there are {', '.join(scenarios)}")
-    settings = cfg.env if scenario is None else scenarios[scenario].cfg
+    settings = cfg.env if scenario is None else chosen(task.scenarios(cfg.env), [scenario])[scenario].cfg
     groups = group_names([e for entries in cfg.agent.obs_groups.values() for e in entries])
     with ExitStack() as stack:
         try:
@@ -95,9 +94,9 @@ def watch(env: Any, flown: dict[str, Pilot], seed: int) -> None:
     """
     if not hasattr(env, "viewer"):
         raise RenderError(f"{type(env).__name__} opens no window of ours; leave --live out for a file")
-    stride = video.stride(env, video.FPS)
+    stage, stride = video.Stage(env), video.stride(env, video.FPS)
     with closing(env.viewer([video.COLORS[name] for name in flown])) as viewer:
-        ways = [course(env, pilot).fly((), seed, stride) for pilot in flown.values()]
+        ways = [flight(stage, pilot, seed, stride) for pilot in flown.values()]
         began = time.perf_counter()
         for i, states in enumerate(zip(*ways, strict=True)):
             if not viewer.show(states):

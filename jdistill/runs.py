@@ -13,19 +13,15 @@ import os
 import re
 import shlex
 import sys
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jdistill
 from jdistill.cli import Parser
-from jdistill.config import ConfigError, RunCfg, compose, load_file, nearest
+from jdistill.config import ConfigError, load_file, nearest
 from jdistill.progress import last_row
 from jdistill.provenance import versions
-
-if TYPE_CHECKING:
-    from jdistill.networks import Policy, PolicyState
 
 LOGDIR = "logs/jdistill"
 FORMAT = 1
@@ -169,37 +165,6 @@ def settings_of(run: Path) -> dict[str, Any]:
     if "task" not in settings:
         raise ConfigError(f"{run}: no run folder (its config.yaml names no task)")
     return settings
-
-
-def load_cfg(run: Path, overrides: Iterable[str] = ()) -> RunCfg:
-    """The run's whole config, with ``overrides`` (``key=value``) on top.
-
-    Raises:
-        ConfigError: no run folder, settings of another version, an override that makes no sense.
-    """
-    from bridge.isaaclab.cfg import IsaacLabCfg
-    from bridge.tasks import TASKS
-
-    settings = settings_of(run)
-    name = settings["task"]
-    cfg_cls = TASKS[name]().cfg_cls if name in TASKS else IsaacLabCfg
-    try:
-        compose(name, cfg_cls, [settings], [])
-    except ConfigError as e:
-        by = next((s["versions"]["jdistill"] for s in starts(run)[-1:]), "another version")
-        raise ConfigError(f"{run}/config.yaml (jdistill {by}, this is {jdistill.__version__}): {e}") from e
-    return compose(name, cfg_cls, [settings], overrides)
-
-
-def load_student(run: Path, best: bool = False) -> tuple[Policy, PolicyState, dict[str, Any]]:
-    """The run's newest, or best, student: network, what it has learnt, description.
-
-    Raises:
-        PolicyFileError: there is none yet, or it is damaged.
-    """
-    from jdistill.policy_file import load_policy
-
-    return load_policy(run / ("best_student.safetensors" if best else "student.safetensors"))
 
 
 # -- the list ------------------------------------------------------------------------------------------------------

@@ -24,35 +24,43 @@ GIF_FPS = 12.5
 PAPER, INK = (255, 255, 255), (40, 44, 52)
 
 
-class Course:
-    """The way of one policy through one environment of a batch; compiled once, whatever the policy has learnt."""
+Actor = tuple[Callable[[Any], Any], Callable[..., tuple[Any, Array]]]
+"""A policy compiled: its memory when episodes begin, and its next memory and actions; see :meth:`Stage.actor`."""
 
-    def __init__(self, env: TrainingEnv, pilot_of: Callable[[Any], Pilot]):
-        """``pilot_of`` makes the policy of what it has learnt, which may be traced."""
 
-        def begin(learnt: Any, rng: Array) -> tuple[Any, State]:
-            return pilot_of(learnt).initial_carry(env.num_envs), env.reset(rng)
+class Stage:
+    """An environment in which policies fly step by step; it and they are compiled once."""
 
-        def step(learnt: Any, carry: Any, state: State) -> tuple[Any, State]:
-            pilot = pilot_of(learnt)
-            carry, action = pilot.act(carry, state.obs)
-            after = env.step(state, action)
-            return where_done(after.done, pilot.initial_carry(env.num_envs), carry), after
-
+    def __init__(self, env: TrainingEnv):
         self._env = env
-        self._begin, self._step = jax.jit(begin), jax.jit(step)
+        self._reset, self._step = jax.jit(env.reset), jax.jit(env.step)
 
-    def fly(self, learnt: Any, seed: int, stride: int) -> Iterator[State]:
+    def actor(self, pilot_of: Callable[[Any], Pilot]) -> Actor:
+        """Compile the policy that ``pilot_of`` makes of what it has learnt, which may change from flight to flight."""
+        batch = self._env.num_envs
+
+        def begin(learnt: Any) -> Any:
+            return pilot_of(learnt).initial_carry(batch)
+
+        def act(learnt: Any, carry: Any, state: State) -> tuple[Any, Array]:
+            pilot = pilot_of(learnt)
+            return pilot.act(where_done(state.done, pilot.initial_carry(batch), carry), state.obs)
+
+        return jax.jit(begin), jax.jit(act)
+
+    def fly(self, actor: Actor, learnt: Any, seed: int, stride: int) -> Iterator[State]:
         """Endless: the start state that ``seed`` means, and every ``stride``-th after it.
 
-        ``done`` tells whether an episode has ended since the state before, ``reward`` is of the newest step alone.
+        ``done`` tells which episodes have ended since the state before.
         """
-        carry, state = self._env.drive(self._begin, learnt, jax.random.key(seed))
+        begin, act = actor
+        carry, state = begin(learnt), self._env.drive(self._reset, jax.random.key(seed))
         yield state
         while True:
             ended = np.zeros(self._env.num_envs, bool)
             for _ in range(stride):
-                carry, state = self._env.drive(self._step, learnt, carry, state)
+                carry, action = act(learnt, carry, state)
+                state = self._env.drive(self._step, state, action)
                 ended |= np.asarray(state.done)
             yield state.replace(done=ended)
 

@@ -14,8 +14,17 @@ OBSERVATION = (
     ("rotor_speeds", 4, "0..1"),
 )
 """Parts of the teacher's observation in order: name, size, unit. The student's ends before the rotor speeds."""
+PHYSICS = (
+    ("hover_command", 1, "0..1"),
+    ("thrust_to_weight", 1, "1"),
+    ("roll_acceleration", 1, "rad/s^2"),
+    ("motor_rate", 1, "1/s"),
+)
+"""What follows them with ``teacher_sees_physics``: this episode's physical parameters as a pilot feels them."""
 MOTORS = ("front_right", "back_right", "back_left", "front_left")
 """Order of the motor commands."""
+TARGETS = ("mixed", "fixed", "langevin", "figure_eight", "step")
+"""Kinds of targets."""
 
 
 @dataclass
@@ -24,7 +33,7 @@ class TargetCfg:
 
     kind: str = "mixed"
     """``mixed`` (a share ``fixed_fraction`` of the episodes holds a point, the rest follows a Langevin path),
-    ``fixed``, ``langevin`` or ``figure_eight``."""
+    ``fixed``, ``langevin``, ``figure_eight`` or ``step``."""
     fixed_fraction: float = 0.5
     """Share of the episodes with a resting target when ``kind`` is ``mixed``."""
     damping: float = 0.5
@@ -43,6 +52,10 @@ class TargetCfg:
     """Half the length of the figure-eight along x, m; it is half as wide along y."""
     figure_eight_period: float = 6.0
     """Seconds for one figure-eight."""
+    step_size: float = 1.0
+    """Step: radius of the ball around the spawn point in which each next point lies, m."""
+    step_interval: float = 3.0
+    """Step: seconds from one jump of the target to the next."""
 
 
 @dataclass
@@ -108,6 +121,44 @@ class RandomizationCfg:
 
 
 @dataclass
+class WindCfg:
+    """Pushes from the side: a pause, then a gust, then a pause again."""
+
+    force: float = 0.0
+    """Force of the strongest gust, in weights of the nominal craft; 0 switches wind off. Every gust has a horizontal
+    direction of its own and a force from [0, force]."""
+    gust_s: float = 0.5
+    """Length of a gust, s."""
+    pause_s: float = 1.5
+    """Calm before each gust, s."""
+
+
+@dataclass
+class SensorCfg:
+    """How well the student's sensors measure the craft; the teacher always sees the truth.
+
+    Noise is white and Gaussian, drawn anew every control step, and given as the standard deviation of each component.
+    """
+
+    position_noise: float = 0.0
+    """m"""
+    velocity_noise: float = 0.0
+    """m/s"""
+    attitude_noise: float = 0.0
+    """Degrees, of a small rotation about each body axis."""
+    rate_noise: float = 0.0
+    """rad/s"""
+    delay_steps: int = 0
+    """Control steps after which a measurement reaches the student. What it commands itself it knows at once. Until the
+    first one arrives it sees how the episode began."""
+
+    @property
+    def is_perfect(self) -> bool:
+        """Whether the student sees the truth at once."""
+        return not any(vars(self).values())
+
+
+@dataclass
 class PointControlCfg:
     """Point control of a Crazyflie on the Crazyflow simulator."""
 
@@ -125,6 +176,8 @@ class PointControlCfg:
     """Frame of the student's position and velocity errors: ``body`` or ``world``."""
     teacher_frame: str = "body"
     """The same for the teacher; the bundled teacher was trained with ``body``."""
+    teacher_sees_physics: bool = False
+    """Whether the teacher's observation ends with the episode's physical parameters (``PHYSICS``, 4 numbers)."""
     target: TargetCfg = field(default_factory=TargetCfg)
     """The point to be held or followed."""
     reset: ResetCfg = field(default_factory=ResetCfg)
@@ -135,33 +188,49 @@ class PointControlCfg:
     """Weights of the reward terms."""
     randomization: RandomizationCfg = field(default_factory=RandomizationCfg)
     """Ranges of the physical parameters."""
+    wind: WindCfg = field(default_factory=WindCfg)
+    """Pushes from the side; off."""
+    sensor: SensorCfg = field(default_factory=SensorCfg)
+    """Noise and delay of what the student sees; none."""
 
     def validate(self) -> None:
         """Raise ``ValueError`` with one line that names the first setting that makes no sense."""
-        if self.target.kind not in ("mixed", "fixed", "langevin", "figure_eight"):
-            raise ValueError(f"env.target.kind={self.target.kind!r}: expected mixed, fixed, langevin or figure_eight")
+        if self.target.kind not in TARGETS:
+            raise ValueError(f"env.target.kind={self.target.kind!r}: expected one of {', '.join(TARGETS)}")
         for name in ("frame", "teacher_frame"):
             if getattr(self, name) not in ("body", "world"):
                 raise ValueError(f"env.{name}={getattr(self, name)!r}: expected body or world")
         if self.num_envs < 1:
             raise ValueError(f"env.num_envs={self.num_envs}: expected a positive number")
+        self._validate_times()
+        self._validate_ranges()
+
+    def _validate_times(self) -> None:
         if self.policy_freq < 1 or self.physics_freq < 1 or self.physics_freq % self.policy_freq:
             raise ValueError(
                 f"env.physics_freq={self.physics_freq}: expected a multiple of env.policy_freq={self.policy_freq}"
             )
         if not 1 <= self.episode_length_s * self.policy_freq < 2**31:
             raise ValueError(f"env.episode_length_s={self.episode_length_s}: expected at least one control step")
-        for section in ("target", "reset", "termination"):
+        if not self.target.figure_eight_period > 0:
+            raise ValueError(f"env.target.figure_eight_period={self.target.figure_eight_period}: must be positive")
+        shortest = 1.0 / self.policy_freq
+        for name, seconds in (("target.step_interval", self.target.step_interval), ("wind.gust_s", self.wind.gust_s)):
+            if not shortest <= seconds < math.inf:
+                raise ValueError(f"env.{name}={seconds}: expected at least one control step ({shortest:g} s)")
+        if not 0 <= self.sensor.delay_steps <= self.policy_freq:
+            raise ValueError(
+                f"env.sensor.delay_steps={self.sensor.delay_steps}: expected 0 to {self.policy_freq}, a second"
+            )
+
+    def _validate_ranges(self) -> None:
+        for section in ("target", "reset", "termination", "wind", "sensor"):
             for name, value in vars(getattr(self, section)).items():
                 if not isinstance(value, str) and not 0 <= value < math.inf:
                     raise ValueError(f"env.{section}.{name}={value}: expected a number that is not negative")
-        if not self.target.figure_eight_period > 0:
-            raise ValueError(f"env.target.figure_eight_period={self.target.figure_eight_period}: must be positive")
-        for name in ("mass", "inertia", "thrust", "motor"):
-            if not 0 <= getattr(self.randomization, name) < 1:
-                raise ValueError(
-                    f"env.randomization.{name}={getattr(self.randomization, name)}: expected a number in [0, 1)"
-                )
+        for name, width in vars(self.randomization).items():
+            if not 0 <= width < 1:
+                raise ValueError(f"env.randomization.{name}={width}: expected a number in [0, 1)")
         shares = {
             "target.fixed_fraction": self.target.fixed_fraction,
             "target.smoothing": self.target.smoothing,

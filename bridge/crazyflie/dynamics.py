@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import copy
+import functools
 import io
 import warnings
 from collections.abc import Callable
@@ -60,16 +62,35 @@ class Crazyflie:
         """Fastest rotor speed, rpm."""
         self._template = sim.data
         # The pipeline minus the floor: the task flies around its spawn point, wherever that is.
-        stages = [fn for name, fn in sim.step_pipeline.items() if name != "clip_floor_pos"]
-        self._stages: list[Callable[[Any], Any]] = stages
+        self._stages: dict[str, Callable[[Any], Any]] = {
+            name: fn for name, fn in sim.step_pipeline.items() if name != "clip_floor_pos"
+        }
         self._substeps = substeps
         params = sim.data.params
         self.arm_length = float(params.L[0]) * 2**0.5
         """Distance of a motor from the centre, m."""
         c0, c1, c2 = (float(c) for c in params.rpm2thrust[0])
         weight = float(params.mass[0]) * -float(params.gravity_vec[2])
+        self.weight = weight
+        """Of the nominal craft, N."""
         self.hover_rotor_vel = (-c1 + (c1**2 - 4 * c2 * (c0 - weight / 4)) ** 0.5) / (2 * c2)
         """Rotor speed that carries the nominal craft, rpm."""
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        """The airframe's numbers, a pytree of the same structure for every airframe."""
+        names = ("rotor_min", "rotor_max", "arm_length", "weight", "hover_rotor_vel")
+        return {"params": self._template.params, **{name: getattr(self, name) for name in names}}
+
+    def with_parameters(self, parameters: dict[str, Any]) -> Crazyflie:
+        """Another airframe in the same simulator."""
+        other = copy.copy(self)
+        vars(other).update({name: value for name, value in parameters.items() if name != "params"})
+        other._template = self._template.replace(params=parameters["params"])
+        clip: Any = self._stages["clip_rotor_vel_cmd"]
+        clip = functools.partial(clip, lower=other.rotor_min, upper=other.rotor_max)
+        other._stages = {**self._stages, "clip_rotor_vel_cmd": clip}
+        return other
 
     def command(self, action: Array) -> Array:
         """Motor commands in [0, 1] (B, 4) to rotor speeds in rpm: linear between the slowest and the fastest."""
@@ -79,19 +100,42 @@ class Crazyflie:
         """Rotor speeds (B, 4) on the scale of :meth:`command`, so that a steady motor's speed equals its command."""
         return (craft.rotor_vel - self.rotor_min) / (self.rotor_max - self.rotor_min)
 
-    def step(self, craft: Craft, physics: Physics, rotor_cmd: Array) -> Craft:
-        """Advance by one control step with the rotor speeds ``rotor_cmd`` (B, 4) in rpm commanded."""
+    def step(self, craft: Craft, physics: Physics, rotor_cmd: Array, force: Array | None = None) -> Craft:
+        """Advance by one control step with the rotor speeds ``rotor_cmd`` (B, 4) in rpm commanded.
+
+        ``force`` (B, 3), in N and in the world frame, acts on the centre of mass throughout.
+        """
         data = self._template
         states = data.states.replace(**{k: v[:, None] for k, v in vars(craft).items()})
+        if force is not None:
+            states = states.replace(force=force[:, None])
         data = data.replace(
             states=states,
             controls=data.controls.replace(rotor_vel=rotor_cmd[:, None]),
             params=self._scaled_params(physics),
         )
         for _ in range(self._substeps):
-            for stage in self._stages:
+            for stage in self._stages.values():
                 data = stage(data)
         return Craft(**{k: getattr(data.states, k)[:, 0] for k in vars(craft)})
+
+    def felt(self, physics: Physics) -> Array:
+        """What the physical parameters mean to a pilot (B, 4), see :data:`bridge.crazyflie.cfg.PHYSICS`.
+
+        The motor command that carries the craft; thrust over weight at full speed; the angular acceleration about the
+        roll axis when the motors of one side run at full speed; and the rate at which a motor near hover approaches
+        its command, spin-up and spin-down averaged.
+        """
+        params = self._template.params
+        c0, c1, c2 = (params.rpm2thrust[0, i] * physics.thrust for i in range(3))
+        weight = self.weight * physics.mass
+        hover = (-c1 + jnp.sqrt(c1**2 - 4 * c2 * (c0 - weight / 4))) / (2 * c2)
+        full = c0 + c1 * self.rotor_max + c2 * self.rotor_max**2
+        roll = 2 * full * params.L[0] / (params.J[0, 0] * physics.inertia)
+        up, up2, down, down2 = (params.rotor_dyn_coef[0, i] * physics.motor for i in range(4))
+        rate = 0.5 * (up + down) + (up2 + down2) * hover
+        command = (hover - self.rotor_min) / (self.rotor_max - self.rotor_min)
+        return jnp.stack([command, 4 * full / weight, roll, rate], axis=-1)
 
     def _scaled_params(self, physics: Physics) -> Any:
         """Crazyflow's parameters with a leading (B, 1) for worlds and drones."""
@@ -118,7 +162,10 @@ def rotation_matrix(quat: Array) -> Array:
 
 
 def build_sim(drone: str, num_envs: int, physics_freq: int, num_drones: int = 1) -> Any:
-    """Build Crazyflow's simulator of ``num_drones`` in each environment, keeping the remarks its dependencies print at import off the user's terminal."""
+    """Crazyflow's simulator, ``num_drones`` in each environment.
+
+    The remarks that its dependencies print at import are kept off the user's terminal.
+    """
     if SCIPY_WITHOUT_ARRAY_API:
         raise RuntimeError("scipy was imported before bridge: set SCIPY_ARRAY_API=1 in the environment")
     with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():

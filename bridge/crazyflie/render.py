@@ -7,6 +7,7 @@ one), or into a window where there is a display.
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib
 import os
 from collections import deque
@@ -42,8 +43,8 @@ class Scene:
     """Crazyflow's model of ``len(colors)`` craft beside each other, with their targets and paths."""
 
     def __init__(self, drone: str, colors: Sequence[Color]):
-        sim = build_sim(drone, 1, 500, len(colors))
-        self.model, self.data, self.colors = sim.mj_model, sim.mj_data, colors
+        self.model, self.colors = scene_model(drone, len(colors)), colors
+        self.data = mujoco.MjData(self.model)
         middle = 0.5 * (len(colors) - 1)
         self._origins = [np.array([0.0, SPREAD * (middle - i), HEIGHT]) for i in range(len(colors))]
         self._trails: list[deque[np.ndarray]] = [deque(maxlen=TRAIL_POINTS) for _ in colors]
@@ -51,22 +52,6 @@ class Scene:
         self.camera = mujoco.MjvCamera()
         self.camera.azimuth, self.camera.elevation, self.camera.distance = 200.0, -18.0, VIEW
         self.camera.lookat[:] = (0.0, 0.0, HEIGHT)
-        self._polish()
-
-    def _polish(self) -> None:
-        """Daylight and a pale floor in place of dusk, so that a craft of ten centimetres stands out."""
-        model = self.model
-        model.mat_reflectance[:] = 0.0
-        for i, kind in enumerate(model.tex_type):
-            start = model.tex_adr[i]
-            pixels = model.tex_data[start : start + model.tex_width[i] * model.tex_height[i] * model.tex_nchannel[i]]
-            if kind == mujoco.mjtTexture.mjTEXTURE_SKYBOX:
-                pixels[:] = SKY
-            else:
-                pixels[:] = FLOOR - (pixels.max() - pixels.astype(int)) // 6
-        model.vis.headlight.ambient[:], model.vis.headlight.diffuse[:] = 0.6, 0.4
-        model.light_diffuse[:] = 0.25
-        model.vis.rgba.haze[:3] = SKY / 255
 
     def show(self, states: Sequence[State], index: int = 0) -> None:
         """Put every craft where environment ``index`` of its state has it. Where an episode begins, so does a path."""
@@ -117,7 +102,6 @@ class OffscreenRenderer:
         self._scene = Scene(drone, [color])
         model = self._scene.model
         model.vis.global_.offwidth, model.vis.global_.offheight = width, height
-        model.vis.quality.offsamples = 4
         self._mjr = mujoco.MjrContext(model, mujoco.mjtFontScale.mjFONTSCALE_100)
         mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN, self._mjr)
         self._rect = mujoco.MjrRect(0, 0, width, height)
@@ -177,6 +161,25 @@ class LiveViewer:
     def close(self) -> None:
         """Close the window."""
         self._viewer.close()
+
+
+@functools.cache
+def scene_model(drone: str, count: int) -> mujoco.MjModel:
+    """Crazyflow's model of ``count`` craft, in daylight and over a pale floor, so that ten centimetres stand out."""
+    model = build_sim(drone, 1, 500, count).mj_model
+    model.mat_reflectance[:] = 0.0
+    for i, kind in enumerate(model.tex_type):
+        start = model.tex_adr[i]
+        pixels = model.tex_data[start : start + model.tex_width[i] * model.tex_height[i] * model.tex_nchannel[i]]
+        if kind == mujoco.mjtTexture.mjTEXTURE_SKYBOX:
+            pixels[:] = SKY
+        else:
+            pixels[:] = FLOOR - (pixels.max() - pixels.astype(int)) // 6
+    model.vis.headlight.ambient[:], model.vis.headlight.diffuse[:] = 0.6, 0.4
+    model.light_diffuse[:] = 0.25
+    model.vis.rgba.haze[:3] = SKY / 255
+    model.vis.quality.offsamples = 4
+    return model
 
 
 def gl_context(width: int, height: int) -> Any:

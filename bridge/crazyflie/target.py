@@ -1,6 +1,6 @@
-"""Targets of the point-control task: a resting point, a Langevin path, a figure-eight.
+"""Targets of the point-control task: a resting point, a Langevin path, a figure-eight, a point that jumps.
 
-All three live in one pytree so that one compiled program can hold a mixture of them.
+All of them live in one pytree so that one compiled program can hold a mixture of them.
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ from jax import Array
 
 from bridge.crazyflie.cfg import TargetCfg
 
-FIXED, LANGEVIN, FIGURE_EIGHT = 0, 1, 2
+FIXED, LANGEVIN, FIGURE_EIGHT, STEP = 0, 1, 2, 3
+KINDS = {"fixed": FIXED, "langevin": LANGEVIN, "figure_eight": FIGURE_EIGHT, "step": STEP}
 
 
 class Target(struct.PyTreeNode):
@@ -29,7 +30,7 @@ class Target(struct.PyTreeNode):
     speed_limit: Array
     """(B,) m/s."""
     kind: Array
-    """(B,) int32, one of FIXED, LANGEVIN, FIGURE_EIGHT."""
+    """(B,) int32, one of FIXED, LANGEVIN, FIGURE_EIGHT, STEP."""
     time: Array
     """(B,) s since the episode began."""
 
@@ -41,7 +42,7 @@ def reset(cfg: TargetCfg, rng: Array, num_envs: int) -> Target:
     if cfg.kind == "mixed":
         kind = jnp.where(jax.random.uniform(kind_key, (num_envs,)) < cfg.fixed_fraction, FIXED, LANGEVIN)
     else:
-        kind = jnp.full((num_envs,), {"fixed": FIXED, "langevin": LANGEVIN, "figure_eight": FIGURE_EIGHT}[cfg.kind])
+        kind = jnp.full((num_envs,), KINDS[cfg.kind])
     target = Target(
         pos=zeros,
         vel=zeros,
@@ -62,6 +63,8 @@ def step(cfg: TargetCfg, target: Target, rng: Array, dt: float) -> Target:
     if cfg.kind == "figure_eight":
         pos, vel = figure_eight(cfg, target.time)
         return target.replace(pos=pos, vel=vel)
+    if cfg.kind == "step":
+        return jump(cfg, target, rng, dt)
     moved = langevin(cfg, target, rng, dt)
     moving = (target.kind == LANGEVIN)[:, None]
     return moved.replace(pos=jnp.where(moving, moved.pos, target.pos), vel=jnp.where(moving, moved.vel, target.vel))
@@ -85,6 +88,21 @@ def langevin(cfg: TargetCfg, target: Target, rng: Array, dt: float) -> Target:
         pos=target.pos + cfg.smoothing * (pos - target.pos),
         vel=target.vel + cfg.smoothing * (vel - target.vel),
     )
+
+
+def jump(cfg: TargetCfg, target: Target, rng: Array, dt: float) -> Target:
+    """Every ``step_interval`` a new resting point, uniform in the ball of radius ``step_size``."""
+    steps, interval = jnp.round(target.time / dt), jnp.round(cfg.step_interval / dt)
+    pos = cfg.step_size * in_unit_ball(rng, target.pos.shape[0])
+    return target.replace(pos=jnp.where((steps % interval == 0)[:, None], pos, target.pos))
+
+
+def in_unit_ball(rng: Array, n: int) -> Array:
+    """Points (n, 3) uniform in the unit ball: a uniform direction times the cube root of a uniform number."""
+    direction_key, radius_key = jax.random.split(rng)
+    direction = jax.random.normal(direction_key, (n, 3))
+    direction = direction / jnp.linalg.norm(direction, axis=-1, keepdims=True)
+    return direction * jax.random.uniform(radius_key, (n, 1)) ** (1 / 3)
 
 
 def figure_eight(cfg: TargetCfg, time: Array) -> tuple[Array, Array]:

@@ -12,6 +12,7 @@ import pytest
 
 from jdistill import runs
 from jdistill.config import ConfigError
+from jdistill.run_folder import load_config
 from tests.conftest import ROOT
 
 
@@ -86,11 +87,13 @@ def test_a_run_of_another_version(logdir):
     run = logdir / "exp" / "good"
     config = (run / "config.yaml").read_text()
     (run / "config.yaml").write_text(config.replace("  seed: 42\n", "  seeds: 42\n"))
-    with pytest.raises(ConfigError, match=r"config.yaml \(jdistill 0.*, this is 0.*\): agent.seeds: unknown setting"):
-        runs.load_cfg(run)
+    with pytest.raises(
+        ConfigError, match=r"a run of jdistill 0.*, this is jdistill 0.* \(agent.seeds: unknown setting"
+    ):
+        load_config(run)
     (run / "config.yaml").write_text(config)
     with pytest.raises(ConfigError, match=r"^agent.seeds: unknown setting"):
-        runs.load_cfg(run, ["agent.seeds=1"])
+        load_config(run, ["agent.seeds=1"])
     record = json.loads((run / "run.json").read_text())
     record["format"] = 2
     record["starts"][0]["versions"]["jdistill"] = "9.1"

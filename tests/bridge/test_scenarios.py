@@ -1,0 +1,228 @@
+"""Wind, sensors, jumping targets, and the scenarios made of them: each does what it says, and nothing when off."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy.spatial.transform import Rotation
+
+from bridge.crazyflie import PointControl, PointControlCfg, target
+from bridge.crazyflie.cfg import RandomizationCfg, ResetCfg, SensorCfg, TargetCfg, WindCfg
+from bridge.crazyflie.scenarios import CRAZYFLIES, scenarios
+from bridge.env import AutoReset, Parametric
+
+STILL = ResetCfg(position=0, linear_velocity=0, angular_velocity=0, tilt=0, yaw=0)
+NOMINAL = RandomizationCfg(mass=0, inertia=0, thrust=0, motor=0)
+NOISE = SensorCfg(position_noise=0.02, velocity_noise=0.1, attitude_noise=2.0, rate_noise=0.3)
+
+
+def small(num_envs: int, **settings) -> PointControlCfg:
+    """Settings whose physics is compiled quickly: one step per command."""
+    return PointControlCfg(num_envs=num_envs, physics_freq=100, frame="world", **settings)
+
+
+def fly(cfg: PointControlCfg, steps: int, seed: int = 0, action: float | None = None):
+    """States before and after ``steps`` steps of one constant action (hover's, if not told); the leading axis is time.
+
+    Returns the environment and the pytree ``(pipeline_state, obs)``, each leaf (steps + 1, B, ...).
+    """
+    env = PointControl(cfg)
+    constant = jnp.full((cfg.num_envs, 4), 2 * env.hover_action - 1 if action is None else action)
+
+    @jax.jit
+    def run(rng):
+        start = env.reset(rng)
+
+        def step(state, _):
+            state = env.step(state, constant)
+            return state, (state.pipeline_state, state.obs)
+
+        _, later = jax.lax.scan(step, start, None, length=steps)
+        return jax.tree.map(lambda a, b: jnp.concatenate([a[None], b]), (start.pipeline_state, start.obs), later)
+
+    return env, jax.device_get(run(jax.random.key(seed)))
+
+
+def leaves_equal(a, b) -> bool:
+    pairs = zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
+    return all(np.array_equal(x, y) for x, y in pairs)
+
+
+@pytest.fixture(scope="module")
+def calm():
+    """Craft in calm air with perfect sensors, wandering targets."""
+    return fly(small(16, target=TargetCfg(kind="langevin")), 20)
+
+
+def test_what_is_off_is_not_there(calm):
+    _, (sim, _) = calm
+    assert sim.wind is None and sim.sensors is None
+
+
+def test_a_gust_moves_the_craft_as_its_force_says():
+    """At hover with full rotors nothing else pushes sideways: the speed after a gust is force / mass * its length."""
+    wind = WindCfg(force=0.3, gust_s=0.1, pause_s=0.05)
+    cfg = small(200, reset=STILL, randomization=NOMINAL, target=TargetCfg(kind="fixed"), wind=wind)
+    env, (sim, _) = fly(cfg, 30)
+    force = sim.wind.force
+    strength = np.linalg.norm(force, axis=-1) / env.craft.weight
+    blowing = np.r_[np.zeros(6, bool), np.ones(10, bool), np.zeros(5, bool), np.ones(10, bool)]
+    assert ((strength > 0).all(axis=1) == blowing).all() and (strength[~blowing] == 0).all()
+    assert strength.max() <= 0.3 + 1e-6 and strength[6].max() > 0.28 and strength[6].mean() > 0.13
+    assert (force[..., 2] == 0).all() and np.abs(force[6].mean(axis=0)).max() < 0.1 * env.craft.weight
+    assert (force[6] == force[15]).all() and (force[6] != force[21]).any(axis=-1).all(), "each gust is another"
+    gained = sim.craft.vel[15] - sim.craft.vel[5]
+    mass = env.craft.weight / 9.81
+    expected = force[6] / mass * 0.1
+    np.testing.assert_allclose(gained[:, :2], expected[:, :2], rtol=0.03, atol=1e-3)  # Drag takes a little.
+    assert np.abs(sim.craft.vel[5]).max() < 1e-3, "calm before the gust"
+
+
+def test_wind_leaves_targets_and_starts_alone(calm):
+    _, (still, _) = calm
+    _, (sim, _) = fly(small(16, target=TargetCfg(kind="langevin"), wind=WindCfg(force=0.2)), 20)
+    assert leaves_equal(still.target, sim.target) and leaves_equal(still.physics, sim.physics)
+    assert leaves_equal(jax.tree.map(lambda x: x[0], still.craft), jax.tree.map(lambda x: x[0], sim.craft))
+
+
+@pytest.mark.parametrize("steps", [1, 3])
+def test_a_delay_delays_by_exactly_its_steps(calm, steps):
+    _, (sim, obs) = calm
+    cfg = small(16, target=TargetCfg(kind="langevin"), sensor=SensorCfg(delay_steps=steps))
+    _, (late_sim, late) = fly(cfg, 20)
+    same = {"atol": 1e-6, "rtol": 0}
+    np.testing.assert_allclose(late_sim.craft.pos, sim.craft.pos, **same, err_msg="the craft itself flies as ever")
+    np.testing.assert_allclose(late["teacher"], obs["teacher"], atol=1e-5, rtol=0, err_msg="the teacher sees the truth")
+    seen = np.maximum(np.arange(21) - steps, 0)
+    student = late["student"]
+    np.testing.assert_allclose(student[..., 0:3], sim.craft.pos[seen] - sim.target.pos, **same)
+    np.testing.assert_allclose(student[..., 3:6], sim.craft.vel[seen] - sim.target.vel, **same)
+    np.testing.assert_allclose(student[..., 6:18], obs["student"][seen][..., 6:18], **same)
+    np.testing.assert_allclose(student[..., 18:22], obs["student"][..., 18:22], **same, err_msg="commands are known")
+    apart = np.abs(sim.craft.pos[seen[8:]] - sim.craft.pos[np.maximum(seen - 1, 0)][8:]).max(axis=(0, 2))
+    assert (apart > 1e-4).mean() > 0.8, "a step more or less would show"
+
+
+def test_noise_has_the_deviation_that_was_asked_for():
+    cfg = small(500, target=TargetCfg(kind="fixed"), sensor=NOISE)
+    _, (noisy_sim, noisy) = fly(cfg, 10)
+    student = noisy["student"]
+    errors = {
+        "position": (student[..., 0:3] - noisy_sim.craft.pos, 0.02),
+        "velocity": (student[..., 3:6] - noisy_sim.craft.vel, 0.1),
+        "rates": (student[..., 15:18] - noisy_sim.craft.ang_vel, 0.3),
+    }
+    true = Rotation.from_quat(noisy_sim.craft.quat.reshape(-1, 4))
+    told = noisy["teacher"][..., 6:15].reshape(-1, 3, 3)
+    np.testing.assert_allclose(told, true.as_matrix(), atol=1e-5, err_msg="the teacher sees the truth")
+    measured = Rotation.from_matrix(student[..., 6:15].reshape(-1, 3, 3))
+    errors["attitude"] = ((true.inv() * measured).as_rotvec(degrees=True).reshape(11, 500, 3), 2.0)
+    for name, (error, deviation) in errors.items():
+        assert error.std() == pytest.approx(deviation, rel=0.03), name
+        assert abs(error.mean()) < 0.05 * deviation, name
+        flat = error.reshape(11, -1)
+        assert abs(np.corrcoef(flat[3], flat[4])[0, 1]) < 0.1, f"{name}: drawn anew every step"
+    assert (student[..., 18:22] == noisy["teacher"][..., 18:22]).all()
+
+
+def test_a_restarted_episode_forgets_its_measurements():
+    cfg = small(4, episode_length_s=0.1, sensor=SensorCfg(delay_steps=3))
+    env = AutoReset(PointControl(cfg))
+    step = jax.jit(env.step)
+    state = jax.jit(env.reset)(jax.random.key(0))
+    for _ in range(10):
+        state = step(state, jnp.zeros((4, 4)))
+    assert state.done.all()
+    craft = state.pipeline_state.craft
+    np.testing.assert_array_equal(state.obs["student"][:, :3], craft.pos - state.pipeline_state.target.pos)
+    waiting = state.pipeline_state.sensors.under_way.pos
+    np.testing.assert_array_equal(waiting, jnp.repeat(craft.pos[:, None], 3, axis=1))
+
+
+def test_a_step_target_rests_and_jumps_within_its_ball():
+    cfg = TargetCfg(kind="step", step_size=0.7, step_interval=0.5)
+    start = target.reset(cfg, jax.random.key(0), 300)
+    step = lambda t, k: (target.step(cfg, t, k, 0.01),) * 2  # noqa: E731
+    _, later = jax.lax.scan(step, start, jax.random.split(jax.random.key(1), 200))
+    pos = np.concatenate([np.asarray(start.pos)[None], later.pos])
+    moved = (pos[1:] != pos[:-1]).any(axis=-1)
+    assert moved[[49, 99, 149, 199]].all() and moved.sum() == 4 * 300, "every half second and at no other time"
+    distance = np.linalg.norm(pos[50], axis=-1)
+    assert (pos[:50] == 0).all() and 0.65 < distance.max() <= 0.7 + 1e-5
+    assert np.mean(distance < 0.35) == pytest.approx(1 / 8, abs=0.06)
+    assert (np.asarray(later.vel) == 0).all()
+
+
+def test_a_teacher_can_see_the_physics():
+    wide = RandomizationCfg(mass=0.2, inertia=0.4, thrust=0.1, motor=0.4)
+    cfg = small(50, teacher_sees_physics=True, reset=STILL, randomization=wide, target=TargetCfg(kind="fixed"))
+    env = PointControl(cfg)
+    plain = PointControl(dataclasses.replace(cfg, teacher_sees_physics=False))
+    assert (env.obs_sizes["teacher"], plain.obs_sizes["teacher"]) == (30, 26)
+    state = jax.jit(env.reset)(jax.random.key(0))
+    hover, ratio, roll, rate = np.asarray(state.obs["teacher"][:, 26:]).T
+    command = jnp.tile(hover[:, None], (1, 4))
+    craft = state.pipeline_state.craft.replace(rotor_vel=env.craft.command(command))
+    start = state.replace(pipeline_state=state.pipeline_state.replace(craft=craft))
+    after = jax.jit(env.step)(start, 2 * command - 1)
+    assert np.abs(after.pipeline_state.craft.vel).max() < 1e-4, "the hover command carries each craft"
+    physics = state.pipeline_state.physics
+    np.testing.assert_allclose(ratio, 1.4917 * physics.thrust / physics.mass, rtol=1e-3)
+    np.testing.assert_allclose(roll * physics.inertia / physics.thrust, 464.6, rtol=1e-3)
+    assert np.corrcoef(rate, physics.motor)[0, 1] > 0.9
+
+
+def test_scenarios_are_what_their_names_say():
+    cfg = PointControlCfg(frame="world", drone="cf2x_P250", randomization=RandomizationCfg(mass=0.3))
+    found = scenarios(cfg)
+    for name, (description, changed) in found.items():
+        changed.validate()
+        assert changed.frame == "world" and "\n" not in description, name
+    assert found["default"].cfg is cfg
+    assert found["wind"].cfg.wind.force > 0 and found["hover"].cfg.wind.force == 0
+    assert [found[f"delay_{ms}ms"].cfg.sensor.delay_steps for ms in (10, 20, 30)] == [1, 2, 3]
+    assert found["figure_eight_4s"].cfg.target.figure_eight_period == 4
+    assert found["dynamics"].cfg.randomization.mass == pytest.approx(0.4)
+    assert [found[drone].cfg.drone for drone in CRAZYFLIES] == list(CRAZYFLIES)
+    assert found[CRAZYFLIES[0]].cfg.randomization == RandomizationCfg()
+    slower = scenarios(dataclasses.replace(cfg, policy_freq=50))
+    assert [name for name in slower if name.startswith("delay")] == ["delay_20ms", "delay_40ms"]
+
+
+def test_one_program_serves_every_crazyflie():
+    """Parameters as arguments give the same flight as parameters compiled in."""
+    envs = [AutoReset(PointControl(small(4, drone=drone))) for drone in CRAZYFLIES]
+    assert isinstance(envs[0], Parametric) and len({env.structure for env in envs}) == 1
+    other = AutoReset(PointControl(small(4, wind=WindCfg(force=0.1))))
+    assert other.structure != envs[0].structure
+
+    def flight(env, rng):
+        step = lambda s, _: (env.step(s, 0.3 * jnp.ones((4, 4))), s.obs)  # noqa: E731
+        return jax.lax.scan(step, env.reset(rng), None, length=10)[1]
+
+    program = jax.jit(lambda parameters, rng: flight(envs[0].with_parameters(parameters), rng))
+    shared = [program(env.parameters, jax.random.key(0)) for env in envs]
+    assert program._cache_size() == 1
+    alone = jax.jit(lambda rng: flight(envs[3], rng))(jax.random.key(0))
+    for name, value in alone.items():
+        np.testing.assert_allclose(shared[3][name], value, rtol=1e-4, atol=1e-4, err_msg=name)
+    assert not np.allclose(shared[0]["teacher"], shared[3]["teacher"], atol=1e-2)
+
+
+@pytest.mark.parametrize(
+    ("settings", "named"),
+    [
+        ({"wind": WindCfg(force=-0.1)}, "env.wind.force"),
+        ({"wind": WindCfg(gust_s=0.0)}, "env.wind.gust_s"),
+        ({"sensor": SensorCfg(position_noise=-1.0)}, "env.sensor.position_noise"),
+        ({"sensor": SensorCfg(delay_steps=101)}, "env.sensor.delay_steps"),
+        ({"target": TargetCfg(kind="step", step_interval=0.0)}, "env.target.step_interval"),
+    ],
+)
+def test_settings_that_make_no_sense_are_named(settings, named):
+    with pytest.raises(ValueError, match=named):
+        PointControlCfg(**settings).validate()
