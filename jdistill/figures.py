@@ -195,7 +195,7 @@ def path(traces: Mapping[str, Mapping[str, Any]]) -> go.Figure:
         start = {"color": color(policy), "size": 4, "symbol": "diamond"}
         figure.add_scatter3d(x=x[:1], y=y[:1], z=z[:1], mode="markers", name=f"{policy}, start", marker=start)
     axis = {"gridcolor": GRID, "zerolinecolor": GRID, "showbackground": False, "tickfont": {"size": 10}}
-    scene = {f"{k}axis": {**axis, "title": {"text": f"{k} (m)"}} for k in "xyz"}
+    scene: dict[str, Any] = {f"{k}axis": {**axis, "title": {"text": f"{k} (m)"}} for k in "xyz"}
     figure = styled(figure, 420, "Path")
     eye = {"x": 1.6, "y": 1.6, "z": 1.1}
     scene |= {"aspectmode": "data", "camera": {"eye": eye, "center": {"x": 0, "y": 0, "z": -0.12}}}

@@ -6,6 +6,7 @@ import importlib.util
 import io
 import itertools
 from collections.abc import Callable, Iterable, Iterator
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -127,7 +128,7 @@ def check_packages(file: Path | str) -> None:
     suffix = Path(file).suffix.lower()
     if suffix not in (".mp4", ".gif"):
         raise RenderError(f"{file}: a film is an .mp4 or a .gif")
-    needed = {"PIL": "pillow", **({"imageio_ffmpeg": "imageio-ffmpeg"} if suffix == ".mp4" else {})}
+    needed = {"PIL": "pillow", "av": "av"} if suffix == ".mp4" else {"PIL": "pillow"}
     for module, package in needed.items():
         if importlib.util.find_spec(module) is None:
             raise RenderError(f"{file}: {package} is not installed; use 'uv run --extra video ...'")
@@ -146,7 +147,7 @@ def write(file: Path, pictures: Iterable[np.ndarray], fps: float) -> int:
         kept = list(pictures)
         file.write_bytes(gif(kept, fps))
         return len(kept)
-    return _write_mp4(file, iter(pictures), fps)
+    return _write_mp4(file, pictures, fps)
 
 
 def gif(pictures: list[np.ndarray], fps: float) -> bytes:
@@ -159,21 +160,20 @@ def gif(pictures: list[np.ndarray], fps: float) -> bytes:
     return target.getvalue()
 
 
-def _write_mp4(file: Path, pictures: Iterator[np.ndarray], fps: float) -> int:
-    import imageio_ffmpeg
+def _write_mp4(file: Path, pictures: Iterable[np.ndarray], fps: float) -> int:
+    import av
 
-    file.open("ab").close()  # ffmpeg's own complaint about a place that cannot be written is a page long.
+    pictures = iter(pictures)
     first = next(pictures)
-    height, width = first.shape[:2]
-    # H.264 has half as many color samples, so sizes must be even.
-    size = (width - width % 2, height - height % 2)
-    writer = imageio_ffmpeg.write_frames(str(file), size, fps=fps, quality=7, macro_block_size=2)
-    writer.send(None)
+    # H.264 has half as many color samples, so sizes are even.
+    height, width = (size // 2 * 2 for size in first.shape[:2])
     count = 0
-    try:
+    with av.open(str(file), "w") as container:
+        stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1000), options={"crf": "20"})
+        stream.height, stream.width, stream.pix_fmt = height, width, "yuv420p"
         for picture in itertools.chain([first], pictures):
-            writer.send(np.ascontiguousarray(picture[: size[1], : size[0]]))
+            even = np.ascontiguousarray(picture[:height, :width])
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(even, format="rgb24")))
             count += 1
-    finally:
-        writer.close()
+        container.mux(stream.encode())
     return count
