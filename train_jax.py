@@ -12,17 +12,21 @@ import shlex
 import sys
 from collections import Counter
 from collections.abc import Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
-from bridge.env import SimulatorError, TrainingEnv
+from bridge.env import RenderError, SimulatorError, TrainingEnv
 from bridge.isaaclab.cfg import IsaacLabCfg, as_overrides
 from bridge.tasks import POINT_CONTROL, SIMULATORS, TASKS, Session, Task, isaaclab_task, on_isaaclab
 from jdistill.cli import Parser, positive
 from jdistill.config import LOGGERS, AlgorithmCfg, ConfigError, RunCfg, compose, load_file, nearest
 from jdistill.runs import find_run, new_run, note_start, planned_folder
+
+if TYPE_CHECKING:
+    from jdistill.profiling import ProfileWindow
+    from jdistill.video import Camera
 
 CONFIGS = Path(__file__).parent / "configs"
 PROGRAM = ["python", "train_jax.py"]
@@ -82,6 +86,9 @@ def make_parser() -> Parser:
     add("--record", metavar="FILE", help="write every episode that is flown to a new HDF5 file")
     add("--dataset", action="append", metavar="FILE", help="train on recorded episodes instead of flying; repeatable")
     add("--headless", action="store_true", help="open no window, which is the default")
+    add("--video", action="store_true", help="film the student from time to time (on Isaac Lab, its own recording)")
+    add("--video_interval", type=positive, metavar="N", help="iterations (on Isaac Lab, steps) between films (100)")
+    add("--video_length", type=positive, metavar="N", help="steps of a film (a whole episode; on Isaac Lab 200)")
     add("--profile", metavar="START:COUNT", help="write a JAX profiler trace of COUNT iterations from START on")
     add("--config", metavar="FILE", help="YAML file with task, agent and env settings, or the name of one in configs/")
     add("overrides", nargs="*", metavar="KEY=VALUE", help="settings of the agent and the environment, dotted")
@@ -99,6 +106,8 @@ def parse(argv: list[str]) -> argparse.Namespace:
         parser.error("--teacher and --checkpoint both name the teacher: give one of them")
     if args.record and args.dataset:
         parser.error("--record writes what is flown, with --dataset nothing is: leave one of them out")
+    if (args.video_interval or args.video_length) and not args.video:
+        parser.error("--video_interval and --video_length are a film's: add --video")
     if args.load_run and not args.resume:
         parser.error("--load_run names the run to go on with: add --resume")
     return args
@@ -287,6 +296,19 @@ def teacher_path(cfg: RunCfg, task: Task, run: Path | None, args: argparse.Names
     return Path(str(files("jdistill"))) / "teachers" / f"{task.teacher}.safetensors"
 
 
+class Extras(NamedTuple):
+    """What a run does beside training."""
+
+    command: str
+    """The command line, which the run folder remembers."""
+    profile: ProfileWindow | None
+    """Iterations to be traced."""
+    record: Path | None
+    """File for what is flown."""
+    camera: Camera | None
+    """Films the student."""
+
+
 def train(args: argparse.Namespace) -> Path:
     """Build everything and run it; returns the run folder."""
     from jdistill.profiling import ProfileWindow
@@ -318,7 +340,13 @@ def train(args: argparse.Namespace) -> Path:
             env = stack.enter_context(task.open(cfg.env, session))
         except ValueError as e:
             raise ConfigError(str(e)) from e
-        return train_on(env, cfg, task, file, run, bool(resumed), profile, record, shlex.join(PROGRAM + args.argv))
+        camera = None
+        if args.video and task.cfg_cls is not IsaacLabCfg:
+            from jdistill.video import Camera
+
+            camera = stack.enter_context(closing(Camera(env, args.video_interval or 100, args.video_length)))
+        extras = Extras(shlex.join(PROGRAM + args.argv), profile, record, camera)
+        return train_on(env, cfg, task, file, run, bool(resumed), extras)
 
 
 def train_on(
@@ -328,11 +356,9 @@ def train_on(
     teacher_file: Path,
     run: Path,
     resumed: bool,
-    profile: Any,
-    record: Path | None,
-    command: str,
+    extras: Extras,
 ) -> Path:
-    """Distill on an open environment; returns the run folder, which remembers ``command``."""
+    """Distill on an open environment; returns the run folder."""
     from jdistill.networks import summary
     from jdistill.runner import DistillationRunner, load_recording, load_teacher, plan_history, resolve_obs_groups
 
@@ -345,21 +371,21 @@ def train_on(
         if held:
             print(held.describe())
     run = run if resumed else new_run(run)
-    runner = DistillationRunner(env, cfg, teacher, run, recording, record)
+    runner = DistillationRunner(env, cfg, teacher, run, recording, extras.record, extras.camera)
     if resumed:
         runner.load()
         if runner.current_learning_iteration >= cfg.agent.max_iterations:
             done, goal = runner.current_learning_iteration, cfg.agent.max_iterations
             raise ConfigError(f"{run} already has {done} iterations, --max_iterations is {goal}: raise it")
-        if profile:
-            profile.check(runner.current_learning_iteration, cfg.agent.max_iterations)
+        if extras.profile:
+            extras.profile.check(runner.current_learning_iteration, cfg.agent.max_iterations)
         print(f"Resuming {run} at iteration {runner.current_learning_iteration}", flush=True)
     else:
         print(f"Logging to {run}", flush=True)
         runner.start()
     cfg.save(run / "config.yaml")
-    note_start(run, command, runner.current_learning_iteration)
-    runner.learn(profile)
+    note_start(run, extras.command, runner.current_learning_iteration)
+    runner.learn(extras.profile)
     print(f"Done. Student: {run / 'student.safetensors'}")
     return run
 
@@ -372,9 +398,10 @@ def main(argv: list[str]) -> int:
     from jdistill.recorder import DatasetError
     from jdistill.runner import Interrupted, TrainingError
 
+    told = ConfigError, CheckpointError, DatasetError, PolicyFileError, TrainingError, SimulatorError, RenderError
     try:
         train(args)
-    except (ConfigError, CheckpointError, DatasetError, PolicyFileError, TrainingError, SimulatorError) as e:
+    except told as e:
         fail(str(e))
     except OSError as e:
         fail(f"{e.filename or 'the log folder'}: {e.strerror}")
@@ -388,8 +415,12 @@ def main(argv: list[str]) -> int:
 
 def resume_command(args: argparse.Namespace, run: Path) -> str:
     """The command that goes on with ``run``."""
-    device = ["--device", args.device] if args.device else []
-    return shlex.join([*PROGRAM, "--resume", "--load_run", str(run), *device, *args.simulator_flags])
+    flags = ["--device", args.device] if args.device else []
+    if args.video and not args.simulator_flags:  # Isaac Lab's flags hold those of its own videos.
+        flags.append("--video")
+        for name in ("video_interval", "video_length"):
+            flags += [f"--{name}", str(getattr(args, name))] if getattr(args, name) else []
+    return shlex.join([*PROGRAM, "--resume", "--load_run", str(run), *flags, *args.simulator_flags])
 
 
 if __name__ == "__main__":

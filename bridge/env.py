@@ -7,7 +7,7 @@ that changes lives in the :class:`State` pytree.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import jax
@@ -108,15 +108,34 @@ class TrainingEnv(Env, Protocol):
 
 
 class Renderer(Protocol):
-    """Draws an environment step by step; one that can be drawn has ``renderer(width, height, color) -> Renderer``,
-    which raises :class:`RenderError` where this machine cannot."""
+    """Draws one environment of a batch, step by step.
+
+    An environment that can be drawn has ``renderer(width, height, color) -> Renderer``, where ``color`` is that of the
+    path or whatever else marks a policy. It raises :class:`RenderError` where this machine cannot draw.
+    """
 
     def frame(self, state: State, index: int = 0) -> np.ndarray:
-        """Environment ``index`` of a state, which is the simulator's newest: (height, width, 3) uint8."""
+        """Environment ``index`` of a state, which must be the simulator's newest: (height, width, 3) uint8."""
         ...
 
     def close(self) -> None:
         """Free what drawing takes."""
+        ...
+
+
+class Viewer(Protocol):
+    """A window that shows several flights in one scene.
+
+    An environment that opens one has ``viewer(colors) -> Viewer``, a color for each flight. It raises
+    :class:`RenderError` where there is no display.
+    """
+
+    def show(self, states: Sequence[State], index: int = 0) -> bool:
+        """Draw environment ``index`` of each flight's state; returns whether the window is still open."""
+        ...
+
+    def close(self) -> None:
+        """Close the window."""
         ...
 
 
@@ -282,11 +301,16 @@ class AutoReset:
 
     def renderer(self, width: int, height: int, color: Color) -> Renderer:
         """See :class:`Renderer`."""
+        return self._drawn().renderer(width, height, color)
+
+    def viewer(self, colors: Sequence[Color]) -> Viewer:
+        """See :class:`Viewer`."""
+        return self._drawn().viewer(colors)
+
+    def _drawn(self) -> Any:
         if not hasattr(self.env, "renderer"):
-            raise RenderError(
-                f"{type(self.env).__name__} has no pictures of itself; its numbers are in jdistill.evaluate"
-            )
-        return self.env.renderer(width, height, color)
+            raise RenderError(f"{type(self.env).__name__} draws no pictures; 'jdistill evaluate' has its numbers")
+        return self.env
 
 
 def where_done(done: Array, fresh: Any, current: Any) -> Any:

@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import importlib.util
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from jdistill.config import AgentCfg, ConfigError
 from jdistill.progress import ProgressWriter
+
+if TYPE_CHECKING:
+    from jdistill.video import Film
+
+VIDEO_TAG = "Video/student"
 
 
 class Writer(Protocol):
@@ -15,6 +20,10 @@ class Writer(Protocol):
 
     def write(self, scalars: dict[str, float], iteration: int) -> None:
         """Record the scalars of one iteration."""
+        ...
+
+    def show(self, film: Film, iteration: int) -> None:
+        """Show a film of the student after so many iterations."""
         ...
 
     def close(self) -> None:
@@ -35,6 +44,18 @@ class TensorBoardWriter:
         """Record the scalars of one iteration."""
         for tag, value in scalars.items():
             self._writer.add_scalar(tag, value, iteration)
+
+    def show(self, film: Film, iteration: int) -> None:
+        """A moving picture among TensorBoard's images, which a GIF in an image's place is."""
+        from tensorboardX.proto.summary_pb2 import Summary
+
+        from jdistill.video import GIF_FPS, gif
+
+        every = max(1, round(film.fps / GIF_FPS))
+        height, width = film.pictures[0].shape[:2]
+        data = gif(film.pictures[::every], film.fps / every)
+        image = Summary.Image(height=height, width=width, colorspace=3, encoded_image_string=data)
+        self._writer.file_writer.add_summary(Summary(value=[Summary.Value(tag=VIDEO_TAG, image=image)]), iteration)
 
     def close(self) -> None:
         """Flush and end."""
@@ -65,6 +86,12 @@ class WandbWriter:
         """Record the scalars of one iteration."""
         self._run.log(scalars, step=iteration)
 
+    def show(self, film: Film, iteration: int) -> None:
+        """The film itself, among W&B's media."""
+        import wandb
+
+        self._run.log({VIDEO_TAG: wandb.Video(str(film.file), format="mp4")}, step=iteration)
+
     def close(self) -> None:
         """Flush and end."""
         self._run.finish()
@@ -80,6 +107,11 @@ class Writers:
         """Record the scalars of one iteration."""
         for writer in self._writers:
             writer.write(scalars, iteration)
+
+    def show(self, film: Film, iteration: int) -> None:
+        """Show a film of the student after so many iterations."""
+        for writer in self._writers:
+            writer.show(film, iteration)
 
     def close(self) -> None:
         """Flush and end."""

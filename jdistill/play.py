@@ -93,7 +93,7 @@ def watch(env: Any, flown: dict[str, Pilot], seed: int) -> None:
         RenderError: there is no display, or the environment opens no window.
     """
     if not hasattr(env, "viewer"):
-        raise RenderError(f"{type(env).__name__} opens no window of ours; leave --live out for a file")
+        raise RenderError(f"{type(env).__name__} opens no window; leave --live out for a file")
     stage, stride = video.Stage(env), video.stride(env, video.FPS)
     with closing(env.viewer([video.COLORS[name] for name in flown])) as viewer:
         ways = [flight(stage, pilot, seed, stride) for pilot in flown.values()]

@@ -36,6 +36,9 @@ class ProgressWriter:
         with self._path.open("a", newline="") as file:
             self._csv(file).writerow({ITERATION: iteration, **{tag: f"{v:.9g}" for tag, v in scalars.items()}})
 
+    def show(self, film: Any, iteration: int) -> None:
+        """Nothing: the film is in a file of its own."""
+
     def close(self) -> None:
         """Nothing: every row is on disk already."""
 

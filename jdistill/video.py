@@ -8,7 +8,7 @@ import itertools
 from collections.abc import Callable, Iterable, Iterator
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -118,6 +118,55 @@ def beside(panels: list[Iterator[np.ndarray]], gap: int = 4) -> Iterator[np.ndar
         space = np.full((pictures[0].shape[0], gap, 3), 255, np.uint8)
         spaced = list(itertools.chain.from_iterable((space, p) for p in pictures))[1:]
         yield np.concatenate(spaced, axis=1)
+
+
+# -- during training -----------------------------------------------------------------------------------------------
+
+
+class Camera:
+    """Films the student in training: ``RUN/videos/student_<iteration>.mp4``.
+
+    Opened before the run folder exists, so that a machine that draws nothing is told before anything begins.
+
+    Raises:
+        RenderError: nothing can be drawn or written here.
+    """
+
+    PANEL = 320
+    """Width and height of the picture, pixels."""
+    NAME = "student"
+
+    def __init__(self, env: TrainingEnv, interval: int, length: int | None):
+        """Film after every ``interval`` iterations, for ``length`` steps (None: a whole episode)."""
+        check_packages("video.mp4")
+        self.interval = interval
+        self._env, self._stage = env, Stage(env)
+        self._steps = length or env.max_episode_length
+        self._renderer = make_renderer(env, self.PANEL, self.PANEL, COLORS[self.NAME])
+        self._actor: Actor | None = None
+
+    def film(self, run: Path, iteration: int, pilot_of: Callable[[Any], Pilot], learnt: Any, seed: int) -> Film:
+        """Film what ``pilot_of`` makes of what it has ``learnt``, which from call to call is the same function."""
+        self._actor = self._actor or self._stage.actor(pilot_of)
+        every = stride(self._env)
+        dt = every * self._env.step_dt
+        states = itertools.islice(self._stage.fly(self._actor, learnt, seed, every), -(-self._steps // every))
+        pictures = list(frames(states, self._renderer, self.NAME, dt))
+        file = run / "videos" / f"{self.NAME}_{iteration}.mp4"
+        write(file, pictures, 1.0 / dt)
+        return Film(file, pictures, 1.0 / dt)
+
+    def close(self) -> None:
+        """Free what drawing takes."""
+        self._renderer.close()
+
+
+class Film(NamedTuple):
+    """A film as a file, and its pictures for those who show it in another form."""
+
+    file: Path
+    pictures: list[np.ndarray]
+    fps: float
 
 
 # -- files ---------------------------------------------------------------------------------------------------------

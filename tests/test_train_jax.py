@@ -227,6 +227,7 @@ def test_help_explains_every_flag(capsys):
     text = capsys.readouterr().out
     flags = "task num_envs max_iterations phase1 seed teacher checkpoint resume load_run experiment_name run_name"
     flags += " logger log_project_name logdir device headless profile config record dataset"
+    flags += " video video_interval video_length"
     for flag in flags.split():
         assert re.search(rf"--{flag}\b.*?\s{{2,}}\w+", text, re.DOTALL), flag
 
@@ -247,6 +248,7 @@ def test_help_explains_every_flag(capsys):
         (["--profile", "3:9", "--max_iterations", "10"], "this run has iterations 0 to 9"),
         (["--device", "tpy"], "--device tpy: expected cpu, cuda or cuda:N"),
         (["--load_run", "x"], "add --resume"),
+        (["--video_interval", "3"], "--video_interval and --video_length are a film's: add --video"),
         (["--dataset", "nowhere.hdf5"], "nowhere.hdf5: no such file"),
         (["--dataset", "README.md"], "README.md: truncated, damaged or no HDF5 file"),
         (["--dataset", "a.hdf5", "--record", "b.hdf5"], "leave one of them out"),

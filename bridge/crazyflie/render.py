@@ -131,7 +131,7 @@ class OffscreenRenderer:
 
 
 class LiveViewer:
-    """MuJoCo's own window with one craft per color; needs a display."""
+    """A :class:`bridge.env.Viewer`: MuJoCo's own window."""
 
     def __init__(self, drone: str, colors: Sequence[Color]):
         if not (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):
@@ -147,7 +147,7 @@ class LiveViewer:
             raise RenderError(f"MuJoCo opens no window ({_line(e)}); leave --live out for a file") from e
 
     def show(self, states: Sequence[State], index: int = 0) -> bool:
-        """Draw environment ``index`` of each state; returns whether the window is still open."""
+        """See :class:`bridge.env.Viewer`."""
         if not self._viewer.is_running():
             return False
         with self._viewer.lock():
@@ -159,7 +159,7 @@ class LiveViewer:
         return True
 
     def close(self) -> None:
-        """Close the window."""
+        """See :class:`bridge.env.Viewer`."""
         self._viewer.close()
 
 

@@ -6,7 +6,7 @@ import copy
 import dataclasses
 import json
 from collections.abc import Hashable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -21,10 +21,7 @@ from bridge.crazyflie.dynamics import Craft, Crazyflie, Physics, rotation_matrix
 from bridge.crazyflie.sensor import Sensors
 from bridge.crazyflie.target import Target, in_unit_ball
 from bridge.crazyflie.wind import Wind
-from bridge.env import Color, Layout, Renderer, State
-
-if TYPE_CHECKING:
-    from bridge.crazyflie.render import LiveViewer
+from bridge.env import Color, Layout, Renderer, State, Viewer
 
 
 class PhysicalState(struct.PyTreeNode):
@@ -175,8 +172,8 @@ class PointControl:
 
         return OffscreenRenderer(self.cfg.drone, width, height, color)
 
-    def viewer(self, colors: Sequence[Color]) -> LiveViewer:
-        """A window for one craft per color."""
+    def viewer(self, colors: Sequence[Color]) -> Viewer:
+        """See :class:`bridge.env.Viewer`."""
         from bridge.crazyflie.render import LiveViewer
 
         return LiveViewer(self.cfg.drone, colors)
