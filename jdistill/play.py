@@ -10,13 +10,13 @@ import argparse
 import itertools
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import Any
 
 from bridge.env import RenderError, SimulatorError, State, TrainingEnv
-from bridge.tasks import Session
+from bridge.tasks import TASKS, Session
 from jdistill import video
 from jdistill.cli import Parser
 from jdistill.config import ConfigError, RunCfg
@@ -69,13 +69,17 @@ def flight(stage: video.Stage, pilot: Pilot, seed: int, stride: int) -> Iterator
 
 
 @contextmanager
-def open_env(cfg: RunCfg, scenario: str | None, seed: int, run: Path) -> Iterator[TrainingEnv]:
-    """The run's environment, one copy of it, as it is or in a scenario.
+def open_env(
+    cfg: RunCfg, scenario: str | None, seed: int, run: Path, flags: Sequence[str] = ()
+) -> Iterator[TrainingEnv]:
+    """The run's environment, one copy of it, as it is or in a scenario; ``flags`` are for Isaac Lab's launcher.
 
     Raises:
         ConfigError: no such task or scenario, or settings that cannot be used.
     """
-    task = find_task(cfg.task)
+    if cfg.task not in TASKS and not any(flag.startswith(("--viz", "--visualizer")) for flag in flags):
+        flags = [*flags, "--viz", "newton_gl"]  # The one that draws without Isaac Sim and without a display.
+    task = find_task(cfg.task, flags)
     settings = cfg.env if scenario is None else chosen(task.scenarios(cfg.env), [scenario])[scenario].cfg
     groups = group_names([e for entries in cfg.agent.obs_groups.values() for e in entries])
     with ExitStack() as stack:
@@ -104,7 +108,7 @@ def watch(env: Any, flown: dict[str, Pilot], seed: int) -> None:
             time.sleep(max(0.0, began + i * stride * env.step_dt - time.perf_counter()))
 
 
-def play(args: argparse.Namespace) -> None:
+def play(args: argparse.Namespace, flags: Sequence[str]) -> None:
     """Run the command.
 
     Raises:
@@ -116,7 +120,7 @@ def play(args: argparse.Namespace) -> None:
     file = args.out or run / "videos" / f"play{'' if args.scenario is None else '_' + args.scenario}.mp4"
     if not args.live:
         video.check_packages(file)
-    with open_env(cfg, args.scenario, args.seed, run) as env:
+    with open_env(cfg, args.scenario, args.seed, run, flags) as env:
         if args.live:
             watch(env, flown, args.seed)
             return
@@ -126,7 +130,12 @@ def play(args: argparse.Namespace) -> None:
 
 def main(argv: list[str]) -> int:
     """The command."""
-    parser = Parser(prog="python -m jdistill.play", description="A film of a run's student beside its teacher.")
+    parser = Parser(
+        prog="python -m jdistill.play",
+        description="A film of a run's student beside its teacher.",
+        epilog="Runs of Isaac Lab's tasks take its launcher's flags too.",
+        allow_abbrev=False,
+    )
     add = parser.add_argument
     add("run", metavar="RUN", help="run folder, or its name in 'jdistill runs'")
     add("overrides", nargs="*", metavar="KEY=VALUE", help="settings of the environment: env.target.kind=figure_eight")
@@ -137,9 +146,9 @@ def main(argv: list[str]) -> int:
     add("--best", action="store_true", help="the best student instead of the newest")
     add("--live", action="store_true", help="a window in place of a file")
     add("--logdir", metavar="DIR", help="folder of all experiments, where RUN is a name")
-    args = parser.parse_intermixed_args(argv)
+    args, flags = parser.parse_known_intermixed_args(argv)
     try:
-        play(args)
+        play(args, flags)
     except (ConfigError, PolicyFileError, RenderError, SimulatorError) as e:
         print(f"jdistill.play: error: {e}", file=sys.stderr)
         return 1

@@ -78,9 +78,7 @@ def test_no_way_to_draw_is_one_line(crazyflie, monkeypatch):
     with pytest.raises(RenderError, match=r"no way to draw without a display \(egl: .*; osmesa: .*\).*libegl1 or"):
         crazyflie.renderer(80, 80, BLUE)
     monkeypatch.setenv("MUJOCO_GL", "osmesa")
-    with pytest.raises(
-        RenderError, match=r"display \(osmesa: .*\); on Debian 'apt-get install libosmesa6'"
-    ) as error:
+    with pytest.raises(RenderError, match=r"display \(osmesa: .*\); on Debian 'apt-get install libosmesa6'") as error:
         crazyflie.renderer(80, 80, BLUE)
     assert "\n" not in str(error.value)
     monkeypatch.setenv("MUJOCO_GL", "glfw")

@@ -82,6 +82,7 @@ def test_complaints(small_run, tmp_path, capsys, monkeypatch):
     assert "film.avi: a film is an .mp4 or a .gif" in complaint(run, "--out", str(tmp_path / "film.avi"))
     assert "--scenario hoover: not known (did you mean hover?)" in complaint(run, "--scenario", "hoover")
     assert "env.drone='cf9': expected one of" in complaint(run, "env.drone=cf9")
+    assert "unknown flag --second" in complaint(run, "--second", "3")
     (tmp_path / "file").write_text("")
     assert "File exists" in complaint(run, "--out", str(tmp_path / "file" / "film.gif"))
     monkeypatch.delenv("DISPLAY", raising=False)

@@ -108,6 +108,11 @@ class PointControlEnv(DirectRLEnv):
             rotor_vel=self.rotor_vel,
         )
 
+    def camera_view(self, index: int) -> tuple[list[float], list[float]]:
+        """Eye and target (3, m, world frame) for a picture of environment ``index``: the craft from close by."""
+        pos = self.craft.pos[index] + self.scene.env_origins[index]
+        return (pos + torch.tensor([0.5, -0.5, 0.3], device=pos.device)).tolist(), pos.tolist()
+
     def place(self, craft: Craft, env_ids: Tensor) -> None:
         """Put ``craft`` (K rows) into the environments ``env_ids`` (K,)."""
         pose = torch.cat([craft.pos + self.scene.env_origins[env_ids], craft.quat], dim=-1)
