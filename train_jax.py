@@ -286,14 +286,13 @@ def select_device(name: str | None) -> None:
 
 
 def teacher_path(cfg: RunCfg, task: Task, run: Path | None, args: argparse.Namespace) -> Path:
-    """The teacher's file: the one named, the one a resumed run kept, or the bundled one."""
+    """The teacher's file: the one named, the one a resumed run kept, or the task's; bundled ones go by their names."""
     if run and not (args.teacher or args.checkpoint):
         return run / "teacher.safetensors"
-    if cfg.agent.teacher.file:
-        return Path(cfg.agent.teacher.file)
-    if not task.teacher:
+    if not (name := cfg.agent.teacher.file or task.teacher):
         raise ConfigError(f"{task.name}: name its teacher with --teacher FILE (or --checkpoint FILE)")
-    return Path(str(files("jdistill"))) / "teachers" / f"{task.teacher}.safetensors"
+    bundled = Path(str(files("jdistill"))) / "teachers" / f"{name}.safetensors"
+    return bundled if bundled.is_file() and not Path(name).is_file() else Path(name)
 
 
 class Extras(NamedTuple):

@@ -128,7 +128,8 @@ class TeacherCfg:
     """The teacher's policy. An rsl_rl checkpoint holds weights but no activations, so they can be said here."""
 
     file: str | None = None
-    """A jdistill policy (``.safetensors``) or an rsl_rl checkpoint (``.pt``); null takes the task's bundled teacher."""
+    """A jdistill policy (``.safetensors``), an rsl_rl checkpoint (``.pt``), or the name of a bundled teacher
+    (``crazyflie``, ``quadrotors``); null takes the task's own."""
     activation: str | None = None
     """Of the hidden layers of an rsl_rl checkpoint, by rsl_rl's names; null takes what ``params/agent.yaml`` beside the
     checkpoint says, else ``elu``."""

@@ -151,11 +151,13 @@ class SensorCfg:
     delay_steps: int = 0
     """Control steps after which a measurement reaches the student. What it commands itself it knows at once. Until the
     first one arrives it sees how the episode began."""
+    random_delay: bool = False
+    """Whether every episode draws its delay from 0, 1, ... ``delay_steps``."""
 
     @property
     def is_perfect(self) -> bool:
         """Whether the student sees the truth at once."""
-        return not any(vars(self).values())
+        return not any(value for name, value in vars(self).items() if name != "random_delay")
 
 
 @dataclass

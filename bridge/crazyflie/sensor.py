@@ -29,26 +29,33 @@ class Sensors(struct.PyTreeNode):
 
     seen: Measurement
     """What the student sees now."""
-    under_way: Measurement | None
-    """Measurements that have not reached it yet, oldest first, each field (B, delay, ...); None without delay."""
+    recent: Measurement | None
+    """The newest measurements, oldest first, each field (B, delay, ...); None without delay."""
+    delay: Array | None
+    """(B,) int32, control steps; None where it is the same in all episodes."""
 
 
 def reset(cfg: SensorCfg, craft: Craft, rng: Array) -> Sensors:
     """Measure where the episodes begin."""
-    first = measure(cfg, craft, rng)
-    wait = cfg.delay_steps
-    waiting = jax.tree.map(lambda x: jnp.repeat(x[:, None], wait, axis=1), first) if wait else None
-    return Sensors(seen=first, under_way=waiting)
+    noise_key, delay_key = jax.random.split(rng)
+    first, longest = measure(cfg, craft, noise_key), cfg.delay_steps
+    return Sensors(
+        seen=first,
+        recent=jax.tree.map(lambda x: jnp.repeat(x[:, None], longest, axis=1), first) if longest else None,
+        delay=jax.random.randint(delay_key, craft.pos.shape[:1], 0, longest + 1) if cfg.random_delay else None,
+    )
 
 
 def step(cfg: SensorCfg, sensors: Sensors, craft: Craft, rng: Array) -> Sensors:
-    """Measure once more, and let the oldest measurement arrive."""
+    """Measure once more, and let what is old enough arrive."""
     newest = measure(cfg, craft, rng)
-    if sensors.under_way is None:
-        return Sensors(seen=newest, under_way=None)
-    seen = jax.tree.map(lambda x: x[:, 0], sensors.under_way)
-    under_way = jax.tree.map(lambda x, new: jnp.concatenate([x[:, 1:], new[:, None]], 1), sensors.under_way, newest)
-    return Sensors(seen=seen, under_way=under_way)
+    if sensors.recent is None:
+        return sensors.replace(seen=newest)
+    all_ = jax.tree.map(lambda x, new: jnp.concatenate([x, new[:, None]], axis=1), sensors.recent, newest)
+    # Of delay + 1 measurements the last is the newest.
+    first = 0 if sensors.delay is None else cfg.delay_steps - sensors.delay
+    seen = jax.tree.map(lambda x: x[jnp.arange(len(x)), first], all_)
+    return sensors.replace(seen=seen, recent=jax.tree.map(lambda x: x[:, 1:], all_))
 
 
 def measure(cfg: SensorCfg, craft: Craft, rng: Array) -> Measurement:

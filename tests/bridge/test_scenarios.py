@@ -107,6 +107,17 @@ def test_a_delay_delays_by_exactly_its_steps(calm, steps):
     assert (apart > 1e-4).mean() > 0.8, "a step more or less would show"
 
 
+def test_a_random_delay_is_drawn_for_each_episode(calm):
+    _, (_, obs) = calm
+    sensor = SensorCfg(delay_steps=2, random_delay=True)
+    _, (late_sim, late) = fly(small(16, target=TargetCfg(kind="langevin"), sensor=sensor), 20)
+    delay = late_sim.sensors.delay[0]
+    assert set(delay.tolist()) == {0, 1, 2} and (late_sim.sensors.delay == delay).all()
+    for i, steps in enumerate(delay):
+        seen = np.maximum(np.arange(21) - steps, 0)
+        np.testing.assert_allclose(late["student"][:, i, 6:18], obs["student"][seen, i, 6:18], atol=1e-6, rtol=0)
+
+
 def test_noise_has_the_deviation_that_was_asked_for():
     cfg = small(500, target=TargetCfg(kind="fixed"), sensor=NOISE)
     _, (noisy_sim, noisy) = fly(cfg, 10)
@@ -139,7 +150,7 @@ def test_a_restarted_episode_forgets_its_measurements():
     assert state.done.all()
     craft = state.pipeline_state.craft
     np.testing.assert_array_equal(state.obs["student"][:, :3], craft.pos - state.pipeline_state.target.pos)
-    waiting = state.pipeline_state.sensors.under_way.pos
+    waiting = state.pipeline_state.sensors.recent.pos
     np.testing.assert_array_equal(waiting, jnp.repeat(craft.pos[:, None], 3, axis=1))
 
 

@@ -1,0 +1,103 @@
+"""Our student of RAPTOR's size beside RAPTOR itself, in every scenario of point control.
+
+    python -m benchmarks.raptor --out docs
+
+Trains a student by the command that a user types, then flies it, its teacher and RAPTOR through the scenarios: those
+of the default Crazyflie, every other Crazyflie, and the quadrotors that the student was trained on. Prints a Markdown
+table and writes ``evaluation.json``. Training takes about 10 minutes on two CPU cores, flying about as long.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from benchmarks.crazyflie import ROOT
+from bridge.crazyflie import PointControlCfg
+from bridge.crazyflie.scenarios import CRAZYFLIES
+from jdistill.evaluate import SEED, Request, evaluate_run, finite
+from jdistill.run_folder import find_task, load_config
+
+POLICIES = ("student", "raptor", "teacher")
+
+
+def train(logdir: Path, overrides: list[str]) -> Path:
+    """Run the command; returns the run folder."""
+    arguments = ["--config", "crazyflie_raptor", "--phase1", "500", "--logdir", str(logdir), *overrides]
+    done = subprocess.run([sys.executable, str(ROOT / "train_jax.py"), *arguments], stdout=subprocess.PIPE)
+    if done.returncode:
+        raise SystemExit(f"training failed with status {done.returncode}")
+    (run,) = logdir.glob("*/*")
+    return run
+
+
+def fly(run: Path, episodes: int) -> dict[str, Any]:
+    """All scenarios with the default Crazyflie, and the run's own training task as the scenario ``trained_on``."""
+    cfg = load_config(run)
+    request = Request(run, episodes, SEED, ["default"], raptor=True)
+    results = evaluate_run(request, cfg, find_task(cfg.task))
+    nominal = PointControlCfg()
+    widths = [f"env.randomization.{name}={width}" for name, width in vars(nominal.randomization).items()]
+    cfg = load_config(run, [f"env.drone={nominal.drone}", *widths])
+    scenarios = evaluate_run(request._replace(scenarios=[]), cfg, find_task(cfg.task))["scenarios"]
+    trained_on = {"description": "the student's own training task", **results["scenarios"].pop("default")}
+    return {**results, "run": run.name, "scenarios": {"trained_on": trained_on, **scenarios}}
+
+
+def table(results: dict[str, Any]) -> str:
+    """Survival and steady error of each policy as Markdown; the better of student and RAPTOR is bold."""
+    head = "".join(f" {name} survival | {name} steady (m) |" for name in POLICIES)
+    rows = [f"| scenario |{head}", "|---|" + "---|---|" * len(POLICIES)]
+    for name, told in results["scenarios"].items():
+        cells = []
+        for policy in POLICIES:
+            numbers = told["policies"][policy]
+            cells += [f"{numbers['survival']:.1%}", f"{numbers['metrics']['position_error']['steady']:.4f}"]
+        for i, better in ((0, max), (1, min)):
+            pair = [cells[i], cells[i + 2]]
+            if pair[0] != pair[1]:
+                best = better((0, 1), key=lambda k: float(pair[k].rstrip("%")))
+                cells[i + 2 * best] = f"**{pair[best]}**"
+        rows.append(f"| {name} | " + " | ".join(cells) + " |")
+    return "\n".join(rows)
+
+
+def verdict(results: dict[str, Any]) -> str:
+    """Where the student is worse than RAPTOR, by the numbers as they are."""
+    lost = []
+    for name, told in results["scenarios"].items():
+        student, raptor = (told["policies"][policy] for policy in ("student", "raptor"))
+        if student["survival"] < raptor["survival"]:
+            lost.append(f"survival in {name}")
+        errors = [numbers["metrics"]["position_error"]["steady"] for numbers in (student, raptor)]
+        if errors[0] >= errors[1]:
+            lost.append(f"steady error in {name}" + (" (a Crazyflie)" if name in CRAZYFLIES else ""))
+    return "The student is worse in: " + (", ".join(lost) or "nothing")
+
+
+def main() -> None:
+    """Train, fly, print, write."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--run", type=Path, help="a run of the preset, in place of training one")
+    parser.add_argument("--episodes", type=int, default=1000)
+    parser.add_argument("--out", type=Path, help="folder for evaluation.json")
+    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="settings, as for train_jax.py")
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        results = fly(args.run or train(Path(folder), args.overrides), args.episodes)
+    for told in results["scenarios"].values():
+        for numbers in told["policies"].values():
+            del numbers["traces"], numbers["histograms"]
+    print(table(results))
+    print(verdict(results))
+    if args.out:
+        (args.out / "evaluation.json").write_text(json.dumps(finite(results), indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
