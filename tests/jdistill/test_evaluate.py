@@ -201,6 +201,7 @@ def test_the_command(run, capsys):
     rows = list(csv.DictReader((run / "evaluation" / "evaluation.csv").open()))
     assert [(row["scenario"], row["policy"]) for row in rows[:3]] == [("hover", p) for p in policies]
     assert float(rows[0]["return"]) == policies["student"]["return"]
+    assert out.splitlines()[-1] == str(run / "report.html") and "cf2x_T350" in (run / "report.html").read_text()
 
 
 @pytest.mark.parametrize(
