@@ -6,25 +6,30 @@ python train_jax.py --phase1 500
 from __future__ import annotations
 
 import argparse
-import datetime
 import importlib.util
 import os
 import shlex
 import sys
 from collections import Counter
 from collections.abc import Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
-from bridge.env import SimulatorError, TrainingEnv
+from bridge.env import RenderError, SimulatorError, TrainingEnv
 from bridge.isaaclab.cfg import IsaacLabCfg, as_overrides
 from bridge.tasks import POINT_CONTROL, SIMULATORS, TASKS, Session, Task, isaaclab_task, on_isaaclab
 from jdistill.cli import Parser, positive, select_device
 from jdistill.config import LOGGERS, AlgorithmCfg, ConfigError, RunCfg, compose, load_file, nearest
+from jdistill.runs import find_run, new_run, note_start, planned_folder
+
+if TYPE_CHECKING:
+    from jdistill.profiling import ProfileWindow
+    from jdistill.video import Camera
 
 CONFIGS = Path(__file__).parent / "configs"
+PROGRAM = ["python", "train_jax.py"]
 EXPERIMENT = "agent.experiment_name="
 ISAACLAB_FLAGS = ("--viz", "--video", "--external_callback", "--agent")
 """The best known of those that only tasks on Isaac Lab take."""
@@ -83,6 +88,9 @@ def make_parser() -> Parser:
     add("--record", metavar="FILE", help="write every episode that is flown to a new HDF5 file")
     add("--dataset", action="append", metavar="FILE", help="train on recorded episodes instead of flying; repeatable")
     add("--headless", action="store_true", help="open no window, which is the default")
+    add("--video", action="store_true", help="film the student from time to time (on Isaac Lab, its own recording)")
+    add("--video_interval", type=positive, metavar="N", help="iterations (on Isaac Lab, steps) between films (100)")
+    add("--video_length", type=positive, metavar="N", help="steps of a film (a whole episode; on Isaac Lab 200)")
     add("--profile", metavar="START:COUNT", help="write a JAX profiler trace of COUNT iterations from START on")
     add("--config", metavar="FILE", help="YAML file with task, agent and env settings, or the name of one in configs/")
     add("overrides", nargs="*", metavar="KEY=VALUE", help="settings of the agent and the environment, dotted")
@@ -98,6 +106,8 @@ def parse(argv: list[str]) -> argparse.Namespace:
     args.unknown, args.argv, args.simulator_flags = unknown, argv, []
     if args.teacher and args.checkpoint and args.teacher != args.checkpoint:
         parser.error("--teacher and --checkpoint both name the teacher: give one of them")
+    if (args.video_interval or args.video_length) and not args.video:
+        parser.error("--video_interval and --video_length are a film's: add --video")
     if args.load_run and not args.resume:
         parser.error("--load_run names the run to go on with: add --resume")
     return args
@@ -114,53 +124,6 @@ def refuse_unknown(args: argparse.Namespace) -> None:
 def _explicit_resume(argument: str, following: str) -> list[str]:
     bare = argument == "--resume" and ("=" in following or following.startswith("-") or not following)
     return ["--resume", "true"] if bare else [argument]
-
-
-def find_run(args: argparse.Namespace, experiment: str) -> Path:
-    """The run folder that ``--resume`` means."""
-    from jdistill.checkpoint import has_checkpoint
-
-    folder = log_root(args) / experiment
-    if args.load_run:
-        candidates = [p for p in (folder / args.load_run, Path(args.load_run)) if p.is_dir()]
-        if not candidates:
-            names = [p.name for p in folder.glob("*")] if folder.is_dir() else []
-            raise ConfigError(f"--load_run {args.load_run}: no such run in {folder}{nearest(args.load_run, names)}")
-        if not has_checkpoint(candidates[0]):
-            raise ConfigError(f"--load_run {args.load_run}: {candidates[0]} holds no checkpoint to go on from")
-        return candidates[0]
-    runs = sorted(p for p in folder.glob("*") if has_checkpoint(p)) if folder.is_dir() else []
-    if not runs:
-        raise ConfigError(f"--resume: nothing to resume, no run with a checkpoint in {folder}")
-    return runs[-1]
-
-
-def log_root(args: argparse.Namespace) -> Path:
-    """The folder of all experiments."""
-    return Path(args.logdir or "logs/jdistill")
-
-
-def planned_folder(args: argparse.Namespace, cfg: RunCfg) -> Path:
-    """Where a run that begins now belongs, ``<logdir>/<experiment>/<timestamp>[_<run_name>]``; nothing is created."""
-    stamp = datetime.datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
-    name = f"{stamp}_{cfg.agent.run_name}" if cfg.agent.run_name else stamp
-    return log_root(args) / cfg.agent.experiment_name / name
-
-
-def new_run(planned: Path) -> Path:
-    """Create the folder ``planned``, or one beside it if another run was quicker; never one that exists."""
-    for suffix in ["", *(f"-{i}" for i in range(2, 100))]:
-        run = planned.with_name(planned.name + suffix)
-        try:
-            run.mkdir(parents=True)
-            return run
-        except FileExistsError:
-            if planned.parent.is_dir():
-                continue
-            raise ConfigError(f"{planned.parent}: is not a folder, choose another --logdir") from None
-        except OSError as e:
-            raise ConfigError(f"cannot write to {run}: {e.strerror}; choose another --logdir") from e
-    raise ConfigError(f"{planned.parent}: 99 runs were begun in this second")
 
 
 def flag_settings(args: argparse.Namespace) -> dict[str, Any]:
@@ -197,7 +160,7 @@ def configure(args: argparse.Namespace) -> tuple[RunCfg, Task, Path | None]:
     layers = [load_file(config_path(args.config))] if args.config else []
     run = None
     if args.resume:
-        run = find_run(args, _experiment(args, layers))
+        run = find_run(args.logdir, _experiment(args, layers), args.load_run)
         layers.insert(0, load_file(run / "config.yaml"))
     name = args.task or next((layer["task"] for layer in reversed(layers) if layer.get("task")), "crazyflie")
     if run:
@@ -310,6 +273,19 @@ def teacher_path(cfg: RunCfg, task: Task, run: Path | None, args: argparse.Names
     return bundled if bundled.is_file() and not Path(name).is_file() else Path(name)
 
 
+class Extras(NamedTuple):
+    """What a run does beside training."""
+
+    command: str
+    """The command line, which the run folder remembers."""
+    profile: ProfileWindow | None
+    """Iterations to be traced."""
+    record: Path | None
+    """File for what is flown."""
+    camera: Camera | None
+    """Films the student."""
+
+
 def train(args: argparse.Namespace) -> Path:
     """Build everything and run it; returns the run folder."""
     from jdistill.profiling import ProfileWindow
@@ -331,7 +307,7 @@ def train(args: argparse.Namespace) -> Path:
         check_new(record)
     if not file.is_file():
         raise ConfigError(f"{file}: no such file")
-    run = resumed or planned_folder(args, cfg)
+    run = resumed or planned_folder(args.logdir, cfg.agent.experiment_name, cfg.agent.run_name)
     try:
         # rsl_rl's name for what policies see where nothing else is said.
         groups = ["policy", *group_names([e for entries in cfg.agent.obs_groups.values() for e in entries])]
@@ -343,7 +319,13 @@ def train(args: argparse.Namespace) -> Path:
             env = stack.enter_context(task.open(cfg.env, session))
         except ValueError as e:
             raise ConfigError(str(e)) from e
-        return train_on(env, cfg, task, file, run, bool(resumed), profile, record)
+        camera = None
+        if args.video and task.cfg_cls is not IsaacLabCfg:
+            from jdistill.video import Camera
+
+            camera = stack.enter_context(closing(Camera(env, args.video_interval or 100, args.video_length)))
+        extras = Extras(shlex.join(PROGRAM + args.argv), profile, record, camera)
+        return train_on(env, cfg, task, file, run, bool(resumed), extras)
 
 
 def train_on(
@@ -353,8 +335,7 @@ def train_on(
     teacher_file: Path,
     run: Path,
     resumed: bool,
-    profile: Any,
-    record: Path | None,
+    extras: Extras,
 ) -> Path:
     """Distill on an open environment; returns the run folder."""
     from jdistill.networks import summary
@@ -369,20 +350,21 @@ def train_on(
         if held:
             print(held.describe())
     run = run if resumed else new_run(run)
-    runner = DistillationRunner(env, cfg, teacher, run, recording, record)
+    runner = DistillationRunner(env, cfg, teacher, run, recording, extras.record, extras.camera)
     if resumed:
         runner.load()
         if runner.current_learning_iteration >= cfg.agent.max_iterations:
             done, goal = runner.current_learning_iteration, cfg.agent.max_iterations
             raise ConfigError(f"{run} already has {done} iterations, --max_iterations is {goal}: raise it")
-        if profile:
-            profile.check(runner.current_learning_iteration, cfg.agent.max_iterations)
+        if extras.profile:
+            extras.profile.check(runner.current_learning_iteration, cfg.agent.max_iterations)
         print(f"Resuming {run} at iteration {runner.current_learning_iteration}", flush=True)
     else:
         print(f"Logging to {run}", flush=True)
         runner.start()
     cfg.save(run / "config.yaml")
-    runner.learn(profile)
+    note_start(run, extras.command, runner.current_learning_iteration)
+    runner.learn(extras.profile)
     print(f"Done. Student: {run / 'student.safetensors'}")
     return run
 
@@ -397,9 +379,10 @@ def main(argv: list[str]) -> int:
     from jdistill.runner import Interrupted, TrainingError
 
     compilation.prepare()
+    told = ConfigError, CheckpointError, DatasetError, PolicyFileError, TrainingError, SimulatorError, RenderError
     try:
         train(args)
-    except (ConfigError, CheckpointError, DatasetError, PolicyFileError, TrainingError, SimulatorError) as e:
+    except told as e:
         fail(str(e))
     except OSError as e:
         fail(f"{e.filename or 'the log folder'}: {e.strerror}")
@@ -413,8 +396,12 @@ def main(argv: list[str]) -> int:
 
 def resume_command(args: argparse.Namespace, run: Path) -> str:
     """The command that goes on with ``run``."""
-    device = ["--device", args.device] if args.device else []
-    return shlex.join(["python", "train_jax.py", "--resume", "--load_run", str(run), *device, *args.simulator_flags])
+    flags = ["--device", args.device] if args.device else []
+    if args.video and not args.simulator_flags:  # Isaac Lab's flags hold those of its own videos.
+        flags.append("--video")
+        for name in ("video_interval", "video_length"):
+            flags += [f"--{name}", str(getattr(args, name))] if getattr(args, name) else []
+    return shlex.join([*PROGRAM, "--resume", "--load_run", str(run), *flags, *args.simulator_flags])
 
 
 if __name__ == "__main__":

@@ -7,15 +7,18 @@ that changes lives in the :class:`State` pytree.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import struct
 from jax import Array
 
 T = TypeVar("T")
+Color = tuple[float, float, float]
+"""Red, green, blue, each 0..1."""
 
 EPISODE_METRIC_PREFIX = "Episode_"
 """Metrics whose name starts like this speak of a whole episode and are read at its last step only; all other
@@ -102,6 +105,42 @@ class TrainingEnv(Env, Protocol):
     def pop_log(self) -> dict[str, float]:
         """Scalars that the simulator has reported by itself since the last call, averaged."""
         ...
+
+
+class Renderer(Protocol):
+    """Draws one environment of a batch, step by step.
+
+    An environment that can be drawn has ``renderer(width, height, color) -> Renderer``, where ``color`` is that of the
+    path or whatever else marks a policy. It raises :class:`RenderError` where this machine cannot draw.
+    """
+
+    def frame(self, state: State, index: int = 0) -> np.ndarray:
+        """Environment ``index`` of a state, which must be the simulator's newest: (height, width, 3) uint8."""
+        ...
+
+    def close(self) -> None:
+        """Free what drawing takes."""
+        ...
+
+
+class Viewer(Protocol):
+    """A window that shows several flights in one scene.
+
+    An environment that opens one has ``viewer(colors) -> Viewer``, a color for each flight. It raises
+    :class:`RenderError` where there is no display.
+    """
+
+    def show(self, states: Sequence[State], index: int = 0) -> bool:
+        """Draw environment ``index`` of each flight's state; returns whether the window is still open."""
+        ...
+
+    def close(self) -> None:
+        """Close the window."""
+        ...
+
+
+class RenderError(RuntimeError):
+    """No picture can be drawn; the message is one line that says what is missing and how to get it."""
 
 
 @runtime_checkable
@@ -259,6 +298,19 @@ class AutoReset:
     def pop_log(self) -> dict[str, float]:
         """Nothing: all scalars are in ``metrics``."""
         return {}
+
+    def renderer(self, width: int, height: int, color: Color) -> Renderer:
+        """See :class:`Renderer`."""
+        return self._drawn().renderer(width, height, color)
+
+    def viewer(self, colors: Sequence[Color]) -> Viewer:
+        """See :class:`Viewer`."""
+        return self._drawn().viewer(colors)
+
+    def _drawn(self) -> Any:
+        if not hasattr(self.env, "renderer"):
+            raise RenderError(f"{type(self.env).__name__} draws no pictures; 'jdistill evaluate' has its numbers")
+        return self.env
 
 
 def where_done(done: Array, fresh: Any, current: Any) -> Any:

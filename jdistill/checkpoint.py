@@ -98,12 +98,6 @@ class Checkpoints:
             return -np.inf
 
 
-def has_checkpoint(run_dir: Path) -> bool:
-    """Whether ``run_dir`` is a run that can be resumed."""
-    folder = run_dir / "checkpoints"
-    return folder.is_dir() and any(p.name.isdigit() for p in folder.iterdir())
-
-
 def _manager(directory: Path, max_to_keep: int) -> ocp.CheckpointManager:
     # Orbax wants absolute paths.
     options = ocp.CheckpointManagerOptions(max_to_keep=max_to_keep)

@@ -28,7 +28,9 @@ from jdistill.flight import Flight, Flights, Pilot, inference_cost, make_pilot
 from jdistill.networks import Policy, PolicyState
 from jdistill.policy_file import PolicyFileError
 from jdistill.provenance import machine, versions
-from jdistill.run_folder import RunError, Saved, find_run, find_task, load_config, load_student, load_teacher
+from jdistill.report import ReportError, write_report
+from jdistill.run_folder import Saved, find_task, load_config, load_student, load_teacher
+from jdistill.runs import open_run
 
 FORMAT = 1
 SEED = 20_000
@@ -78,7 +80,7 @@ def evaluate_run(request: Request, cfg: RunCfg, task: Task) -> dict[str, Any]:
     """Fly every policy through every scenario; prints a table as it goes, returns what ``evaluation.json`` holds.
 
     Raises:
-        RunError, ConfigError, PolicyFileError: something is missing, or does not fit; one line.
+        ConfigError, PolicyFileError: something is missing, or does not fit; one line.
         SimulatorError: a simulator failed.
     """
     saved = {"student": load_student(request.run, request.best), "teacher": load_teacher(request.run)}
@@ -256,7 +258,7 @@ def names(text: str) -> list[str]:
 
 def run_command(args: argparse.Namespace, flags: Sequence[str]) -> None:
     """Evaluate and write."""
-    run = find_run(args.run)
+    run = open_run(args.run)
     cfg = load_config(run, args.overrides)
     if args.raptor:
         from jdistill.interop import raptor
@@ -266,8 +268,13 @@ def run_command(args: argparse.Namespace, flags: Sequence[str]) -> None:
     task = find_task(cfg.task, flags, args.device)
     request = Request(run, args.episodes, args.seed, args.scenario, args.raptor, args.best)
     out = args.out or run / "evaluation"
-    write(evaluate_run(request, cfg, task), out)
+    results = evaluate_run(request, cfg, task)
+    write(results, out)
     print(f"{out / 'evaluation.json'} and evaluation.csv")
+    try:
+        print(write_report(run, finite(results)))
+    except ReportError as e:
+        print(f"No report.html: {e}")
 
 
 def main(argv: list[str]) -> int:
@@ -276,7 +283,7 @@ def main(argv: list[str]) -> int:
     compilation.prepare()
     try:
         run_command(args, flags)
-    except (RunError, ConfigError, PolicyFileError, SimulatorError) as e:
+    except (ConfigError, PolicyFileError, SimulatorError) as e:
         print(f"jdistill.evaluate: error: {e}", file=sys.stderr)
         return 1
     except OSError as e:

@@ -29,7 +29,8 @@ from jdistill.interop.rsl_rl import model_cfg
 from jdistill.networks import Policy, PolicyState
 from jdistill.policy_file import PolicyFileError, load_policy, save_policy
 from jdistill.provenance import versions
-from jdistill.run_folder import RunError, load_config, load_student
+from jdistill.run_folder import load_config, load_student
+from jdistill.runs import open_run
 
 FORMATS = ("rsl_rl", "jit", "onnx", "safetensors")
 STEPS = 100
@@ -288,7 +289,7 @@ def export(run: Path, formats: list[str], out: Path, best: bool = False, actor_s
 def main(argv: list[str]) -> int:
     """The command."""
     parser = Parser(prog="python -m jdistill.export", description=__doc__.split("\n")[0])
-    parser.add_argument("run", type=Path, metavar="RUN", help="run folder")
+    parser.add_argument("run", metavar="RUN", help="run folder, or its name in 'jdistill runs'")
     parser.add_argument("--format", default="safetensors", help=f"any of {', '.join(FORMATS)}, separated by commas")
     parser.add_argument("--out", type=Path, help="folder for the files (default: RUN/exported)")
     parser.add_argument(
@@ -298,18 +299,19 @@ def main(argv: list[str]) -> int:
     args = parser.parse_args(argv)
     compilation.prepare()
     formats = [name.strip() for name in args.format.split(",")]
-    out = args.out or args.run / "exported"
     try:
         if unknown := [f for f in formats if f not in FORMATS]:
             raise ExportError(f"--format {unknown[0] or '(empty)'}: expected some of {', '.join(FORMATS)}")
+        run = open_run(args.run)
+        out = args.out or run / "exported"
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # TorchScript is what was asked for.
-            export(args.run, formats, out, args.best, args.actor_std)
-    except (ExportError, RunError, ConfigError, PolicyFileError) as e:
+            export(run, formats, out, args.best, args.actor_std)
+    except (ExportError, ConfigError, PolicyFileError) as e:
         print(f"jdistill.export: error: {e}", file=sys.stderr)
         return 1
     except OSError as e:
-        print(f"jdistill.export: error: {e.filename or out}: {e.strerror}", file=sys.stderr)
+        print(f"jdistill.export: error: {e.filename or args.out}: {e.strerror}", file=sys.stderr)
         return 1
     return 0
 

@@ -1,12 +1,18 @@
-"""Where a run's scalars go: TensorBoard, Weights & Biases, or nowhere."""
+"""Where a run's scalars go: into ``progress.csv`` always, and to TensorBoard or Weights & Biases."""
 
 from __future__ import annotations
 
 import importlib.util
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from jdistill.config import AgentCfg, ConfigError
+from jdistill.progress import ProgressWriter
+
+if TYPE_CHECKING:
+    from jdistill.video import Film
+
+VIDEO_TAG = "Video/student"
 
 
 class Writer(Protocol):
@@ -14,6 +20,10 @@ class Writer(Protocol):
 
     def write(self, scalars: dict[str, float], iteration: int) -> None:
         """Record the scalars of one iteration."""
+        ...
+
+    def show(self, film: Film, iteration: int) -> None:
+        """Show a film of the student after so many iterations."""
         ...
 
     def close(self) -> None:
@@ -34,6 +44,18 @@ class TensorBoardWriter:
         """Record the scalars of one iteration."""
         for tag, value in scalars.items():
             self._writer.add_scalar(tag, value, iteration)
+
+    def show(self, film: Film, iteration: int) -> None:
+        """A moving picture among TensorBoard's images, which a GIF in an image's place is."""
+        from tensorboardX.proto.summary_pb2 import Summary
+
+        from jdistill.video import GIF_FPS, gif
+
+        every = max(1, round(film.fps / GIF_FPS))
+        height, width = film.pictures[0].shape[:2]
+        data = gif(film.pictures[::every], film.fps / every)
+        image = Summary.Image(height=height, width=width, colorspace=3, encoded_image_string=data)
+        self._writer.file_writer.add_summary(Summary(value=[Summary.Value(tag=VIDEO_TAG, image=image)]), iteration)
 
     def close(self) -> None:
         """Flush and end."""
@@ -64,19 +86,37 @@ class WandbWriter:
         """Record the scalars of one iteration."""
         self._run.log(scalars, step=iteration)
 
+    def show(self, film: Film, iteration: int) -> None:
+        """The film itself, among W&B's media."""
+        import wandb
+
+        self._run.log({VIDEO_TAG: wandb.Video(str(film.file), format="mp4")}, step=iteration)
+
     def close(self) -> None:
         """Flush and end."""
         self._run.finish()
 
 
-class NoWriter:
-    """Drops everything."""
+class Writers:
+    """Several writers as one."""
+
+    def __init__(self, *writers: Writer):
+        self._writers = writers
 
     def write(self, scalars: dict[str, float], iteration: int) -> None:
-        """Drop the scalars."""
+        """Record the scalars of one iteration."""
+        for writer in self._writers:
+            writer.write(scalars, iteration)
+
+    def show(self, film: Film, iteration: int) -> None:
+        """Show a film of the student after so many iterations."""
+        for writer in self._writers:
+            writer.show(film, iteration)
 
     def close(self) -> None:
-        """Do nothing."""
+        """Flush and end."""
+        for writer in self._writers:
+            writer.close()
 
 
 def check_logger(cfg: AgentCfg) -> None:
@@ -86,9 +126,11 @@ def check_logger(cfg: AgentCfg) -> None:
 
 
 def make_writer(run_dir: Path, cfg: AgentCfg, config: dict[str, Any], first: int) -> Writer:
-    """The writer that ``cfg.logger`` names; ``config`` is stored with a wandb run, ``first`` is the first iteration."""
+    """``progress.csv`` and what ``cfg.logger`` names; ``config`` is stored with a wandb run, ``first`` is the first
+    iteration."""
+    progress = ProgressWriter(run_dir, first)
     if cfg.logger == "tensorboard":
-        return TensorBoardWriter(run_dir, first)
+        return Writers(progress, TensorBoardWriter(run_dir, first))
     if cfg.logger == "wandb":
-        return WandbWriter(run_dir, cfg, config)
-    return NoWriter()
+        return Writers(progress, WandbWriter(run_dir, cfg, config))
+    return progress

@@ -8,17 +8,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jdistill
 from bridge.isaaclab.cfg import IsaacLabCfg, is_simulators
 from bridge.tasks import TASKS, Task, isaaclab_task
-from jdistill.config import ConfigError, RunCfg, compose, load_file, nearest
+from jdistill.config import ConfigError, RunCfg, compose
 from jdistill.networks import Policy, PolicyState
 from jdistill.policy_file import load_policy
-
-LOGDIR = Path("logs/jdistill")
-
-
-class RunError(ValueError):
-    """A run folder that cannot be used; the message is one line."""
+from jdistill.runs import settings_of, starts
 
 
 class Saved(NamedTuple):
@@ -29,45 +25,20 @@ class Saved(NamedTuple):
     header: dict[str, Any]
 
 
-def find_run(name: str, logdir: Path = LOGDIR) -> Path:
-    """The run folder that ``name`` means: a path, or the name of a folder in any experiment of ``logdir``.
-
-    Raises:
-        RunError: none, more than one, or a folder that no run has written.
-    """
-    if Path(name).is_dir():
-        return checked(Path(name))
-    runs = sorted(path.parent for path in logdir.glob("*/*/config.yaml"))
-    found = [run for run in runs if name in (run.name, f"{run.parent.name}/{run.name}")]
-    if not found:
-        raise RunError(f"{name}: no such folder, and no such run in {logdir}{nearest(name, [r.name for r in runs])}")
-    if len(found) > 1:
-        raise RunError(f"{name}: there are {len(found)}, name one of {', '.join(map(str, found))}")
-    return checked(found[0])
-
-
-def checked(run: Path) -> Path:
-    """``run``, if it is a run folder."""
-    if not (run / "config.yaml").is_file():
-        raise RunError(f"{run}: no run folder (it has no config.yaml)")
-    return run
-
-
 def load_config(run: Path, overrides: Sequence[str] = ()) -> RunCfg:
     """The settings of a run, changed by ``overrides`` (``key=value``).
 
     Raises:
-        RunError: it is no run folder, or it was written by a version with other settings.
-        ConfigError: an override that cannot be used.
+        ConfigError: it is no run folder, it was written by a version with other settings, or an override that cannot
+            be used.
     """
-    settings = load_file(checked(run) / "config.yaml")
-    if "task" not in settings:
-        raise RunError(f"{run}: no run folder (its config.yaml names no task)")
+    settings = settings_of(run)
     cfg_cls = TASKS[settings["task"]]().cfg_cls if settings["task"] in TASKS else IsaacLabCfg
     try:
         compose(settings["task"], cfg_cls, [settings], [])
     except ConfigError as e:
-        raise RunError(f"{run}: written by another version of jdistill, use that one ({e})") from e
+        by = next((f"jdistill {start['versions']['jdistill']}" for start in starts(run)[-1:]), "another version")
+        raise ConfigError(f"{run}: a run of {by}, this is jdistill {jdistill.__version__} ({e})") from e
     theirs = [o for o in overrides if cfg_cls is IsaacLabCfg and is_simulators(o)]
     kept = (settings.get("env") or {}).get("overrides") or []
     layer = {"env": {"overrides": [*kept, *theirs]}} if theirs else {}

@@ -24,6 +24,7 @@ from jdistill.config import AgentCfg, ConfigError, RunCfg, StudentCfg
 from jdistill.console import RunConsole, Timing, iteration_block, switch_banner
 from jdistill.dataset import Labeller, Recording, load
 from jdistill.distillation import FINITE, Distillation, TrainState, first_steps
+from jdistill.flight import Pilot, make_pilot
 from jdistill.history import Plan
 from jdistill.interop.rsl_rl_checkpoint import is_torch_file, load_teacher_checkpoint
 from jdistill.log import make_writer
@@ -31,6 +32,7 @@ from jdistill.networks import Policy, PolicyState
 from jdistill.policy_file import load_policy, save_policy
 from jdistill.profiling import Profiler, ProfileWindow
 from jdistill.recorder import Recorder
+from jdistill.video import Camera, Film
 
 
 class TrainingError(RuntimeError):
@@ -65,8 +67,10 @@ class DistillationRunner:
         run_dir: Path,
         recording: Recording | None = None,
         record: Path | None = None,
+        camera: Camera | None = None,
     ):
-        """Train by flying, or on a ``recording``; with ``record``, write what is flown to that new file."""
+        """Train by flying, or on a ``recording``; with ``record``, write what is flown to that new file; with a
+        ``camera``, film the student from time to time."""
         self.env = env
         self.cfg = cfg
         self.teacher = teacher
@@ -77,6 +81,7 @@ class DistillationRunner:
         self._init = jax.jit(self.alg.init)
         self.recording = recording
         self.record = record
+        self.camera = camera
         program: Any = self.alg.recorded_iteration if record else self.alg.iteration
         self._iteration = jax.jit(self.alg.offline_iteration if recording else program, donate_argnums=0)
         self._data = (recording.history,) if recording else ()
@@ -185,6 +190,8 @@ class DistillationRunner:
                     console.advance()
                     if received or (number + 1) % self.cfg.agent.save_interval == 0 or number + 1 == total:
                         self.save(self._student_return(scalars))
+                    if self.camera and ((number + 1) % self.camera.interval == 0 or number + 1 == total):
+                        writer.show(self._film(self.camera), number)
                     if received and number + 1 < total:
                         raise Interrupted(received[0], number + 1, self.run_dir)
         finally:
@@ -195,6 +202,16 @@ class DistillationRunner:
             finally:
                 if recorder:
                     print(recorder.close(), flush=True)
+
+    def _film(self, camera: Camera) -> Film:
+        assert self.state is not None
+        return camera.film(
+            self.run_dir, self.current_learning_iteration, self._pilot, self.state.student, self.cfg.agent.seed
+        )
+
+    def _pilot(self, learnt: PolicyState) -> Pilot:
+        agent = self.cfg.agent
+        return make_pilot(self.student, learnt, agent.obs_groups["student"], agent.clip_actions)
 
     def _recorder(self) -> Recorder | None:
         if self.record is None:

@@ -13,9 +13,11 @@ import pytest
 from bridge.crazyflie import PointControl, PointControlCfg
 from bridge.env import AutoReset
 from jdistill import compilation, networks
-from jdistill.config import AgentCfg, AlgorithmCfg, StudentCfg
+from jdistill.config import AgentCfg, AlgorithmCfg, StudentCfg, compose, load_file
 from jdistill.distillation import Distillation
 from jdistill.networks import Policy
+from jdistill.runner import DistillationRunner, load_teacher
+from jdistill.runs import new_run, note_start, planned_folder
 
 BUNDLED_TEACHER = ROOT / "jdistill" / "teachers" / "crazyflie.safetensors"
 CACHE = ROOT / ".pytest_cache" / "jax"
@@ -69,6 +71,24 @@ def make_distillation(flock, teacher):
         return Distillation(flock, student, teacher, cfg)
 
     return make
+
+
+@pytest.fixture(scope="session")
+def small_run(tmp_path_factory) -> Path:
+    """The folder of a short run through both phases, which nobody may change."""
+    # The program is that of a test of the command, so that it is compiled once.
+    settings = ["env.num_envs=4", "env.episode_length_s=0.03", "agent.num_steps_per_env=16", "agent.save_interval=1"]
+    phases = ["agent.algorithm.use_two_stage_training=true", "agent.algorithm.phase1_iterations=4"]
+    preset = load_file(ROOT / "configs" / "crazyflie.yaml")
+    cfg = compose("crazyflie", PointControlCfg, [preset], [*settings, *phases, "agent.max_iterations=6"])
+    run = new_run(planned_folder(str(tmp_path_factory.mktemp("logs")), "exp", "small"))
+    env = AutoReset(PointControl(cfg.env))
+    runner = DistillationRunner(env, cfg, load_teacher(BUNDLED_TEACHER, env, cfg), run)
+    runner.start()
+    cfg.save(run / "config.yaml")
+    note_start(run, "python train_jax.py --phase1 4", 0)
+    runner.learn()
+    return run
 
 
 @pytest.fixture(scope="session")

@@ -30,6 +30,8 @@ from jdistill import networks
 from jdistill.interop import rsl_rl
 from jdistill.networks import Policy
 from jdistill.policy_file import load_policy, save_policy
+from jdistill.progress import read_progress
+from jdistill.runs import starts
 from tests.conftest import BUNDLED_TEACHER, CACHE, ROOT
 
 SMALL = ["--num_envs", "4", "--logger", "none", "agent.num_steps_per_env=16", "agent.save_interval=100"]
@@ -117,6 +119,11 @@ def test_scalars_are_rsl_rls(two_stages):
     assert wanted <= set(events.Tags()["scalars"])
     phases = events.Scalars("Distillation/training_phase")
     assert [(e.step, e.value) for e in phases] == [(0, 1), (1, 1), (2, 1), (3, 2), (4, 2), (5, 2)]
+    curves = read_progress(two_stages[0])
+    assert curves.keys() == set(events.Tags()["scalars"])
+    for tag, (iterations, values) in curves.items():
+        assert iterations == [e.step for e in events.Scalars(tag)]
+        assert values == pytest.approx([e.value for e in events.Scalars(tag)], rel=1e-6), tag
 
 
 def test_profile_shows_the_scopes(two_stages):
@@ -146,6 +153,12 @@ def test_a_resumed_run_is_bitwise_the_uninterrupted_one(tmp_path):
     assert ours.keys() == theirs.keys()
     for name, value in ours.items():
         assert (value == theirs[name]).all(), name
+    ours, theirs = (read_progress(run) for run in (resumed, whole))
+    assert [*ours["Loss/behavior"][0]] == [*range(20)]
+    assert {t: c for t, c in ours.items() if t[:5] != "Perf/"} == {t: c for t, c in theirs.items() if t[:5] != "Perf/"}
+    assert [s["iteration"] for s in starts(resumed)] == [0, 10]
+    assert starts(resumed)[1]["command"].startswith("python train_jax.py --logdir")
+    assert starts(resumed)[1]["command"].endswith("--resume --max_iterations 20")
 
 
 def interrupted(arguments: list[str], at: int, signum: int) -> tuple[str, int, list[str]]:
@@ -219,6 +232,7 @@ def test_help_explains_every_flag(capsys):
     text = capsys.readouterr().out
     flags = "task num_envs max_iterations phase1 seed teacher checkpoint resume load_run experiment_name run_name"
     flags += " logger log_project_name logdir device headless profile config record dataset"
+    flags += " video video_interval video_length"
     for flag in flags.split():
         assert re.search(rf"--{flag}\b.*?\s{{2,}}\w+", text, re.DOTALL), flag
 
@@ -239,6 +253,7 @@ def test_help_explains_every_flag(capsys):
         (["--profile", "3:9", "--max_iterations", "10"], "this run has iterations 0 to 9"),
         (["--device", "tpy"], "--device tpy: expected cpu, cuda or cuda:N"),
         (["--load_run", "x"], "add --resume"),
+        (["--video_interval", "3"], "--video_interval and --video_length are a film's: add --video"),
         (["--dataset", "nowhere.hdf5"], "nowhere.hdf5: no such file"),
         (["--dataset", "README.md"], "README.md: truncated, damaged or no HDF5 file"),
         (["--record", "b.hdf5", "agent.algorithm.dataset=[a.hdf5]"], "leave one of the two out"),
@@ -363,10 +378,3 @@ def test_unwritable_log_folder(capsys, tmp_path):
     (tmp_path / "file").write_text("")
     message = complaint(capsys, "--logdir", str(tmp_path / "file"), "--num_envs", "4")
     assert "choose another --logdir" in message
-
-
-def test_runs_of_one_second_get_folders_of_their_own(tmp_path):
-    args = train_jax.parse(["--logdir", str(tmp_path)])
-    cfg, _, _ = train_jax.configure(args)
-    runs = {train_jax.new_run(train_jax.planned_folder(args, cfg)) for _ in range(3)}
-    assert len(runs) == 3 and all(r.is_dir() for r in runs)

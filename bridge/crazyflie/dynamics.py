@@ -54,7 +54,7 @@ class Crazyflie:
     """The airframe's constants and its pure step function."""
 
     def __init__(self, drone: str, num_envs: int, physics_freq: int, substeps: int):
-        sim = _build_sim(drone, num_envs, physics_freq)
+        sim = build_sim(drone, num_envs, physics_freq)
         clip = sim.step_pipeline["clip_rotor_vel_cmd"].keywords
         self.rotor_min = float(clip["lower"])
         """Slowest rotor speed, rpm."""
@@ -161,8 +161,11 @@ def rotation_matrix(quat: Array) -> Array:
     return jnp.stack([jnp.stack(row, axis=-1) for row in rows], axis=-2)
 
 
-def _build_sim(drone: str, num_envs: int, physics_freq: int) -> Any:
-    """Build Crazyflow's simulator, keeping the remarks its dependencies print at import off the user's terminal."""
+def build_sim(drone: str, num_envs: int, physics_freq: int, num_drones: int = 1) -> Any:
+    """Crazyflow's simulator, ``num_drones`` in each environment.
+
+    The remarks that its dependencies print at import are kept off the user's terminal.
+    """
     if SCIPY_WITHOUT_ARRAY_API:
         raise RuntimeError("scipy was imported before bridge: set SCIPY_ARRAY_API=1 in the environment")
     with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
@@ -184,6 +187,7 @@ def _build_sim(drone: str, num_envs: int, physics_freq: int) -> Any:
         try:
             return Sim(
                 n_worlds=num_envs,
+                n_drones=num_drones,
                 drone=drone,
                 dynamics="first_principles",
                 control="rotor_vel",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import json
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -21,7 +21,7 @@ from bridge.crazyflie.dynamics import Craft, Crazyflie, Physics, rotation_matrix
 from bridge.crazyflie.sensor import Sensors
 from bridge.crazyflie.target import Target, in_unit_ball
 from bridge.crazyflie.wind import Wind
-from bridge.env import Layout, State
+from bridge.env import Color, Layout, Renderer, State, Viewer
 
 
 class PhysicalState(struct.PyTreeNode):
@@ -169,6 +169,18 @@ class PointControl:
             metrics=metrics,
             info={**state.info, "target_rng": rng},
         )
+
+    def renderer(self, width: int, height: int, color: Color) -> Renderer:
+        """See :class:`bridge.env.Renderer`; ``color`` is the path's."""
+        from bridge.crazyflie.render import OffscreenRenderer
+
+        return OffscreenRenderer(self.cfg.drone, width, height, color)
+
+    def viewer(self, colors: Sequence[Color]) -> Viewer:
+        """See :class:`bridge.env.Viewer`."""
+        from bridge.crazyflie.render import LiveViewer
+
+        return LiveViewer(self.cfg.drone, colors)
 
     def observe(self, sim: PhysicalState) -> dict[str, Array]:
         """The observation groups ``student`` (B, 22) and ``teacher`` (B, 26, or 30 with the physical parameters)."""

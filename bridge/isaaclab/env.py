@@ -22,8 +22,9 @@ import torch
 from jax import Array
 
 from bridge.dlpack import DLPackError, torch_call
-from bridge.env import Layout, SimulatorError, State, begin_episodes, count_episodes
+from bridge.env import Color, Layout, Renderer, SimulatorError, State, begin_episodes, count_episodes
 from bridge.isaaclab.log import ScalarLog
+from bridge.isaaclab.render import VisualizerRenderer
 from bridge.main_thread import MainThread
 
 T = TypeVar("T")
@@ -136,6 +137,10 @@ class IsaacLabEnv:
     def pop_log(self) -> dict[str, float]:
         """Means of what the simulator put into ``extras["log"]`` since the last call, under rsl_rl's tags."""
         return self._log.pop()
+
+    def renderer(self, width: int, height: int, color: Color) -> Renderer:
+        """See :class:`bridge.env.Renderer`; Isaac Lab's visualizers have no use for ``color``."""
+        return VisualizerRenderer(self.unwrapped, width, height)
 
     # -- torch, inside the callbacks -------------------------------------------------------------------------------
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +12,7 @@ import pytest
 import torch
 
 from benchmarks.trivial import TrivialEnv
-from bridge.env import SimulatorError, TrainingEnv
+from bridge.env import RenderError, SimulatorError, TrainingEnv
 from bridge.isaaclab.env import IsaacLabEnv
 from bridge.isaaclab.log import ScalarLog
 from jdistill import networks
@@ -232,3 +233,34 @@ def test_the_learner_learns_on_it(mode):
     again = env.drive(jax.jit(alg.restart_episodes), state)
     assert jax.tree.structure(again) == jax.tree.structure(state)
     assert (np.asarray(env.env.episode_length_buf) == 0).all()
+
+
+class Painter:
+    """A visualizer, as far as pictures go: wide, red on the left, as bright as its camera is high."""
+
+    def __init__(self):
+        self.height = 0.0
+
+    def set_camera_view(self, eye, target):
+        self.height = eye[2]
+
+    def render_rgb_array(self):
+        picture = np.zeros((90, 160, 3), np.uint8)
+        picture[:, :80, 0] = round(100 * self.height)
+        return picture
+
+
+def test_pictures_come_from_the_simulators_own_visualizer():
+    trivial = TrivialEnv(ENVS)
+    env = IsaacLabEnv(trivial)
+    with pytest.raises(RenderError, match=r"runs no visualizer that gives pictures; add --viz newton_gl"):
+        env.renderer(40, 40, (0, 0, 0))
+    trivial.sim = SimpleNamespace(visualizers=[object(), Painter()])
+    trivial.camera_view = lambda index: ((0.0, 0.0, index + 1.0), (0.0, 0.0, 0.0))
+    renderer = env.renderer(40, 30, (0, 0, 0))
+    picture = renderer.frame(env.reset(jax.random.key(0)), 1)
+    assert picture.shape == (30, 40, 3) and picture.dtype == np.uint8
+    assert (picture[:, :18, 0] == 200).all() and (picture[:, 22:] == 0).all(), "the middle, seen from where it is told"
+    trivial.sim.visualizers[1].render_rgb_array = lambda: None
+    with pytest.raises(RenderError, match="Painter gives no picture"):
+        renderer.frame(env.reset(jax.random.key(0)))

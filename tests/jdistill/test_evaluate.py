@@ -201,12 +201,13 @@ def test_the_command(run, capsys):
     rows = list(csv.DictReader((run / "evaluation" / "evaluation.csv").open()))
     assert [(row["scenario"], row["policy"]) for row in rows[:3]] == [("hover", p) for p in policies]
     assert float(rows[0]["return"]) == policies["student"]["return"]
+    assert out.splitlines()[-1] == str(run / "report.html") and "cf2x_T350" in (run / "report.html").read_text()
 
 
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        (["nowhere"], "nowhere: no such folder, and no such run in logs"),
+        (["nowhere"], "nowhere: no such run; 'jdistill runs' lists those in logs"),
         (["{run}/.."], "no run folder (it has no config.yaml)"),
         (["{run}", "--scenario", "hoover"], "--scenario hoover: not known (did you mean hover?)"),
         (["{run}", "env.drone=cf9"], "env.drone='cf9': expected one of"),
@@ -229,7 +230,7 @@ def test_a_run_of_another_version(run, tmp_path, capsys):
     text = (run / "config.yaml").read_text()
     (tmp_path / "config.yaml").write_text(text.replace("seed:", "sede:"))
     assert command.main([str(tmp_path)]) == 1
-    assert "written by another version of jdistill" in capsys.readouterr().err
+    assert "a run of another version, this is jdistill 0.1.0 (agent.sede: unknown" in capsys.readouterr().err
     (tmp_path / "config.yaml").write_text(text)
     assert command.main([str(tmp_path)]) == 1
     assert "student.safetensors: no such file" in capsys.readouterr().err

@@ -108,6 +108,12 @@ class PointControlEnv(DirectRLEnv):
             rotor_vel=self.rotor_vel,
         )
 
+    def camera_view(self, index: int) -> tuple[list[float], list[float]]:
+        """Eye and target (3, m, world frame) for a picture of environment ``index``: the target, from close by."""
+        # In the empty sky the target is all that a movement is seen against.
+        pos = self.target.pos[index] + self.scene.env_origins[index]
+        return (pos + torch.tensor([0.6, -0.6, 0.4], device=pos.device)).tolist(), pos.tolist()
+
     def place(self, craft: Craft, env_ids: Tensor) -> None:
         """Put ``craft`` (K rows) into the environments ``env_ids`` (K,)."""
         pose = torch.cat([craft.pos + self.scene.env_origins[env_ids], craft.quat], dim=-1)

@@ -1,0 +1,226 @@
+"""Pictures of a Crazyflie under way: Crazyflow's MuJoCo model, the target, and the path flown.
+
+MuJoCo draws off-screen through EGL or OSMesa, whichever the machine has (``MUJOCO_GL=egl`` or ``osmesa`` insists on
+one), or into a window where there is a display.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import importlib
+import os
+from collections import deque
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import mujoco
+import numpy as np
+
+from bridge.crazyflie.dynamics import build_sim
+from bridge.env import Color, RenderError, State
+
+BACKENDS = {"egl": "libegl1", "osmesa": "libosmesa6"}
+"""Ways to draw without a display, best first, and the Debian package of each."""
+HEIGHT = 1.5
+"""Of the spawn point above the floor, m. The task itself knows no floor."""
+SPREAD = 0.6
+"""Between the spawn points of craft that share a picture, m."""
+TRAIL_POINTS = 150
+"""Newest points of the path that are drawn."""
+TARGET_RADIUS, TRAIL_RADIUS = 0.02, 0.004
+TARGET_COLOR = (0.10, 0.65, 0.35)
+SKY, FLOOR = 240, 230
+"""How pale the scene is, 0..255."""
+VIEW = 0.7
+"""Least distance from which the camera looks, m."""
+CALM = 0.1
+"""Share of its way to where it wants to look that the camera goes per frame."""
+
+
+class Scene:
+    """Crazyflow's model of ``len(colors)`` craft beside each other, with their targets and paths."""
+
+    def __init__(self, drone: str, colors: Sequence[Color]):
+        self.model, self.colors = scene_model(drone, len(colors)), colors
+        self.data = mujoco.MjData(self.model)
+        middle = 0.5 * (len(colors) - 1)
+        self._origins = [np.array([0.0, SPREAD * (middle - i), HEIGHT]) for i in range(len(colors))]
+        self._trails: list[deque[np.ndarray]] = [deque(maxlen=TRAIL_POINTS) for _ in colors]
+        self._targets = [origin.copy() for origin in self._origins]
+        self.camera = mujoco.MjvCamera()
+        self.camera.azimuth, self.camera.elevation, self.camera.distance = 200.0, -18.0, VIEW
+        self.camera.lookat[:] = (0.0, 0.0, HEIGHT)
+
+    def show(self, states: Sequence[State], index: int = 0) -> None:
+        """Put every craft where environment ``index`` of its state has it. Where an episode begins, so does a path."""
+        for i, (state, origin) in enumerate(zip(states, self._origins, strict=True)):
+            sim = state.pipeline_state
+            pos, quat, target, ended = (
+                x[index] for x in jax.device_get((sim.craft.pos, sim.craft.quat, sim.target.pos, state.done))
+            )
+            if ended:
+                self._trails[i].clear()
+            self.data.mocap_pos[i], self.data.mocap_quat[i] = pos + origin, np.roll(quat, 1)  # MuJoCo has w first.
+            self._trails[i].append(pos + origin)
+            self._targets[i] = target + origin
+        self._look()
+        mujoco.mj_kinematics(self.model, self.data)
+        mujoco.mj_comPos(self.model, self.data)
+        mujoco.mj_camlight(self.model, self.data)
+
+    def _look(self) -> None:
+        """Turn towards the middle of all that matters, from where it fits into the picture."""
+        points = np.stack([*(trail[-1] for trail in self._trails), *self._targets])
+        low, high = points.min(axis=0), points.max(axis=0)
+        distance = VIEW + 1.2 * float(np.linalg.norm(high - low))
+        first = all(len(trail) == 1 for trail in self._trails)
+        share = 1.0 if first else CALM
+        self.camera.lookat[:] += share * (0.5 * (low + high) - self.camera.lookat)
+        self.camera.distance += share * (distance - self.camera.distance)
+
+    def decorate(self, scene: mujoco.MjvScene) -> None:
+        """Add targets and paths to what is about to be drawn."""
+        for trail, target, color in zip(self._trails, self._targets, self.colors, strict=True):
+            radius = [TARGET_RADIUS] * 3
+            _add(scene, mujoco.mjtGeom.mjGEOM_SPHERE, np.array(radius), target, (*TARGET_COLOR, 0.6))
+            points = list(trail)
+            for age, (a, b) in enumerate(zip(points[:0:-1], points[-2::-1], strict=True)):
+                rgba = (*color, 0.9 * (1 - age / TRAIL_POINTS))
+                geom = _add(scene, mujoco.mjtGeom.mjGEOM_CAPSULE, np.zeros(3), np.zeros(3), rgba)
+                if geom is not None:
+                    mujoco.mjv_connector(geom, mujoco.mjtGeom.mjGEOM_CAPSULE, TRAIL_RADIUS, a, b)
+
+
+class OffscreenRenderer:
+    """A :class:`bridge.env.Renderer` that needs no display."""
+
+    def __init__(self, drone: str, width: int, height: int, color: Color):
+        self._context = gl_context(width, height)
+        self._context.make_current()
+        self._scene = Scene(drone, [color])
+        model = self._scene.model
+        model.vis.global_.offwidth, model.vis.global_.offheight = width, height
+        self._mjr = mujoco.MjrContext(model, mujoco.mjtFontScale.mjFONTSCALE_100)
+        mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN, self._mjr)
+        self._rect = mujoco.MjrRect(0, 0, width, height)
+        self._drawn = mujoco.MjvScene(model, maxgeom=1000)
+        self._drawn.flags[mujoco.mjtRndFlag.mjRND_SHADOW] = 0  # Two thirds of the time, where no GPU draws.
+        self._options, self._nothing = mujoco.MjvOption(), mujoco.MjvPerturb()
+
+    def frame(self, state: State, index: int = 0) -> np.ndarray:
+        """See :class:`bridge.env.Renderer`."""
+        scene = self._scene
+        scene.show([state], index)
+        self._context.make_current()
+        everything = mujoco.mjtCatBit.mjCAT_ALL.value
+        drawn = self._drawn
+        mujoco.mjv_updateScene(scene.model, scene.data, self._options, self._nothing, scene.camera, everything, drawn)
+        scene.decorate(drawn)
+        mujoco.mjr_render(self._rect, drawn, self._mjr)
+        pixels = np.empty((self._rect.height, self._rect.width, 3), np.uint8)
+        mujoco.mjr_readPixels(pixels, None, self._rect, self._mjr)
+        return np.flipud(pixels)
+
+    def close(self) -> None:
+        """See :class:`bridge.env.Renderer`."""
+        self._context.make_current()
+        self._mjr.free()
+        self._context.free()
+
+
+class LiveViewer:
+    """A :class:`bridge.env.Viewer`: MuJoCo's own window."""
+
+    def __init__(self, drone: str, colors: Sequence[Color]):
+        if not (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):
+            raise RenderError("a live view needs a display (DISPLAY is not set); leave --live out for a file")
+        import mujoco.viewer
+
+        self._scene = Scene(drone, colors)
+        try:
+            self._viewer = mujoco.viewer.launch_passive(
+                self._scene.model, self._scene.data, show_left_ui=False, show_right_ui=False
+            )
+        except Exception as e:
+            raise RenderError(f"MuJoCo opens no window ({_line(e)}); leave --live out for a file") from e
+
+    def show(self, states: Sequence[State], index: int = 0) -> bool:
+        """See :class:`bridge.env.Viewer`."""
+        if not self._viewer.is_running():
+            return False
+        with self._viewer.lock():
+            self._scene.show(states, index)
+            self._viewer.user_scn.ngeom = 0
+            self._scene.decorate(self._viewer.user_scn)
+            self._viewer.cam.lookat[:] = self._scene.camera.lookat
+        self._viewer.sync()
+        return True
+
+    def close(self) -> None:
+        """See :class:`bridge.env.Viewer`."""
+        self._viewer.close()
+
+
+@functools.cache
+def scene_model(drone: str, count: int) -> mujoco.MjModel:
+    """Crazyflow's model of ``count`` craft, in daylight and over a pale floor, so that ten centimetres stand out."""
+    model = build_sim(drone, 1, 500, count).mj_model
+    model.mat_reflectance[:] = 0.0
+    for i, kind in enumerate(model.tex_type):
+        start = model.tex_adr[i]
+        pixels = model.tex_data[start : start + model.tex_width[i] * model.tex_height[i] * model.tex_nchannel[i]]
+        if kind == mujoco.mjtTexture.mjTEXTURE_SKYBOX:
+            pixels[:] = SKY
+        else:
+            pixels[:] = FLOOR - (pixels.max() - pixels.astype(int)) // 6
+    model.vis.headlight.ambient[:], model.vis.headlight.diffuse[:] = 0.6, 0.4
+    model.light_diffuse[:] = 0.25
+    model.vis.rgba.haze[:3] = SKY / 255
+    model.vis.quality.offsamples = 4
+    return model
+
+
+def gl_context(width: int, height: int) -> Any:
+    """MuJoCo's OpenGL context of the first way to draw off-screen that works here.
+
+    Raises:
+        RenderError: none does; the message says why and what to install.
+    """
+    asked = os.environ.get("MUJOCO_GL", "").lower()
+    if asked and asked not in BACKENDS:
+        raise RenderError(f"MUJOCO_GL={asked}: draws into no file; unset it, or set {' or '.join(BACKENDS)}")
+    platform = os.environ.get("PYOPENGL_PLATFORM")
+    reasons = []
+    for name in [asked] if asked else BACKENDS:
+        try:
+            return importlib.import_module(f"mujoco.{name}").GLContext(width, height)
+        except Exception as e:  # Missing libraries show as anything from ImportError to AttributeError.
+            reasons.append(f"{name}: {_line(e)}")
+            # MuJoCo has left its choice in the environment, where it would rule out the next one.
+            if platform is None:
+                os.environ.pop("PYOPENGL_PLATFORM", None)
+    packages = " or ".join(BACKENDS[name] for name in ([asked] if asked else BACKENDS))
+    raise RenderError(
+        f"no way to draw without a display ({'; '.join(reasons)}); on Debian 'apt-get install {packages}'"
+    )
+
+
+def _add(
+    scene: mujoco.MjvScene, kind: Any, size: np.ndarray, pos: np.ndarray, rgba: tuple[float, float, float, float]
+) -> Any:
+    """A geom more, or None where the scene is full."""
+    if scene.ngeom >= scene.maxgeom:
+        return None
+    geom = scene.geoms[scene.ngeom]
+    mujoco.mjv_initGeom(geom, kind, size, pos, np.eye(3).ravel(), np.array(rgba, np.float32))
+    scene.ngeom += 1
+    return geom
+
+
+def _line(error: Exception) -> str:
+    text = type(error).__name__
+    with contextlib.suppress(Exception):  # Some of PyOpenGL's errors fail to print.
+        text = " ".join(str(error).split()) or text
+    return text[:120]

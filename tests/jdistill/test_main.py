@@ -1,0 +1,48 @@
+"""The command ``jdistill``."""
+
+from __future__ import annotations
+
+import sys
+from importlib.metadata import entry_points
+
+import pytest
+
+from jdistill.__main__ import COMMANDS, main
+
+
+@pytest.fixture
+def jdistill(monkeypatch, capsys):
+    """Runs the installed command in this process; returns its exit status, stdout and stderr."""
+    (script,) = entry_points(group="console_scripts", name="jdistill")
+    assert script.load() is main
+
+    def run(*arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["jdistill", *arguments])
+        try:
+            status = main()
+        except SystemExit as stop:
+            status = int(stop.code or 0)
+        return status, *capsys.readouterr()
+
+    return run
+
+
+def test_every_command_explains_itself(jdistill):
+    status, out, _ = jdistill()
+    assert status == 0 and jdistill("--help")[1] == out
+    for name in COMMANDS:
+        assert f"  {name} " in out
+        status, text, _ = jdistill(name, "--help")
+        assert status == 0 and text.startswith(f"usage: python -m jdistill.{name}"), name
+
+
+def test_commands_run_and_complain(jdistill, small_run, tmp_path):
+    status, out, _ = jdistill("runs", "--logdir", str(small_run.parents[1]))
+    assert status == 0 and f"exp/{small_run.name}" in out
+    assert jdistill("runs", "--logdir", str(tmp_path)) == (0, f"no runs in {tmp_path}\n", "")
+    assert jdistill("runs", "--logdir", "nowhere")[::2] == (
+        2,
+        "jdistill.runs: error: argument --logdir: nowhere: no such folder\n",
+    )
+    status, _, err = jdistill("reprot")
+    assert status == 2 and err.startswith("jdistill: error: no command reprot (did you mean report?); there are runs, ")
