@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 from bridge.env import RenderError, SimulatorError, TrainingEnv
 from bridge.isaaclab.cfg import IsaacLabCfg, as_overrides
 from bridge.tasks import POINT_CONTROL, SIMULATORS, TASKS, Session, Task, isaaclab_task, on_isaaclab
-from jdistill.cli import Parser, positive
+from jdistill.cli import Parser, positive, select_device
 from jdistill.config import LOGGERS, AlgorithmCfg, ConfigError, RunCfg, compose, load_file, nearest
 from jdistill.runs import find_run, new_run, note_start, planned_folder
 
@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 CONFIGS = Path(__file__).parent / "configs"
 PROGRAM = ["python", "train_jax.py"]
 EXPERIMENT = "agent.experiment_name="
+ISAACLAB_FLAGS = ("--viz", "--external_callback", "--agent")
+"""The best known of those that only tasks on Isaac Lab take."""
 
 
 def fail(message: str, status: int = 1) -> NoReturn:
@@ -59,7 +61,7 @@ def make_parser() -> Parser:
         prog="train_jax.py",
         description="Two-stage distillation of a teacher policy into a student, in JAX.",
         epilog="Any setting can be overridden: agent.algorithm.learning_rate=5e-4 env.randomization.mass=0.1. Tasks of "
-        "Isaac Lab take its own flags too: --viz, --video, --external_callback, --agent and others.",
+        f"Isaac Lab take its own flags too: {', '.join(ISAACLAB_FLAGS)} and others.",
         allow_abbrev=False,
     )
     add = parser.add_argument
@@ -104,8 +106,6 @@ def parse(argv: list[str]) -> argparse.Namespace:
     args.unknown, args.argv, args.simulator_flags = unknown, argv, []
     if args.teacher and args.checkpoint and args.teacher != args.checkpoint:
         parser.error("--teacher and --checkpoint both name the teacher: give one of them")
-    if args.record and args.dataset:
-        parser.error("--record writes what is flown, with --dataset nothing is: leave one of them out")
     if (args.video_interval or args.video_length) and not args.video:
         parser.error("--video_interval and --video_length are a film's: add --video")
     if args.load_run and not args.resume:
@@ -115,9 +115,10 @@ def parse(argv: list[str]) -> argparse.Namespace:
 
 def refuse_unknown(args: argparse.Namespace) -> None:
     """Answer a flag that nobody knows by the nearest known one."""
-    for text in args.unknown:
+    for flag in (text.split("=")[0] for text in args.unknown):
         flags = [o for action in make_parser()._actions for o in action.option_strings]
-        raise ConfigError(f"unknown flag {text.split('=')[0]}{nearest(text.split('=')[0], flags)}")
+        theirs = " here: it belongs to Isaac Lab's tasks (--task NAME, --sim isaaclab)"
+        raise ConfigError(f"unknown flag {flag}{theirs if flag in ISAACLAB_FLAGS else nearest(flag, flags)}")
 
 
 def _explicit_resume(argument: str, following: str) -> list[str]:
@@ -190,9 +191,7 @@ def find_task(name: str, args: argparse.Namespace) -> Task:
             select_device(args.device)
             return TASKS[name]()
         if importlib.util.find_spec("isaaclab") is None:
-            what = (
-                f"unknown task {name}{nearest(name, TASKS)}; one of Isaac Lab's" if name not in TASKS else "this task"
-            )
+            what = "this task" if name in TASKS else f"unknown task {name}{nearest(name, TASKS)}; every other"
             raise ConfigError(f"{what} needs Isaac Lab, use 'uv run --extra isaaclab train_jax.py ...'")
         # The simulator needs memory on the GPU that JAX would otherwise take for itself.
         os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
@@ -264,27 +263,6 @@ def config_path(text: str) -> Path:
     raise ConfigError(f"--config {text}: no such file or preset{nearest(text, names)}; presets: {', '.join(names)}")
 
 
-def select_device(name: str | None) -> None:
-    """Tell JAX which device to use, before it looks for any."""
-    if name is None:
-        return
-    kind, _, index = name.partition(":")
-    if kind not in ("cpu", "cuda", "gpu", "tpu") or (index and not index.isdigit()):
-        raise ConfigError(f"--device {name}: expected cpu, cuda or cuda:N")
-    if index and kind in ("cuda", "gpu"):
-        visible = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
-        chosen = visible[int(index)] if int(index) < len(visible) and visible[0] else index
-        os.environ["CUDA_VISIBLE_DEVICES"] = chosen
-    import jax
-
-    try:
-        jax.config.update("jax_platforms", "cuda" if kind == "gpu" else kind)
-        jax.devices()
-    except RuntimeError as e:
-        hint = "" if kind == "cpu" else "; for a GPU use 'uv run --extra cuda ...'"
-        raise ConfigError(f"--device {name}: JAX finds no such device{hint}") from e
-
-
 def teacher_path(cfg: RunCfg, task: Task, run: Path | None, args: argparse.Namespace) -> Path:
     """The teacher's file: the one named, the one a resumed run kept, or the task's; bundled ones go by their names."""
     if run and not (args.teacher or args.checkpoint):
@@ -323,6 +301,8 @@ def train(args: argparse.Namespace) -> Path:
     check_logger(cfg.agent)
     file = teacher_path(cfg, task, resumed, args)
     record = Path(args.record) if args.record else None
+    if record and cfg.agent.algorithm.dataset:
+        raise ConfigError("--record writes what is flown, of a dataset nothing is: leave one of the two out")
     if record:
         check_new(record)
     if not file.is_file():
@@ -392,12 +372,14 @@ def train_on(
 def main(argv: list[str]) -> int:
     """Run the command; returns its exit status."""
     args = parse(argv)
+    from jdistill import compilation
     from jdistill.checkpoint import CheckpointError
     from jdistill.policy_file import PolicyFileError
     from jdistill.recorder import DatasetError
     from jdistill.runner import Interrupted, TrainingError
 
     told = ConfigError, CheckpointError, DatasetError, PolicyFileError, TrainingError, SimulatorError, RenderError
+    compilation.prepare()
     try:
         train(args)
     except told as e:

@@ -32,7 +32,7 @@ from benchmarks.trivial import TrivialEnv
 from bridge.isaaclab.cfg import IsaacLabCfg
 from bridge.isaaclab.env import IsaacLabEnv
 from bridge.tasks import POINT_CONTROL
-from jdistill import networks
+from jdistill import compilation, networks
 from jdistill.config import AgentCfg, AlgorithmCfg, StudentCfg
 from jdistill.distillation import Distillation
 from jdistill.networks import Policy
@@ -175,6 +175,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="JSON file for the results")
     parser.add_argument("overrides", nargs="*", metavar="env.KEY=VALUE", help="settings of the Isaac Lab task")
     args = parser.parse_args()
+    compilation.prepare()
     torch.set_num_threads(1)
     results: dict[str, Any] = {"machine": machine(), "bridge": overhead()}
     times = alternate({"jdistill": our_collection(args.num_envs), "rsl_rl": their_collection(args.num_envs)})

@@ -56,11 +56,11 @@ def overrides(usd: Path) -> list[str]:
 
 def train_teacher(usd: Path, out: Path, size: Size) -> Path:
     """rsl_rl's PPO with the task's own settings; returns its last checkpoint."""
-    from isaaclab_rl.rsl_rl import RslRlVecEnvWrapper
+    from isaaclab_rl.rsl_rl import RslRlVecEnvWrapper, handle_deprecated_rsl_rl_cfg
     from isaaclab_tasks.utils import load_cfg_from_registry
     from rsl_rl.runners import OnPolicyRunner
 
-    from bridge.isaaclab.agent import RSL_RL, handle_deprecated_rsl_rl_cfg
+    from bridge.isaaclab.agent import RSL_RL
 
     cfg = handle_deprecated_rsl_rl_cfg(load_cfg_from_registry(TASK, "rsl_rl_cfg_entry_point"), RSL_RL)
     with opened(usd, size.num_envs) as env:

@@ -1,10 +1,15 @@
 """What a history is worth: students of equal size and equal environment steps, trained in different ways.
 
     python -m benchmarks.dagger --out docs/dagger.json
+    python -m benchmarks.dagger --cost --out docs/dagger.json
 
 The quadrotors differ widely in mass, inertia, thrust and motors. Each way of training gets the same number of
 iterations from the same teacher with several seeds; the students then fly the same held-out quadrotors. Prints a
 Markdown table: means over the seeds, with the standard deviation between them.
+
+With ``--cost`` nothing is trained to an end: in one process, iterations without a history, iterations that are recorded
+and iterations on a full history take turns, some of each at a time, while the teacher flies. (``--out`` keeps what
+else the file holds.)
 """
 
 from __future__ import annotations
@@ -17,16 +22,26 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 from typing import Any
+
+import jax
+import numpy as np
 
 from benchmarks.crazyflie import ROOT, SEED
 from bridge.crazyflie import PointControl, PointControlCfg
 from bridge.crazyflie.cfg import RandomizationCfg
 from bridge.env import AutoReset
+from bridge.tasks import TASKS, make_env
+from jdistill import compilation
+from jdistill.config import compose, load_file
+from jdistill.distillation import Distillation, first_steps
 from jdistill.evaluate import evaluate
 from jdistill.policy_file import load_policy
 from jdistill.provenance import machine
+from jdistill.recorder import Recorder
+from jdistill.runner import make_student
 
 WIDE = {"mass": 0.2, "inertia": 0.5, "thrust": 0.15, "motor": 0.5}
 """Half-widths of the ranges, relative to the nominal craft."""
@@ -40,6 +55,9 @@ WAYS = {
 }
 """Ways of training, as settings beside the common ones. The ring holds ``max_buffer_size`` transitions, but that of
 ``packed`` only the rollouts that an episode spans: RAPTOR trains on what was flown last."""
+COSTS = {"plain": [], "recorded": [], "full history": HISTORY}
+"""What ``--cost`` compares."""
+TEACHER = ROOT / "jdistill" / "teachers" / "crazyflie.safetensors"
 
 
 def train(way: str, seed: int, iterations: int, args: argparse.Namespace, logdir: Path) -> tuple[Path, list[float]]:
@@ -61,6 +79,65 @@ def train(way: str, seed: int, iterations: int, args: argparse.Namespace, logdir
     (run,) = logdir.glob(f"*/*_{name}")
     rates = re.findall(r"Steps per second: (\d+)", done.stdout)
     return run / "student.safetensors", [args.num_steps * args.num_envs / float(rate) for rate in rates]
+
+
+class Iterations:
+    """One way of training that can be gone on with for a while."""
+
+    def __init__(self, way: str, args: argparse.Namespace):
+        task = TASKS["crazyflie"]()
+        settings = [f"env.num_envs={args.num_envs}", f"agent.num_steps_per_env={args.num_steps}", *args.overrides]
+        # Steady flight, as it is once the student can fly, from the first iteration on.
+        settings += ["agent.algorithm.use_two_stage_training=true", "agent.algorithm.phase1_iterations=1000000"]
+        preset = load_file(ROOT / "configs" / "crazyflie.yaml")
+        cfg = compose(task.name, task.cfg_cls, [preset], [*settings, *COSTS[way]])
+        env = make_env(task, cfg.env)
+        teacher, learnt, _ = load_policy(TEACHER)
+        alg = Distillation(env, make_student(cfg.agent.student, env.num_actions), teacher, cfg.agent)
+        self.state = jax.jit(alg.init)(jax.random.key(SEED), learnt)
+        self.recorded = way == "recorded"
+        program: Any = alg.recorded_iteration if self.recorded else alg.iteration
+        self.program = jax.jit(program, donate_argnums=0).lower(self.state).compile()
+        plan = alg.plan()
+        self.run((plan.rollouts if plan else 0) + 2, None)
+        history = self.state.history
+        assert history is None or int(history.length.min()) == history.first.shape[0], "the history is full"
+
+    def run(self, iterations: int, file: Path | None) -> float:
+        """Iterate; returns the seconds of an iteration, those of writing all of ``file`` included."""
+        began = time.perf_counter()
+        begins = np.asarray(first_steps(self.state.env_state))
+        recorder = Recorder(file, {"env_name": "crazyflie"}, begins, None) if file and self.recorded else None
+        for _ in range(iterations):
+            self.state, scalars, *rollout = self.program(self.state)
+            jax.device_get(scalars)
+            if recorder:
+                recorder.put(*rollout)
+        if recorder:
+            recorder.close()
+        return (time.perf_counter() - began) / iterations
+
+
+def measure_costs(args: argparse.Namespace) -> dict[str, Any]:
+    """Seconds of an iteration in every turn of each way, and their medians relative to the plain one's."""
+    runs = {way: Iterations(way, args) for way in COSTS}
+    seconds: dict[str, list[float]] = {way: [] for way in COSTS}
+    for _ in range(args.turns):
+        for way, run in runs.items():
+            with tempfile.TemporaryDirectory() as folder:
+                seconds[way].append(run.run(args.turn, Path(folder) / "flights.hdf5"))
+        print(json.dumps({way: round(s[-1], 4) for way, s in seconds.items()}), flush=True)
+    medians = {way: statistics.median(s) for way, s in seconds.items()}
+    sizes = {name: getattr(args, name) for name in ("num_envs", "num_steps", "turn", "turns", "overrides")}
+    relative = {way: median / medians["plain"] for way, median in medians.items()}
+    return {"sizes": sizes, "machine": machine(), "seconds": seconds, "median": medians, "relative": relative}
+
+
+def cost_table(costs: dict[str, Any]) -> str:
+    """The costs as Markdown."""
+    rows = ["| iteration | s | relative |", "|---|---|---|"]
+    rows += [f"| {way} | {costs['median'][way]:.3f} | {costs['relative'][way]:.2f} |" for way in costs["median"]]
+    return "\n".join(rows)
 
 
 def fly(file: Path, group: str, episodes: int) -> dict[str, float]:
@@ -104,10 +181,19 @@ def main() -> None:
     parser.add_argument("--num_envs", type=int, default=100)
     parser.add_argument("--num_steps", type=int, default=400, help="steps of an environment per iteration")
     parser.add_argument("--episodes", type=int, default=1000, help="held-out episodes, each of another quadrotor")
+    parser.add_argument("--cost", action="store_true", help="measure what recording and a full history cost instead")
+    parser.add_argument("--turns", type=int, default=7, help="how often each way comes, with --cost")
+    parser.add_argument("--turn", type=int, default=10, help="iterations of a turn")
     parser.add_argument("--out", type=Path, help="JSON file for the results")
     parser.add_argument("--override", dest="overrides", nargs="*", default=[], metavar="KEY=VALUE")
     args = parser.parse_args()
-    teacher = fly(ROOT / "jdistill" / "teachers" / "crazyflie.safetensors", "teacher", args.episodes)
+    compilation.prepare()
+    if args.cost:
+        costs = measure_costs(args)
+        print(cost_table(costs))
+        write(args.out, {"cost": costs})
+        return
+    teacher = fly(TEACHER, "teacher", args.episodes)
     ways: dict[str, list[dict[str, float]]] = {way: [] for way in args.ways}
     with tempfile.TemporaryDirectory() as folder:
         # Seed by seed, so that whatever else slows the machine for a while slows all ways alike.
@@ -118,11 +204,17 @@ def main() -> None:
                 late = statistics.median(seconds[args.iterations // 2 :])
                 ways[way].append({**fly(file, "student", args.episodes), "seconds": late, "seed": seed})
                 print(f"{way}: {json.dumps(ways[way][-1])}", flush=True)
-    sizes = {k: v for k, v in vars(args).items() if k not in ("out", "ways")}
+    sizes = {k: v for k, v in vars(args).items() if k not in ("out", "ways", "cost", "turn", "turns")}
     results = {"sizes": sizes, "randomization": WIDE, "machine": machine(), "teacher": teacher, "ways": ways}
     print(table(results))
-    if args.out:
-        args.out.write_text(json.dumps(results, indent=1) + "\n")
+    write(args.out, results)
+
+
+def write(file: Path | None, results: dict[str, Any]) -> None:
+    """Put the results into the file, beside what else it holds."""
+    if file:
+        before = json.loads(file.read_text()) if file.exists() else {}
+        file.write_text(json.dumps({**before, **results}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -43,7 +43,7 @@ def fly(run: Path, episodes: int) -> dict[str, Any]:
     results = evaluate_run(request, cfg, find_task(cfg.task))
     nominal = PointControlCfg()
     widths = [f"env.randomization.{name}={width}" for name, width in vars(nominal.randomization).items()]
-    cfg = load_config(run, [f"env.drone={nominal.drone}", *widths])
+    cfg = load_config(run, [f"env.drone={nominal.drone}", "env.sensor.delay_steps=0", *widths])
     scenarios = evaluate_run(request._replace(scenarios=[]), cfg, find_task(cfg.task))["scenarios"]
     trained_on = {"description": "the student's own training task", **results["scenarios"].pop("default")}
     return {**results, "run": run.name, "scenarios": {"trained_on": trained_on, **scenarios}}

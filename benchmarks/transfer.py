@@ -20,6 +20,7 @@ from typing import Any
 from benchmarks.crazyflie import ROOT
 from bridge.env import TrainingEnv
 from bridge.tasks import POINT_CONTROL, TASKS, Session, isaaclab_task
+from jdistill import compilation
 from jdistill.provenance import machine
 
 JOBS = {
@@ -76,6 +77,7 @@ def main() -> None:
     parser.add_argument("--episodes", type=int, default=128)
     parser.add_argument("--out", type=Path, help="JSON file for the results")
     args = parser.parse_args()
+    compilation.prepare()
     with tempfile.TemporaryDirectory() as folder:
         policies = {"teacher": ROOT / "jdistill" / "teachers" / "crazyflie.safetensors"}
         policies |= {f"student of {sim}": train(sim, Path(folder) / sim) for sim in JOBS}

@@ -146,9 +146,10 @@ def torch_call(
 
     JAX orders calls by the data that flow through them and by nothing else: of two calls that must not swap, the second
     takes something from the first. Some run on the caller's thread and some on JAX's own, so ``function`` cannot count
-    on torch's thread-local modes, autocast and default device for two; gradients and inference mode are always off, and
-    the number of torch's threads is the one of the thread that called this. It must not call JAX. Gradients do not pass
-    through, and ``jax.vmap`` is refused.
+    on torch's thread-local modes, autocast and default device for two; gradients and inference mode are always off. A
+    thread is given torch's number of threads at its first call, that which ``torch.set_num_threads`` was told last, on
+    whatever thread; what is set later reaches only threads that come later. ``function`` must not call JAX. Gradients
+    do not pass through, and ``jax.vmap`` is refused.
     """
     threads: set[int] = set()
     shapes, out_tree = jax.tree.flatten(result_shape_dtypes)

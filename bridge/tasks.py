@@ -89,12 +89,13 @@ POINT_CONTROL = "Jdistill-PointControl-Direct"
 
 
 def make_env(task: Task, cfg: Any) -> TrainingEnv:
-    """The environment of an embedded task, which needs no closing.
+    """The environment of an embedded task, which goes on after its context: there is nothing to close.
 
     Raises:
         ValueError: a setting that cannot be used; one line.
     """
-    return task.open(cfg, Session(seed=0, groups=None)).__enter__()
+    with task.open(cfg, Session(seed=0, groups=None)) as env:
+        return env
 
 
 def on_isaaclab(name: str, sim: str | None, overrides: Sequence[str], flags: Sequence[str]) -> bool:

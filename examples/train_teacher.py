@@ -40,7 +40,7 @@ from bridge.env import AutoReset, State, where_done
 from jdistill import networks
 from jdistill.evaluate import evaluate
 from jdistill.networks import Policy, PolicyState
-from jdistill.policy_file import save_policy
+from jdistill.policy_file import load_policy, save_policy
 
 GROUP = "teacher"
 ROTOR_SPEEDS = slice(22, 26)
@@ -54,6 +54,7 @@ def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--out", type=Path, required=True, help="policy file to write")
     parser.add_argument("--quadrotors", action="store_true", help="for quadrotors that differ widely")
+    parser.add_argument("--init", type=Path, help="policy file to begin with, in place of a fresh policy")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--num_envs", type=int, default=256)
     parser.add_argument("--horizon", type=int, default=120, help="control steps the gradient flows through")
@@ -61,6 +62,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--learning_rate", type=float, default=2e-3, help="decays to zero along a cosine")
     parser.add_argument("--rotor_noise", type=float, default=0.03, help="standard deviation, per step, 0..1")
     parser.add_argument("--action_error", type=float, default=0.1, help="the same, per stretch, -1..1")
+    parser.add_argument("--trim", type=float, default=20.0, help="weight of the trim loss, with --quadrotors")
     parser.add_argument("--width", type=float, default=0.03, help="below this distance (m) being closer is worth less")
     return parser.parse_args()
 
@@ -150,6 +152,20 @@ def stretch(
     return costs.mean(), (state, obs)
 
 
+def trim_loss(env: PointControl, policy: Policy, learnt: PolicyState, rng: Array) -> Array:
+    """How far the policy is from rest where it should rest: the mean squared difference from the hover command.
+
+    For craft that hover level on a resting target, with any heading and any physical parameters. An offset of the
+    policy's there is an offset of the craft from its point, which the cost of flight barely tells from the rest.
+    """
+    sim = env.reset(rng).pipeline_state
+    hover = env.craft.felt(sim.physics)[:, :1]
+    craft = sim.craft.replace(rotor_vel=jnp.tile(env.craft.command(hover), (1, 4)))
+    sim = sim.replace(craft=craft, last_action=jnp.tile(hover, (1, 4)))
+    _, action = networks.act(policy, learnt, (), env.observe(sim)[GROUP])
+    return jnp.mean((action - (2.0 * hover - 1.0)) ** 2)
+
+
 def refresh(env: PointControl, state: State, rng: Array, share: float = 0.15) -> State:
     """Restart a random share of the environments and all that have left the flight envelope."""
     fresh_key, pick_key = jax.random.split(rng)
@@ -179,6 +195,10 @@ def train(args: argparse.Namespace) -> tuple[Policy, PolicyState]:
     init_key, reset_key, rng = jax.random.split(jax.random.key(args.seed), 3)
     learnt = networks.init(policy, init_key, env.obs_sizes[GROUP], normalize=True)
     learnt = hovering_start(learnt, 2.0 * env.hover_action - 1.0)
+    if args.init:
+        policy, learnt, _ = load_policy(args.init)
+    resting = dataclasses.replace(env.cfg, target=TargetCfg(kind="fixed"), reset=ResetCfg(on_target_fraction=1.0))
+    at_rest = PointControl(resting)
     schedule = optax.cosine_decay_schedule(args.learning_rate, args.updates)
     optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(schedule, b2=0.99))
 
@@ -189,7 +209,11 @@ def train(args: argparse.Namespace) -> tuple[Policy, PolicyState]:
         handicap = Handicap.draw(args, handicap_key)
 
         def loss(params):
-            return stretch(env, policy, learnt.replace(params=params), state, handicap, args.width)
+            candidate = learnt.replace(params=params)
+            value, flown = stretch(env, policy, candidate, state, handicap, args.width)
+            if args.quadrotors:
+                value += args.trim * trim_loss(at_rest, policy, candidate, handicap_key)
+            return value, flown
 
         (value, (state, obs)), gradient = jax.value_and_grad(loss, has_aux=True)(learnt.params)
         norm = optax.global_norm(gradient)
@@ -204,7 +228,9 @@ def train(args: argparse.Namespace) -> tuple[Policy, PolicyState]:
     begin = time.perf_counter()
     for i in range(args.updates):
         rng, key = jax.random.split(rng)
-        learnt, opt_state, state, value, norm = update(learnt, opt_state, state, key, i < NORMALIZER_UPDATES)
+        learnt, opt_state, state, value, norm = update(
+            learnt, opt_state, state, key, i < NORMALIZER_UPDATES and not args.init
+        )
         if i % 50 == 0 or i == args.updates - 1:
             elapsed = time.perf_counter() - begin
             print(f"{i:5d}  cost {value:.4f}  gradient norm {norm:7.3f}  {elapsed:5.0f} s", flush=True)

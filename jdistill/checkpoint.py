@@ -17,6 +17,8 @@ import orbax.checkpoint as ocp
 from jax import Array
 
 STATE, INFO = "state", "info"
+OTHER_SETTINGS = "the checkpoint was made with other settings"
+ADVICE = "leave out what differs from the run's config.yaml, or begin a new run"
 
 
 class CheckpointError(RuntimeError):
@@ -115,15 +117,15 @@ def _from_host(arrays: dict[str, np.ndarray], template: Any) -> Any:
     paths, treedef = jax.tree_util.tree_flatten_with_path(template)
     expected = {_name(path): like for path, like in paths}
     if missing := sorted(expected.keys() ^ arrays.keys()):
-        raise CheckpointError(f"the checkpoint was made with other settings: '{missing[0]}' is in one of the two only")
+        raise CheckpointError(f"{OTHER_SETTINGS}: '{missing[0]}' is in one of the two only; {ADVICE}")
     leaves = []
     for name, like in expected.items():
         leaf = jnp.array(arrays[name])
         leaf = jax.random.wrap_key_data(leaf) if _is_key(like) else leaf
         if leaf.shape != like.shape or leaf.dtype != like.dtype:
             raise CheckpointError(
-                f"the checkpoint was made with other settings: '{name}' is {leaf.dtype}{list(leaf.shape)} there, "
-                f"{like.dtype}{list(like.shape)} here"
+                f"{OTHER_SETTINGS}: '{name}' is {leaf.dtype}{list(leaf.shape)} there, "
+                f"{like.dtype}{list(like.shape)} here; {ADVICE}"
             )
         leaves.append(leaf)
     return jax.tree.unflatten(treedef, leaves)

@@ -1,6 +1,7 @@
 """Settings of the learner, under rsl_rl's and Isaac Lab's names, and how files and overrides become one config.
 
-A run's config has three parts: ``task`` (a name), ``agent`` (:class:`AgentCfg`) and ``env`` (the task's own dataclass).
+A run's config has four parts: ``task`` (a name), ``agent`` (:class:`AgentCfg`), ``env`` (the task's own dataclass) and
+``bridge`` (:class:`BridgeCfg`).
 """
 
 from __future__ import annotations
@@ -92,7 +93,8 @@ class AlgorithmCfg:
     burn_in_steps: int = 20
     """Steps that bring the state up to date and are not learnt from; beginnings of episodes never are such steps."""
     row_length: int | None = None
-    """Steps of a row of the ``packed`` sampler; null takes the longest episode."""
+    """Steps of a row of the ``packed`` sampler, null takes the longest episode. Rows begin with episodes, so what of an
+    episode lies beyond a row is not learnt from."""
     recency_half_life: float = 10.0
     """The ``recent`` sampler draws a rollout half as often as one that is this many rollouts newer."""
 
@@ -415,6 +417,13 @@ def _check_sampling(cfg: AlgorithmCfg) -> None:
         raise ConfigError("agent.algorithm.carry_start=stored: a dataset keeps no states, choose zero or burn_in")
     if cfg.relabel and not cfg.dataset:
         raise ConfigError("agent.algorithm.relabel=true: there is no dataset to relabel, name one with --dataset")
+    if sampler == "streaming" and cfg.carry_start is not None:
+        raise ConfigError(
+            f"agent.algorithm.carry_start={cfg.carry_start}: streaming windows go on from each other; only the other "
+            "samplers leave the choice"
+        )
+    if sampler != "packed" and cfg.row_length is not None:
+        raise ConfigError(f"agent.algorithm.row_length={cfg.row_length}: the {sampler} sampler has no rows")
     if sampler == "streaming" and cfg.num_mini_batches > 1:
         raise ConfigError(
             f"agent.algorithm.num_mini_batches={cfg.num_mini_batches}: streaming windows take all environments at "
@@ -431,7 +440,7 @@ def _positive(name: str, value: int) -> None:
     if value < 1:
         raise ConfigError(f"{name}={value}: must be positive")
     if value >= 2**31:
-        raise ConfigError(f"{name}={value}: too large")
+        raise ConfigError(f"{name}={value}: too large, the most is {2**31 - 1}")
 
 
 def _one_of(name: str, value: Any, allowed: tuple[Any, ...]) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,6 +18,7 @@ import h5py
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import Array
 
 from jdistill import networks, observations
 from jdistill.cli import Parser
@@ -72,7 +73,11 @@ def open_dataset(path: Path) -> Iterator[list[tuple[str, h5py.Group]]]:
             if not names:
                 raise DatasetError(f"{path}: holds no complete episode")
             yield [(f"{path}: data/{n}", data[n]) for n in sorted(names, key=lambda n: int(n[5:]))]
-    except (OSError, RuntimeError, KeyError) as e:
+    except (DatasetError, ConfigError):
+        raise
+    except BlockingIOError as e:
+        raise DatasetError(f"{path}: is being recorded; try again when that run has ended") from e
+    except (OSError, RuntimeError, LookupError, TypeError, ValueError) as e:  # h5py's answers to damaged bytes.
         raise DatasetError(f"{path}: truncated, damaged or no HDF5 file ({' '.join(str(e).split())[:150]})") from e
 
 
@@ -96,91 +101,151 @@ def load(
         DatasetError: a file that cannot be read, or whose episodes have other dimensions.
         ConfigError: more than the memory holds.
     """
-    columns: list[list[dict[str, np.ndarray]]] = [[] for _ in range(flights)]
-    ages, episodes, total = [0] * flights, 0, 0
-    width = sum(sizes) + (teacher.obs_size if teacher else 0)
+    lengths = list(_of_all(cfg.dataset, lambda where, group: _length(where, group, entries, teacher)))
+    # A flight without an episode would be drawn from in vain.
+    flights = min(flights, len(lengths))
+    places, ages = _places(lengths, flights)
+    rows = -(-int(ages.max()) // horizon) * horizon
     dtype = np.dtype(jnp.dtype(cfg.history_dtype))
-    for path in map(Path, cfg.dataset):
-        with open_dataset(path) as found:
-            steps = sum(_length(where, group) for where, group in found)
-            what = f"--dataset {path}: with {total + steps} steps the dataset"
-            check_memory((total + steps) * (width * dtype.itemsize + 1), what, "train on fewer files", copies=1)
-            for where, group in found:
-                episode = _episode(where, group, entries, sizes, teacher)
-                shortest = int(np.argmin(ages))
-                columns[shortest].append(episode)
-                ages[shortest] += len(episode["label"])
-            episodes, total = episodes + len(found), total + steps
-    rows = -(-max(ages) // horizon) * horizon
-    packed = {name: _pack([[e[name] for e in column] for column in columns], rows) for name in columns[0][0]}
-    label = packed["label"]
+    columns: dict[str, tuple[int, Any]] = {"obs": (sizes[0], dtype), "label": (sizes[1], dtype)}
     if teacher:
-        replay = jax.jit(networks.replay, static_argnums=0)
-        label = np.asarray(replay(teacher.policy, teacher.state, packed["teacher"], packed["first"]))
-    seen = np.concatenate([e["obs"] for column in columns for e in column])
+        columns["teacher"] = teacher.obs_size, np.dtype(np.float32)
+    nbytes = rows * flights * (sum(width * kind.itemsize for width, kind in columns.values()) + 1)
+    what = f"--dataset {', '.join(cfg.dataset)}: with {sum(lengths)} steps the dataset"
+    # It is read on the host, and brought to the device from there.
+    check_memory(nbytes, what, "train on fewer files", copies=1)
+    packed = {name: np.zeros((rows, flights, width), kind) for name, (width, kind) in columns.items()}
+    first = np.zeros((rows, flights), bool)
+    episodes = _of_all(cfg.dataset, lambda where, group: _episode(where, group, entries, sizes, teacher))
+    for (flight, start), episode in zip(places, episodes, strict=True):
+        first[start, flight] = True
+        for name, value in episode.items():
+            packed[name][start : start + len(value), flight] = value
     history = History(
-        obs=jnp.asarray(packed["obs"], dtype),
-        label=jnp.asarray(label, dtype),
-        first=jnp.asarray(packed["first"]),
+        obs=jnp.asarray(packed["obs"]),
+        label=jnp.asarray(_relabel(teacher, packed["teacher"], first) if teacher else packed["label"], dtype),
+        first=jnp.asarray(first),
         carry=(),
         origin=jnp.zeros((), jnp.int32),
         length=jnp.asarray(ages, jnp.int32),
     )
-    size = sum(x.nbytes for x in jax.tree.leaves(history))
-    summary = f"Dataset: {episodes} episodes, {total} steps, {size / GIB:.3f} GiB on {jax.devices()[0].platform}"
-    return Recording(history, Normalizer.create(sizes[0]).update(jnp.asarray(seen)), summary)
+    size = sum(x.nbytes for x in jax.tree.leaves(history)) / GIB
+    on = jax.devices()[0].platform
+    summary = f"Dataset: {len(lengths)} episodes, {sum(lengths)} steps, {size:.3f} GiB on {on}"
+    return Recording(history, _moments(packed["obs"], ages), summary)
 
 
-def _length(where: str, group: h5py.Group) -> int:
-    for name in ("teacher_actions", "obs"):
-        if name not in group:
-            raise DatasetError(f"{where}: has no {name}; a recording of --record has what a student can learn from")
-    return len(group["teacher_actions"])
+def _of_all[T](files: Sequence[str], read: Callable[[str, h5py.Group], T]) -> Iterator[T]:
+    """What ``read(name, episode)`` finds in the episodes of all files."""
+    for path in map(Path, files):
+        with open_dataset(path) as episodes:
+            for where, group in episodes:
+                yield read(where, group)
+
+
+def _relabel(teacher: Labeller, obs: np.ndarray, first: np.ndarray) -> Array:
+    """What the teacher says along all flights (P, B, A)."""
+    replay = jax.jit(networks.replay, static_argnums=0)
+    return replay(teacher.policy, teacher.state, obs, first)
+
+
+def _places(lengths: Sequence[int], flights: int) -> tuple[list[tuple[int, int]], np.ndarray]:
+    """Flight and first row of every episode, each behind what is the shortest flight so far; the flights' lengths."""
+    ages, places = np.zeros(flights, np.int64), []
+    for length in lengths:
+        flight = int(ages.argmin())
+        places.append((flight, int(ages[flight])))
+        ages[flight] += length
+    return places, ages
+
+
+def _moments(obs: np.ndarray, ages: np.ndarray) -> Normalizer:
+    """The normaliser of all that was seen: ``obs`` (P, B, D), of which the first ``ages`` (B,) rows count."""
+    total = ages.sum()
+
+    def mean(value: Any) -> np.ndarray:
+        return sum(value(obs[:age, flight].astype(np.float64)).sum(axis=0) for flight, age in enumerate(ages)) / total
+
+    mu = mean(lambda x: x)
+    var = mean(lambda x: np.square(x - mu))
+    return Normalizer(*(jnp.asarray(x, jnp.float32) for x in (mu, var, total)))
+
+
+def _length(where: str, group: h5py.Group, entries: Sequence[str], teacher: Labeller | None) -> int:
+    """Steps of an episode that has what is needed."""
+    if not teacher and "teacher_actions" not in group:
+        raise DatasetError(
+            f"{where}: has no teacher_actions to learn from; agent.algorithm.relabel=true lets the teacher make them"
+        )
+    return len(_observation_group(where, group, observations.group_names(entries)[0]))
+
+
+def _observation_group(where: str, group: h5py.Group, name: str) -> h5py.Dataset:
+    obs = group.get("obs")
+    if not isinstance(obs, h5py.Group):
+        raise DatasetError(f"{where}: has no obs; a recording of --record has what a student can learn from")
+    if name not in obs:
+        raise DatasetError(f"{where}: has no observation group '{name}'; there are {', '.join(obs)}")
+    return _array(where, group, f"obs/{name}")
+
+
+def _array(where: str, group: h5py.Group, name: str) -> h5py.Dataset:
+    """The array ``name`` (T, n) of an episode."""
+    item = group.get(name)
+    if not _is_numeric(item) or item.ndim != 2 or not item.size:
+        what = list(item.shape) if _is_numeric(item) else "no array of numbers"
+        raise DatasetError(f"{where}: {name} is {what}, expected [steps, size]")
+    return item
+
+
+def _is_numeric(item: Any) -> bool:
+    return isinstance(item, h5py.Dataset) and item.shape is not None and item.dtype.kind in "fiub"
 
 
 def _episode(
     where: str, group: h5py.Group, entries: Sequence[str], sizes: tuple[int, int], teacher: Labeller | None
 ) -> dict[str, np.ndarray]:
-    """One episode's ``obs``, ``label``, ``first`` and, for a teacher, ``teacher``, each (T, ...)."""
-    label = np.asarray(group["teacher_actions"], np.float32)
-    if label.ndim != 2 or label.shape[1] != sizes[1] or not len(label):
-        raise DatasetError(f"{where}: teacher_actions is {list(label.shape)}, the environment takes {sizes[1]} actions")
-    wanted = {"obs": (entries, sizes[0])}
+    """One episode's ``obs`` and ``label``, or for a teacher ``teacher`` in the label's place, each (T, size)."""
+    episode = {"obs": _observation(where, group, entries, sizes[0])}
+    steps = len(episode["obs"])
     if teacher:
-        wanted["teacher"] = (teacher.entries, teacher.obs_size)
-    episode = {"label": label, "first": np.arange(len(label)) == 0}
-    for name, (parts, size) in wanted.items():
-        groups: dict[str, Any] = {}
-        for needed in observations.group_names(parts):
-            if needed not in group["obs"]:
-                known = ", ".join(group["obs"])
-                raise DatasetError(f"{where}: has no observation group '{needed}'; there are {known}")
-            groups[needed] = np.asarray(group["obs"][needed], np.float32)
-        try:
-            value = np.asarray(observations.select(groups, parts))
-        except observations.ObservationError as e:
-            raise DatasetError(f"{where}: {e}") from e
-        if value.shape[0] != len(label) or value.shape[1:] != (size,):
+        episode["teacher"] = _observation(where, group, teacher.entries, teacher.obs_size)
+    else:
+        label = _array(where, group, "teacher_actions")
+        if label.shape[1] != sizes[1]:
             raise DatasetError(
-                f"{where}: obs {'+'.join(groups)} is {list(value.shape)}, expected {[len(label), size]} as in this task"
+                f"{where}: teacher_actions is {list(label.shape)}, the environment takes {sizes[1]} actions"
             )
-        episode[name] = value
+        episode["label"] = _float32(label)
     for name, value in episode.items():
+        what = "teacher_actions" if name == "label" else "obs"
+        if len(value) != steps:
+            raise DatasetError(f"{where}: {what} has {len(value)} steps, the student's obs {steps}")
         if not np.isfinite(value).all():
-            raise DatasetError(f"{where}: NaN or infinity in {'teacher_actions' if name == 'label' else 'obs'}")
+            raise DatasetError(f"{where}: NaN or infinity in {what}")
     return episode
 
 
-def _pack(columns: list[list[np.ndarray]], rows: int) -> np.ndarray:
-    """Episodes one behind the other in each column: (rows, columns, ...), zeros where a column is shorter."""
-    example = columns[0][0]
-    packed = np.zeros((rows, len(columns), *example.shape[1:]), example.dtype)
-    for number, column in enumerate(columns):
-        at = 0
-        for episode in column:
-            packed[at : at + len(episode), number] = episode
-            at += len(episode)
-    return packed
+def _observation(where: str, group: h5py.Group, entries: Sequence[str], size: int) -> np.ndarray:
+    """What a policy that sees ``entries`` saw, (T, size)."""
+    names = observations.group_names(entries)
+    groups = {name: _float32(_observation_group(where, group, name)) for name in names}
+    if len({len(x) for x in groups.values()}) > 1:
+        raise DatasetError(f"{where}: the groups {', '.join(names)} in obs are not equally long")
+    try:
+        value = observations.select(groups, entries)
+    except observations.ObservationError as e:
+        raise DatasetError(f"{where}: {e}") from e
+    if value.shape[1] != size:
+        raise DatasetError(
+            f"{where}: obs {'+'.join(names)} is {list(value.shape)}, expected {[len(value), size]} as in this task"
+        )
+    return value
+
+
+def _float32(array: h5py.Dataset) -> np.ndarray:
+    with np.errstate(over="ignore"):  # What it cannot hold becomes infinity, and is told as such.
+        return np.asarray(array, np.float32)
 
 
 def info(path: Path) -> str:
@@ -190,40 +255,46 @@ def info(path: Path) -> str:
         DatasetError: it cannot be read.
     """
     ranges: dict[str, tuple[float, float, tuple[int, ...]]] = {}
-    lengths, returns, by_teacher = [], [], 0
+    lengths, returns, by_teacher, phases = [], [], 0, 0
     with open_dataset(path) as episodes:
         args = episodes[0][1].parent.attrs.get("env_args", "{}")
 
         def visit(name: str, item: Any) -> None:
-            if isinstance(item, h5py.Dataset) and item.size and np.issubdtype(item.dtype, np.number):
+            if _is_numeric(item) and item.size:
                 value = item[()]
-                low, high = float(np.nanmin(value)), float(np.nanmax(value))
-                before = ranges.get(name, (low, high, ()))
-                ranges[name] = min(low, before[0]), max(high, before[1]), item.shape[1:]
+                low, high, shape = ranges.get(name, (np.nan, np.nan, item.shape[1:]))
+                # Of these two NaN is neither the smaller nor the larger.
+                low = np.fmin(low, float(np.fmin.reduce(value, axis=None)))
+                high = np.fmax(high, float(np.fmax.reduce(value, axis=None)))
+                ranges[name] = low, high, shape
 
         for where, group in episodes:
             group.visititems(visit)
-            actions = group.get("actions", group.get("teacher_actions"))
-            if actions is None:
+            actions = next((group[n] for n in ("actions", "teacher_actions") if n in group), None)
+            if actions is None or not _is_numeric(actions) or not actions.ndim:
                 raise DatasetError(f"{where}: has no actions")
-            lengths.append(int(group.attrs.get("num_samples", len(actions))))
-            returns.append(float(np.sum(group["rewards"])) if "rewards" in group else np.nan)
-            by_teacher += int(np.sum(group["phase"][()] == 1)) if "phase" in group else 0
+            lengths.append(len(actions))
+            if _is_numeric(group.get("rewards")):
+                returns.append(float(np.sum(group["rewards"])))
+            if _is_numeric(phase := group.get("phase")):
+                by_teacher, phases = by_teacher + int(np.sum(phase[()] == 1)), phases + phase.size
     try:
         env = json.loads(args).get("env_name", "unknown")
-    except (json.JSONDecodeError, AttributeError):
+    except (ValueError, TypeError, AttributeError):
         env = "unknown"
+    flown = f" ({by_teacher / phases:.1%} by the teacher)" if phases else ""
+    earned = f"{min(returns):.2f} to {max(returns):.2f}, mean {np.mean(returns):.2f}" if returns else "not recorded"
     lines = [
         f"{path}: task {env}",
         f"episodes  {len(lengths)}",
-        f"steps     {sum(lengths)} ({by_teacher / sum(lengths):.1%} by the teacher)",
+        f"steps     {sum(lengths)}{flown}",
         f"lengths   {min(lengths)} to {max(lengths)}, mean {np.mean(lengths):.1f}",
-        f"returns   {min(returns):.2f} to {max(returns):.2f}, mean {np.mean(returns):.2f}",
+        f"returns   {earned}",
         f"{'array':<24} {'shape':<10} {'from':>12} {'to':>12}",
     ]
     for name, (low, high, shape) in ranges.items():
         dimensions = "T" + "".join(f" x {d}" for d in shape)
-        lines.append(f"{name:<24} {dimensions:<10} {low:>12.5g} {high:>12.5g}")
+        lines.append(f"{name!s:<24} {dimensions:<10} {low:>12.5g} {high:>12.5g}")
     return "\n".join(lines)
 
 

@@ -23,6 +23,7 @@ import jax.numpy as jnp
 import optax
 from flax import struct
 from jax import Array
+from jax.flatten_util import ravel_pytree
 
 from bridge.env import EPISODE_METRIC_PREFIX, State, TrainingEnv
 from jdistill import history as histories
@@ -351,18 +352,25 @@ class Distillation:
     def regress(self, state: TrainState, sampler: Any, source: Source) -> tuple[TrainState, Carry, Array]:
         """The one regression: a gradient step for each window; also the last carry and the mean loss per step."""
         decay = self.learning_rate_decay(state.iteration)
+        source = sampler.prepare(source)
+        # Policies are many small arrays; as one flat vector their gradients and the optimiser are a handful of kernels.
+        flat, unravel = ravel_pytree(state.student.params)
+
+        def flat_loss(flat: Array, window: Window) -> tuple[Array, Carry]:
+            return self.window_loss(unravel(flat), window)
 
         def learn(loop: Any, number: Array) -> Any:
-            params, opt_state, carry = loop
+            flat, opt_state, carry = loop
             window = sampler.window(source, number, carry, sampler.length)
-            (loss, carry), grads = jax.value_and_grad(self.window_loss, has_aux=True)(params, window)
-            updates, opt_state = self.optimizer.update(grads, opt_state, params)
-            updates = jax.tree.map(lambda u: decay * u, updates)
-            return (optax.apply_updates(params, updates), opt_state, carry), loss
+            (loss, carry), grads = jax.value_and_grad(flat_loss, has_aux=True)(flat, window)
+            updates, opt_state = self.optimizer.update(grads, opt_state, flat)
+            return (flat + decay * updates, opt_state, carry), loss
 
         start = jax.tree.map(lambda x: x[: sampler.sequences], source.carry)
-        loop = (state.student.params, state.opt_state, start)
-        (params, opt_state, carry), losses = jax.lax.scan(learn, loop, jnp.arange(sampler.steps))
+        (flat, opt_state, carry), losses = jax.lax.scan(
+            learn, (flat, state.opt_state, start), jnp.arange(sampler.steps)
+        )
+        params = unravel(flat)
         total = losses.sum()
         if sampler.rest:
             window = sampler.window(source, jnp.asarray(sampler.steps), carry, sampler.rest)
@@ -517,7 +525,6 @@ def make_optimizer(cfg: AlgorithmCfg) -> optax.GradientTransformation:
     chain: Sequence[optax.GradientTransformation] = [optimizers[cfg.optimizer]()]
     if cfg.max_grad_norm:
         chain = [optax.clip_by_global_norm(cfg.max_grad_norm), *chain]
-    # Policies are many small arrays; as one flat vector the optimiser's arithmetic is a handful of kernels.
     return optax.flatten(optax.chain(*chain))
 
 

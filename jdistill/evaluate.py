@@ -21,8 +21,8 @@ import numpy as np
 
 from bridge.env import SimulatorError, TrainingEnv
 from bridge.tasks import Scenario, Session, Task
-from jdistill import observations
-from jdistill.cli import Parser, positive
+from jdistill import compilation, observations
+from jdistill.cli import Parser, positive, select_device
 from jdistill.config import ConfigError, RunCfg, nearest
 from jdistill.flight import Flight, Flights, Pilot, inference_cost, make_pilot
 from jdistill.networks import Policy, PolicyState
@@ -245,6 +245,7 @@ def make_parser() -> Parser:
     parser.add_argument("--raptor", action="store_true", help="fly the published RAPTOR policy too")
     parser.add_argument("--best", action="store_true", help="the best student instead of the newest")
     parser.add_argument("--seed", type=int, default=SEED, metavar="N", help=f"seed of the start states ({SEED})")
+    parser.add_argument("--device", metavar="NAME", help="cpu, cuda or cuda:N (default: the fastest that JAX finds)")
     parser.add_argument("--out", type=Path, metavar="DIR", help="folder for the files (default: RUN/evaluation)")
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="settings of the environment, as in training")
     return parser
@@ -263,7 +264,8 @@ def run_command(args: argparse.Namespace, flags: Sequence[str]) -> None:
         from jdistill.interop import raptor
 
         raptor.check_installed()
-    task = find_task(cfg.task, flags)
+    select_device(args.device)
+    task = find_task(cfg.task, flags, args.device)
     request = Request(run, args.episodes, args.seed, args.scenario, args.raptor, args.best)
     out = args.out or run / "evaluation"
     results = evaluate_run(request, cfg, task)
@@ -278,6 +280,7 @@ def run_command(args: argparse.Namespace, flags: Sequence[str]) -> None:
 def main(argv: list[str]) -> int:
     """The command; returns its exit status."""
     args, flags = make_parser().parse_known_intermixed_args(argv)
+    compilation.prepare()
     try:
         run_command(args, flags)
     except (ConfigError, PolicyFileError, SimulatorError) as e:

@@ -22,7 +22,7 @@ import numpy as np
 
 from bridge.env import TrainingEnv
 from bridge.tasks import TASKS, make_env
-from jdistill import networks, observations
+from jdistill import compilation, networks, observations
 from jdistill.cli import Parser
 from jdistill.config import ConfigError, RunCfg
 from jdistill.interop.rsl_rl import model_cfg
@@ -297,6 +297,7 @@ def main(argv: list[str]) -> int:
     )
     parser.add_argument("--best", action="store_true", help="the best student instead of the newest")
     args = parser.parse_args(argv)
+    compilation.prepare()
     formats = [name.strip() for name in args.format.split(",")]
     try:
         if unknown := [f for f in formats if f not in FORMATS]:

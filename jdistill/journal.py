@@ -29,6 +29,9 @@ class JournaledFile(io.RawIOBase):
         self._path = path
         self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
         fcntl.flock(self._fd, fcntl.LOCK_EX)  # Tells readers that the journal is in living hands.
+        journal = _journal_of(path)
+        for stale in (journal, _part_of(journal)):  # Of a file of this name that was removed since.
+            stale.unlink(missing_ok=True)
         self._position = self._size = self._committed = 0
         self._pages: dict[int, bytearray] = {}
 
@@ -103,7 +106,7 @@ class JournaledFile(io.RawIOBase):
         if self._pages:
             body = b"".join(_OFFSET.pack(page * PAGE) + bytes(data) for page, data in sorted(self._pages.items()))
             body = _HEADER.pack(MAGIC, len(self._pages), self._size) + body
-            part = journal.with_name(journal.name + ".part")
+            part = _part_of(journal)
             part.write_bytes(body + struct.pack("<I", zlib.crc32(body)))
             os.replace(part, journal)
             _apply(self._fd, body)
@@ -121,16 +124,17 @@ class JournaledFile(io.RawIOBase):
 def recover(path: Path) -> None:
     """Finish the commit that a killed program left half done, if it did."""
     journal = _journal_of(path)
-    if not journal.is_file():
+    if not (journal.is_file() or _part_of(journal).is_file()):
         return
     fd = os.open(path, os.O_RDWR)
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        content = journal.read_bytes()
+        content = journal.read_bytes() if journal.is_file() else b""
         body, checksum = content[:-4], content[-4:]
         if body.startswith(MAGIC) and struct.pack("<I", zlib.crc32(body)) == checksum:
             _apply(fd, body)
-        journal.unlink(missing_ok=True)
+        for done in (journal, _part_of(journal)):
+            done.unlink(missing_ok=True)
     except BlockingIOError:  # A recording is under way and will finish this itself.
         return
     finally:
@@ -156,3 +160,8 @@ def _write_at(fd: int, data: memoryview, offset: int) -> None:
 
 def _journal_of(path: Path) -> Path:
     return path.with_name(path.name + ".journal")
+
+
+def _part_of(journal: Path) -> Path:
+    """A journal under way; it counts for nothing."""
+    return journal.with_name(journal.name + ".part")

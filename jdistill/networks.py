@@ -20,11 +20,30 @@ from flax import linen as nn
 from flax import struct
 from jax import Array
 
-Carry = tuple[tuple[Array, ...], ...]
-"""Recurrent state: per layer (h,) for a GRU, (h, c) for an LSTM, each (B, hidden); () for a feed-forward policy."""
+from jdistill import recurrence
+from jdistill.recurrence import State
+
+Carry = tuple[State, ...]
+"""Recurrent states of all layers; () for a feed-forward policy."""
+
+
+@jax.custom_jvp
+def elu(x: Array) -> Array:
+    """x where positive, exp(x) - 1 elsewhere.
+
+    XLA's exp is much faster than its expm1; the absolute error is float32's at 1. The slope comes from the result.
+    """
+    return jnp.where(x > 0, x, jnp.exp(jnp.minimum(x, 0.0)) - 1.0)
+
+
+@elu.defjvp
+def _elu_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
+    y = elu(*primals)
+    return y, tangents[0] * (jnp.minimum(y, 0.0) + 1.0)
+
 
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
-    "elu": nn.elu,
+    "elu": elu,
     "selu": nn.selu,
     "relu": nn.relu,
     "crelu": nn.celu,
@@ -119,17 +138,18 @@ class Dense(nn.Module):
 
 
 class RecurrentLayer(nn.Module):
-    """What GRU and LSTM share: torch's parameters, and the split into a batched and a recurrent part."""
+    """What GRU and LSTM share: torch's parameters, one step, and a whole window of them."""
 
     hidden_dim: int
     gates: int = 0
+    unroll: ClassVar[Callable[..., tuple[State, Array]]]
+    """The layer's function in :mod:`jdistill.recurrence`."""
 
     @nn.compact
-    def __call__(self, x: Array, run: Callable[..., Any]) -> Any:
-        """Project the inputs (..., I) all at once, then ``run(projected, recurrent)``.
+    def __call__(self, x: Array, state: State, begins: Array | None = None, first: State | None = None) -> Any:
+        """One step: inputs (B, I) to the next state and the output (B, hidden).
 
-        ``projected`` is (..., gates * hidden); ``recurrent`` maps (projected_t, state) to (state, output), both for
-        one step.
+        With ``begins`` a whole window (T * B, I), to the state after it and the outputs (T, B, hidden).
         """
         init = _uniform(self.hidden_dim**-0.5)
         width = self.gates * self.hidden_dim
@@ -137,17 +157,16 @@ class RecurrentLayer(nn.Module):
         weight_hh = self.param("weight_hh", init, (self.hidden_dim, width))
         bias_ih = self.param("bias_ih", init, (width,))
         bias_hh = self.param("bias_hh", init, (width,))
-
-        def recurrent(projected: Array, state: tuple[Array, ...]) -> tuple[tuple[Array, ...], Array]:
+        projected = x @ weight_ih + bias_ih
+        if begins is None:
             return self.cell(projected, state[0] @ weight_hh + bias_hh, state)
+        return self.unroll(projected.reshape(*begins.shape, width), weight_hh, bias_hh, state, begins, first)
 
-        return run(x @ weight_ih + bias_ih, recurrent)
-
-    def cell(self, from_input: Array, from_hidden: Array, state: tuple[Array, ...]) -> Any:
+    def cell(self, from_input: Array, from_hidden: Array, state: State) -> tuple[State, Array]:
         """The gate equations of one step."""
         raise NotImplementedError
 
-    def initial(self) -> tuple[Array, ...]:
+    def initial(self) -> State:
         """Zero state of one environment, each (hidden,)."""
         raise NotImplementedError
 
@@ -156,8 +175,9 @@ class GRU(RecurrentLayer):
     """torch.nn.GRU, one layer; gates in torch's order r, z, n."""
 
     gates: int = 3
+    unroll = staticmethod(recurrence.gru)
 
-    def cell(self, from_input: Array, from_hidden: Array, state: tuple[Array, ...]) -> Any:
+    def cell(self, from_input: Array, from_hidden: Array, state: State) -> tuple[State, Array]:
         """h' = (1 - z) n + z h with n = tanh(x_n + r h_n)."""
         rz = nn.sigmoid(from_input[..., : 2 * self.hidden_dim] + from_hidden[..., : 2 * self.hidden_dim])
         r, z = jnp.split(rz, 2, axis=-1)
@@ -165,7 +185,7 @@ class GRU(RecurrentLayer):
         h = n + z * (state[0] - n)
         return (h,), h
 
-    def initial(self) -> tuple[Array, ...]:
+    def initial(self) -> State:
         """(h,)."""
         return (jnp.zeros(self.hidden_dim),)
 
@@ -174,15 +194,16 @@ class LSTM(RecurrentLayer):
     """torch.nn.LSTM, one layer; gates in torch's order i, f, g, o."""
 
     gates: int = 4
+    unroll = staticmethod(recurrence.lstm)
 
-    def cell(self, from_input: Array, from_hidden: Array, state: tuple[Array, ...]) -> Any:
+    def cell(self, from_input: Array, from_hidden: Array, state: State) -> tuple[State, Array]:
         """c' = f c + i g; h' = o tanh(c')."""
         i, f, g, o = jnp.split(from_input + from_hidden, 4, axis=-1)
         c = nn.sigmoid(f) * state[1] + nn.sigmoid(i) * jnp.tanh(g)
         h = nn.sigmoid(o) * jnp.tanh(c)
         return (h, c), h
 
-    def initial(self) -> tuple[Array, ...]:
+    def initial(self) -> State:
         """(h, c)."""
         return (jnp.zeros(self.hidden_dim), jnp.zeros(self.hidden_dim))
 
@@ -238,7 +259,7 @@ class Policy(nn.Module):
         x = self._before(obs)
         states = []
         for layer, state in zip(self.rnn, carry, strict=True):
-            state, x = layer(x, lambda projected, recurrent, state=state: recurrent(projected, state))
+            state, x = layer(x, state)
             states.append(state)
         return tuple(states), self._after(x)
 
@@ -250,13 +271,17 @@ class Policy(nn.Module):
         After step t the carry becomes the initial one where ``dones[t]`` (T, B), and ``restart_carry`` for all
         environments where ``restart[t]`` (T,).
         """
-        x = self._before(obs)
-        first = self.initial_carry(obs.shape[1])
+        steps, batch, size = obs.shape
+        begins = dones | restart[:, None]
+        # Rows without a time axis: that is what XLA's matrix products, and their gradients, are fast at.
+        x = self._before(obs.reshape(steps * batch, size))
         states = []
-        for layer, start, new, again in zip(self.rnn, carry, first, restart_carry, strict=True):
-            state, x = layer(x, _scan_over_time(start, new, again, dones, restart))
+        for layer, start, new, again in zip(self.rnn, carry, self.initial_carry(batch), restart_carry, strict=True):
+            first = jax.tree.map(lambda n, a: jnp.where(restart[:, None, None], a, n), new, again)
+            state, out = layer(x, start, begins, first)
+            x = out.reshape(steps * batch, self.rnn_hidden_dim)
             states.append(state)
-        return tuple(states), self._after(x)
+        return tuple(states), self._after(x).reshape(steps, batch, self.num_actions)
 
     def _before(self, x: Array) -> Array:
         for layer in self.pre:
@@ -271,22 +296,6 @@ class Policy(nn.Module):
     def __call__(self, obs: Array) -> Array:
         """Actions for observations (B, D) at the start of an episode; creates all parameters."""
         return self.step(self.initial_carry(obs.shape[0]), obs)[1]
-
-
-def _scan_over_time(start: Any, first: Any, restart_state: Any, dones: Array, restart: Array) -> Callable[..., Any]:
-    """How :meth:`Policy.unroll` runs one recurrent layer over time."""
-
-    def run(projected: Array, recurrent: Callable[..., Any]) -> Any:
-        def body(state: Any, inputs: Any) -> Any:
-            at, done, again = inputs
-            state, out = recurrent(at, state)
-            state = jax.tree.map(lambda s, f: jnp.where(done[:, None], f, s), state, first)
-            state = jax.tree.map(lambda s, r: jnp.where(again, r, s), state, restart_state)
-            return state, out
-
-        return jax.lax.scan(body, start, (projected, dones, restart))
-
-    return run
 
 
 def init(policy: Policy, rng: Array, obs_size: int, normalize: bool) -> PolicyState:

@@ -13,7 +13,6 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
-from jax import Array
 
 _ENTRY = re.compile(r"(?P<name>[^\[\]]+)(\[(?P<part>[^\[\]]*)\])?")
 _PIECE = re.compile(r"\s*(-?\d*)\s*(?:(:)\s*(-?\d*)\s*)?")
@@ -37,8 +36,8 @@ def size(entries: Sequence[str], sizes: Mapping[str, int]) -> int:
     return sum(len(_columns(entry, sizes)) for entry in entries)
 
 
-def select(obs: Mapping[str, Array], entries: Sequence[str]) -> Array:
-    """The observation that ``entries`` make of the groups ``obs``, each (..., size)."""
+def select(obs: Mapping[str, Any], entries: Sequence[str]) -> Any:
+    """The observation that ``entries`` make of the groups ``obs``, each (..., size), of JAX's arrays or NumPy's."""
     sizes = {name: obs[name].shape[-1] for name in group_names(entries)}
     parts = []
     for entry in entries:
@@ -47,7 +46,9 @@ def select(obs: Mapping[str, Array], entries: Sequence[str]) -> Array:
             parts.append(group[..., columns])
         else:
             parts.append(group[..., columns[0] : columns[-1] + 1])
-    return parts[0] if len(parts) == 1 else jnp.concatenate(parts, axis=-1)
+    if len(parts) == 1:
+        return parts[0]
+    return (np if isinstance(parts[0], np.ndarray) else jnp).concatenate(parts, axis=-1)
 
 
 def describe(env: Any, entries: Sequence[str]) -> dict[str, Any]:

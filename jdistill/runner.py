@@ -133,15 +133,16 @@ class DistillationRunner:
     # -- phases --------------------------------------------------------------------------------------------------
 
     def get_training_phase_info(self) -> dict[str, Any]:
-        """The phase of the iteration that comes next."""
+        """The phase of the iteration that comes next. (Where nothing is flown there are no stages to speak of.)"""
         schedule, iteration = self.alg.schedule, self.current_learning_iteration
         phase = 1 if iteration < self.phase1_end else 2
+        source = schedule.source(phase, float(schedule.beta(iteration, self.phase1_end)))
         return {
-            "use_two_stage_training": self.cfg.agent.algorithm.use_two_stage_training,
+            "use_two_stage_training": self.cfg.agent.algorithm.use_two_stage_training and not self.recording,
             "training_phase": phase,
             "current_iteration": iteration,
             "phase1_iterations": self.phase1_end,
-            "action_source": schedule.source(phase, float(schedule.beta(iteration, self.phase1_end))),
+            "action_source": "dataset" if self.recording else source,
         }
 
     def _student_return(self, scalars: dict[str, float]) -> float | None:
@@ -168,7 +169,7 @@ class DistillationRunner:
                 began = time.perf_counter()
                 for number in range(first, total):
                     phase = self.get_training_phase_info()
-                    if number == self.phase1_end > 0:
+                    if number == self.phase1_end > 0 and not self.recording:
                         console.print(switch_banner(number, phase["action_source"]))
                     started = time.perf_counter()
                     with profiler.iteration(number):

@@ -121,6 +121,10 @@ class Sampler:
                 "environments"
             )
 
+    def prepare(self, source: Source) -> Source:
+        """What :meth:`window` is going to take its windows from, once for all of them."""
+        return source
+
     def window(self, source: Source, number: Array, carry: Carry, steps: int) -> Window:
         """Window ``number`` of ``steps`` steps, after one that ended with ``carry``."""
         raise NotImplementedError
@@ -150,10 +154,20 @@ class Streaming(Sampler):
         """Every step once an epoch."""
         return self.cfg.num_learning_epochs * self.horizon
 
+    def prepare(self, source: Source) -> Source:
+        """The rollout, and once more its beginning, so that a window that runs on into the next epoch is one slice."""
+        at = jnp.arange(self.horizon + self.length - 1) % self.horizon
+        obs, label, done = jax.tree.map(lambda x: x[at], (source.obs, source.label, source.done))
+        return source._replace(obs=obs, label=label, done=done)
+
     def window(self, source: Source, number: Array, carry: Carry, steps: int) -> Window:
         """The steps from ``number * gradient_length`` on."""
-        at = number * self.length + jnp.arange(steps)
-        obs, label, done = jax.tree.map(lambda x: x[at % self.horizon], (source.obs, source.label, source.done))
+        start = number * self.length
+        obs, label, done = jax.tree.map(
+            lambda x: jax.lax.dynamic_slice_in_dim(x, start % self.horizon, steps),
+            (source.obs, source.label, source.done),
+        )
+        at = start + jnp.arange(steps)
         # Every epoch begins where the rollout began; after the very last step nothing begins any more.
         restart = ((at + 1) % self.horizon == 0) & (at + 1 < self.total)
         return Window(obs, label, done, carry, restart, source.carry)
@@ -214,10 +228,14 @@ class Uniform(Sampler):
         assert history is not None
         rollout_key, place_key, flight_key = jax.random.split(jax.random.fold_in(source.key, number), 3)
         n, slots = self.sequences, history.obs.shape[0] // self.horizon
-        rollout = self.draw_rollouts(rollout_key, -(-history.length.max() // self.horizon), slots)
-        flight = jax.random.randint(flight_key, (n,), 0, history.first.shape[1])
+        filled = -(-history.length.max() // self.horizon)
+        rollout = self.draw_rollouts(rollout_key, filled, slots)
+        flight = draw_flights(flight_key, history, n)
         if self.carry_start != "stored":
-            start = rollout * self.horizon + jax.random.randint(place_key, (n,), 0, self.horizon)
+            # The flights of a dataset end anywhere: what is drawn is a share of each one's own length.
+            share = (rollout + jax.random.uniform(place_key, (n,))) / filled
+            length = history.length[flight]
+            start = jnp.minimum((share * length).astype(jnp.int32), length - 1)
             return self._with_initial_state(source, history, start, flight)
         place = jax.random.randint(place_key, (n,), 0, self.states)
         there = history.stretch(rollout * self.horizon + place * self.length, flight, steps)
@@ -286,7 +304,7 @@ class Packed(Sampler):
         history = source.history
         assert history is not None
         time_key, flight_key = jax.random.split(jax.random.fold_in(source.key, number))
-        flight = jax.random.randint(flight_key, (self.sequences,), 0, history.first.shape[1])
+        flight = draw_flights(flight_key, history, self.sequences)
         time = jax.random.randint(time_key, (self.sequences,), 0, history.length[flight])
         row = history.stretch(self._episode_start(history, time, flight), flight, steps)
         # What precedes the first episode whose start is known has no known state.
@@ -302,12 +320,18 @@ class Packed(Sampler):
 
     def _episode_start(self, history: History, time: Array, flight: Array) -> Array:
         """Where the episodes at ``time`` (N,) began, or the next ones do if that is not known."""
-        reach = self.length
+        reach = max(self.length, self.max_episode_length)
         begins = history.begins(time - reach + 1, flight, 2 * reach)
         index = jnp.arange(2 * reach)[:, None]
         last = jnp.where(begins & (index < reach), index, -1).max(axis=0)
         following = jnp.where(begins & (index >= reach), index, 2 * reach).min(axis=0)
         return time - reach + 1 + jnp.where(last >= 0, last, jnp.where(following < 2 * reach, following, reach - 1))
+
+
+def draw_flights(rng: Array, history: History, number: int) -> Array:
+    """Flights (number,), each as likely as it is long, so that all steps are alike."""
+    ends = jnp.cumsum(history.length)
+    return jnp.searchsorted(ends, jax.random.randint(rng, (number,), 0, ends[-1]), side="right")
 
 
 SAMPLERS: dict[str, type[Sampler]] = {

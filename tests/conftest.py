@@ -12,7 +12,7 @@ import pytest
 
 from bridge.crazyflie import PointControl, PointControlCfg
 from bridge.env import AutoReset
-from jdistill import networks
+from jdistill import compilation, networks
 from jdistill.config import AgentCfg, AlgorithmCfg, StudentCfg, compose, load_file
 from jdistill.distillation import Distillation
 from jdistill.networks import Policy
@@ -24,6 +24,7 @@ CACHE = ROOT / ".pytest_cache" / "jax"
 # Most of the suite's time is compilation, much of it of the same programs; subprocesses get the same folder.
 jax.config.update("jax_compilation_cache_dir", str(CACHE))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+compilation.prepare()
 
 
 @pytest.fixture(scope="session")
@@ -94,8 +95,8 @@ def small_run(tmp_path_factory) -> Path:
 def make_isaaclab_env():
     """Builds real Isaac Lab environments on the CPU: ``make(task, *overrides)``, an unwrapped environment.
 
-    A process holds one simulation at a time, so each new environment closes the one before; asking for the same one
-    twice in a row gives it back.
+    A process holds one simulation at a time, so each new environment closes the one before, as ``make.close()`` does;
+    asking for the same one twice in a row gives it back.
     """
     import gymnasium as gym
     import isaaclab_tasks  # noqa: F401
@@ -120,5 +121,6 @@ def make_isaaclab_env():
             current[1].close()
         current[:] = None, None
 
+    make.close = close
     yield make
     close()

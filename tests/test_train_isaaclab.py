@@ -1,4 +1,4 @@
-"""The command on the real Isaac Lab, from the outside: the documented command, resumes, external tasks, complaints."""
+"""The command on the real Isaac Lab: the documented command, resumes, external tasks, complaints."""
 
 from __future__ import annotations
 
@@ -31,8 +31,9 @@ SMALL = ["--num_envs", "8", "--device", "cpu", "--logger", "none", "agent.num_st
 
 
 @pytest.fixture(scope="module")
-def documented(tmp_path_factory):
+def documented(tmp_path_factory, make_isaaclab_env):
     """The user's own command, with their teacher's file and their asset."""
+    make_isaaclab_env.close()
     folder = tmp_path_factory.mktemp("isaaclab")
     policy, state, _ = load_policy(BUNDLED_TEACHER)
     tensors = {k: torch.tensor(v) for k, v in rsl_rl.to_tensors(policy, state).items()}
@@ -76,6 +77,21 @@ def test_a_student_of_isaac_lab_is_exported_without_it(documented, tmp_path, cap
     assert "100 drawn observations (its simulator is not the embedded one) beside" in capsys.readouterr().out
     sidecar = json.loads((tmp_path / "policy.json").read_text())
     assert sidecar["task"] == POINT_CONTROL and sidecar["observation"]["groups"][0]["name"] == "policy"
+
+
+def test_a_student_is_evaluated_in_its_simulator(documented, tmp_path):
+    """The generic part of the metrics on a simulator that is not JAX, by the command."""
+    run, _ = documented
+    settings = ["--episodes", "8", "--out", str(tmp_path), "--device", "cpu", "env.episode_length_s=0.2"]
+    command = [sys.executable, "-m", "jdistill.evaluate", str(run), *settings]
+    done = subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    results = json.loads((tmp_path / "evaluation.json").read_text())
+    assert list(results["scenarios"]) == ["default"] and results["task"] == POINT_CONTROL
+    policies = results["scenarios"]["default"]["policies"]
+    assert policies["teacher"]["length"] == 20 and policies["teacher"]["survival"] == 1
+    assert policies["teacher"]["agreement"] == {"rmse": 0.0, "r2": 1.0} and policies["student"]["agreement"]["rmse"] > 0
+    assert len(policies["student"]["traces"][0]["action"]) == 20
 
 
 def test_an_external_package_registers_its_task(tmp_path):

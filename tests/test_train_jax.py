@@ -1,8 +1,14 @@
-"""The command, from the outside: runs, resumes, signals, profiles, complaints."""
+"""The command: runs, resumes, signals, profiles, complaints.
+
+From the outside where that is the point, else by its ``main``, which saves starting Python and JAX each time. Runs have
+the same settings where they can, for those are compiled once.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import gzip
+import io
 import json
 import os
 import re
@@ -29,6 +35,7 @@ from jdistill.runs import starts
 from tests.conftest import BUNDLED_TEACHER, CACHE, ROOT
 
 SMALL = ["--num_envs", "4", "--logger", "none", "agent.num_steps_per_env=16", "agent.save_interval=100"]
+SHORT_EPISODES = ["env.episode_length_s=0.03", "agent.save_interval=1", "--phase1", "4"]
 ENVIRONMENT = {
     **os.environ,
     "JAX_COMPILATION_CACHE_DIR": str(CACHE),
@@ -41,10 +48,10 @@ def command(logdir: Path, *arguments: str) -> list[str]:
 
 
 def train(logdir: Path, *arguments: str) -> tuple[Path, str]:
-    """Run the command to its end; returns the newest run folder and what it printed."""
-    done = subprocess.run(command(logdir, *arguments), capture_output=True, text=True, env=ENVIRONMENT)
-    assert done.returncode == 0, done.stderr
-    return max((p for p in logdir.glob("*/*") if p.is_dir()), key=lambda p: p.stat().st_mtime), done.stdout
+    """Run the command to its end, in this process; returns the newest run folder and what it printed."""
+    with contextlib.redirect_stdout(io.StringIO()) as out:
+        assert train_jax.main(["--logdir", str(logdir), *arguments]) == 0
+    return max((p for p in logdir.glob("*/*") if p.is_dir()), key=lambda p: p.stat().st_mtime), out.getvalue()
 
 
 def complaint(capsys, *arguments: str) -> str:
@@ -134,14 +141,15 @@ def test_profile_shows_the_scopes(two_stages):
     assert f"Profiler trace written to {run / 'profile'}" in out
 
 
-@pytest.mark.parametrize("phase1", ["6", "14"], ids=["switch before the stop", "switch after the resume"])
-def test_a_resumed_run_is_bitwise_the_uninterrupted_one(tmp_path, phase1):
-    whole, _ = train(tmp_path / "whole", *SMALL, "--phase1", phase1, "--max_iterations", "20")
-    half, _ = train(tmp_path / "halves", *SMALL, "--phase1", phase1, "--max_iterations", "10")
-    resumed, out = train(tmp_path / "halves", "--resume", "--max_iterations", "20")
-    assert resumed == half and f"Resuming {half} at iteration 10" in out
-    assert ("SWITCHING TO PHASE 2" in out) == (phase1 == "14"), "the run's own phase 1 is remembered"
-    ours, theirs = (load_file(run / "student.safetensors") for run in (resumed, whole))
+def test_a_resumed_run_is_bitwise_the_uninterrupted_one(tmp_path):
+    """Stopped before the switch of phases, and once more after it."""
+    whole, _ = train(tmp_path / "whole", *SMALL, "--phase1", "3", "--max_iterations", "7")
+    first, _ = train(tmp_path / "parts", *SMALL, "--phase1", "3", "--max_iterations", "2")
+    for start, end, switches in ((2, 5, True), (5, 7, False)):
+        resumed, out = train(tmp_path / "parts", "--resume", "--max_iterations", str(end))
+        assert resumed == first and f"Resuming {first} at iteration {start}" in out
+        assert ("SWITCHING TO PHASE 2" in out) == switches, "the run's own phase 1 is remembered"
+    ours, theirs = (load_file(run / "student.safetensors") for run in (first, whole))
     assert ours.keys() == theirs.keys()
     for name, value in ours.items():
         assert (value == theirs[name]).all(), name
@@ -153,41 +161,37 @@ def test_a_resumed_run_is_bitwise_the_uninterrupted_one(tmp_path, phase1):
     assert starts(resumed)[1]["command"].endswith("--resume --max_iterations 20")
 
 
-@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
-def test_signals_save_and_say_how_to_go_on(tmp_path, signum):
+def interrupted(arguments: list[str], at: int, signum: int) -> tuple[str, int, list[str]]:
+    """Start the command, send the signal at iteration ``at``; returns what it printed, iterations done, its hint."""
     process = subprocess.Popen(
-        command(tmp_path, *SMALL, "--phase1", "2", "--max_iterations", "100000"),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=ENVIRONMENT,
+        arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT, cwd=ROOT
     )
+    out = ""
     for line in process.stdout:
-        if "Learning iteration 5/" in line:
+        out += line
+        if f"Learning iteration {at}/" in line:
             process.send_signal(signum)
             break
-    out, err = process.communicate(timeout=120)
+    rest, err = process.communicate(timeout=120)
     assert process.returncode == 128 + signum
     assert err.count("\n") == 1 and "Traceback" not in err
     done, hint = re.search(r"Interrupted after (\d+) iterations; everything is saved.*Go on with: (.*)$", err).groups()
-    last = re.findall(r"Learning iteration (\d+)/", out)[-1:] or ["5"]
-    assert int(done) == int(last[0]) + 1
-    arguments = hint.split()
-    assert arguments[:2] == ["python", "train_jax.py"]
-    again = subprocess.run(
-        [sys.executable, str(ROOT / "train_jax.py"), *arguments[2:], "--max_iterations", str(int(done) + 2)],
-        capture_output=True,
-        text=True,
-        env=ENVIRONMENT,
-    )
-    assert again.returncode == 0, again.stderr
-    assert f"Learning iteration {done}/{int(done) + 2}" in again.stdout
+    last = re.findall(r"Learning iteration (\d+)/", out + rest)[-1]
+    assert int(done) == int(last) + 1
+    return out + rest, int(done), hint.split()
+
+
+def test_signals_save_and_say_how_to_go_on(tmp_path):
+    start = command(tmp_path, *SMALL, "--phase1", "3", "--max_iterations", "100000")
+    _, done, hint = interrupted(start, 5, signal.SIGINT)
+    assert hint[:2] == ["python", "train_jax.py"]
+    out, _, _ = interrupted([sys.executable, *hint[1:]], done + 2, signal.SIGTERM)
+    assert re.search(r"Learning iteration (\d+)/", out)[1] == str(done)
 
 
 def test_best_student_is_one_that_flew_itself(tmp_path):
     """Episodes of three steps: only after the switch may a checkpoint count as the best."""
-    settings = ["env.episode_length_s=0.03", "agent.save_interval=1", "--phase1", "4", "--max_iterations"]
-    run, _ = train(tmp_path, *SMALL, *settings, "4")
+    run, _ = train(tmp_path, *SMALL, *SHORT_EPISODES, "--max_iterations", "4")
     assert not list((run / "best").glob("[0-9]*")) and not (run / "best_student.safetensors").exists()
     run, _ = train(tmp_path, "--resume", "--max_iterations", "8")
     (best,) = (run / "best").glob("[0-9]*")
@@ -197,27 +201,28 @@ def test_best_student_is_one_that_flew_itself(tmp_path):
 
 
 def test_wandb_works_offline(tmp_path, monkeypatch):
-    monkeypatch.setitem(ENVIRONMENT, "WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_MODE", "offline")
     run, _ = train(tmp_path, *SMALL, "--logger", "wandb", "--log_project_name", "Foundation", "--max_iterations", "2")
     (folder,) = (run / "wandb").glob("offline-run-*")
     assert list(folder.glob("*.wandb"))
 
 
-def test_a_mad_teacher_stops_the_run(tmp_path):
+def test_a_mad_teacher_stops_the_run(capsys, tmp_path):
     policy, state, header = load_policy(BUNDLED_TEACHER)
     params = jax.tree.map(lambda x: x * jnp.nan, state.params)
     save_policy(tmp_path / "mad.safetensors", policy, state.replace(params=params), header)
-    arguments = command(tmp_path, *SMALL, "--max_iterations", "2", "--teacher", str(tmp_path / "mad.safetensors"))
-    done = subprocess.run(arguments, capture_output=True, text=True, env=ENVIRONMENT)
-    assert done.returncode == 1
-    message = "train_jax.py: error: iteration 0: NaN or infinity in the teacher's action; nothing was saved yet\n"
-    assert done.stderr == message
+    arguments = [*SMALL, "--max_iterations", "2", "--teacher", str(tmp_path / "mad.safetensors")]
+    message = complaint(capsys, "--logdir", str(tmp_path), *arguments)
+    assert message.endswith("error: iteration 0: NaN or infinity in the teacher's action; nothing was saved yet")
 
 
-def test_headless_device_and_unnamed_flags_are_accepted(tmp_path):
-    run, out = train(tmp_path, *SMALL, "--headless", "--device", "cpu", "--resume", "False", "--max_iterations", "1")
-    assert "Training Phase" not in out, "one-stage training has no phases to speak of"
-    assert yaml.safe_load((run / "config.yaml").read_text())["agent"]["algorithm"]["use_two_stage_training"] is False
+def test_from_the_outside_with_flags_of_no_effect(tmp_path):
+    flags = ["--headless", "--device", "cpu", "--resume", "False", "--max_iterations", "1"]
+    done = subprocess.run(command(tmp_path, *SMALL, *flags), capture_output=True, text=True, env=ENVIRONMENT)
+    assert done.returncode == 0 and not done.stderr
+    assert "Training Phase" not in done.stdout, "one-stage training has no phases to speak of"
+    (config,) = tmp_path.glob("*/*/config.yaml")
+    assert yaml.safe_load(config.read_text())["agent"]["algorithm"]["use_two_stage_training"] is False
 
 
 def test_help_explains_every_flag(capsys):
@@ -251,14 +256,14 @@ def test_help_explains_every_flag(capsys):
         (["--video_interval", "3"], "--video_interval and --video_length are a film's: add --video"),
         (["--dataset", "nowhere.hdf5"], "nowhere.hdf5: no such file"),
         (["--dataset", "README.md"], "README.md: truncated, damaged or no HDF5 file"),
-        (["--dataset", "a.hdf5", "--record", "b.hdf5"], "leave one of them out"),
+        (["--record", "b.hdf5", "agent.algorithm.dataset=[a.hdf5]"], "leave one of the two out"),
         (["--record", "README.md"], "--record README.md: exists already"),
         (["agent.algorithm.use_dagger=true", "agent.algorithm.max_buffer_size=9"], "smaller than one rollout"),
         (["agent.algorithm.use_dagger=true", "agent.algorithm.max_buffer_size=2000000000"], "lower it, or set"),
         (["env.robots.spawn.usd_path=cf2x.usd"], "there are env.drone, env.episode_length_s"),
         (["bridge.mode=thread"], "bridge.mode=thread: expected one of auto, callback, host"),
         (["--sim", "crazyflow", "--task", "Isaac-Ant-Direct"], "--sim crazyflow: has no task Isaac-Ant-Direct"),
-        (["--viz", "newton"], "unknown flag --viz"),
+        (["--viz", "newton"], "unknown flag --viz here: it belongs to Isaac Lab's tasks"),
         (["foo=1"], "there are agent, bridge, env"),
         (["agent=3"], "is a section"),
         (["agent.obs_groups.studnet=[student]"], "did you mean student?"),
@@ -281,6 +286,23 @@ def test_help_explains_every_flag(capsys):
 def test_bad_command_lines(capsys, tmp_path, arguments, expected):
     assert expected in complaint(capsys, "--logdir", str(tmp_path / "logs"), *arguments)
     assert not (tmp_path / "logs").exists(), "nothing is created by a command that cannot run"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["--sim", "isaaclab"], "this task"),
+        (["--task", "distillation", "env.robot.spawn.usd_path=x"], "this task"),
+        (["--task", "Isaac-Ant-Direct", "--viz", "newton"], "unknown task Isaac-Ant-Direct; every other"),
+        (["--task", "distilation"], "unknown task distilation (did you mean distillation?); every other"),
+    ],
+)
+def test_without_isaac_lab_its_extra_is_named(capsys, monkeypatch, tmp_path, arguments, expected):
+    find_spec = train_jax.importlib.util.find_spec
+    absent = lambda name, package=None: None if name == "isaaclab" else find_spec(name, package)  # noqa: E731
+    monkeypatch.setattr(train_jax.importlib.util, "find_spec", absent)
+    needs = f"error: {expected} needs Isaac Lab, use 'uv run --extra isaaclab train_jax.py ...'"
+    assert complaint(capsys, "--logdir", str(tmp_path / "logs"), *arguments).endswith(needs)
 
 
 def test_teachers_that_do_not_fit(capsys, tmp_path):
@@ -328,7 +350,7 @@ def test_nothing_to_resume(capsys, tmp_path, two_stages):
     outside = complaint(capsys, "--resume", "--max_iterations", "9", "--profile", "1:2", *where)
     assert "--profile 1:2: this run has iterations 6 to 8" in outside
     other = complaint(capsys, "--resume", "--max_iterations", "9", "--num_envs", "5", *where)
-    assert "made with other settings" in other and "[4" in other and "[5" in other
+    assert "made with other settings" in other and "[4" in other and "[5" in other and "leave out what" in other
     assert yaml.safe_load((run / "config.yaml").read_text())["env"]["num_envs"] == 4, "nothing is overwritten"
 
 
@@ -339,16 +361,14 @@ def test_devices_that_are_not_there(tmp_path):
     assert done.stderr.splitlines()[-1].startswith("train_jax.py: error: --device tpu: JAX finds no such device")
 
 
-def test_a_damaged_checkpoint_is_told_and_the_one_before_it_serves(tmp_path):
-    run, _ = train(tmp_path, *SMALL, "agent.save_interval=1", "--max_iterations", "3", "env.episode_length_s=0.03")
+def test_a_damaged_checkpoint_is_told_and_the_one_before_it_serves(capsys, tmp_path):
+    run, _ = train(tmp_path, *SMALL, *SHORT_EPISODES, "--max_iterations", "3")
     for folder in (run / "checkpoints" / "3", run / "best"):
         for file in folder.rglob("*"):
             if file.is_file():
                 file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
-    arguments = command(tmp_path, "--resume", "--max_iterations", "4")
-    done = subprocess.run(arguments, capture_output=True, text=True, env=ENVIRONMENT)
-    assert done.returncode == 1 and "Traceback" not in done.stderr
-    assert "checkpoints/3: damaged; delete this folder to go on" in done.stderr.splitlines()[-1]
+    message = complaint(capsys, "--logdir", str(tmp_path), "--resume", "--max_iterations", "4")
+    assert "checkpoints/3: damaged; delete this folder to go on" in message
     shutil.rmtree(run / "checkpoints" / "3")
     _, out = train(tmp_path, "--resume", "--max_iterations", "4")
     assert "at iteration 2" in out

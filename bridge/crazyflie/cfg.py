@@ -175,7 +175,8 @@ class PointControlCfg:
     policy_freq: int = 100
     """Control steps per second."""
     frame: str = "body"
-    """Frame of the student's position and velocity errors: ``body`` or ``world``."""
+    """Frame of the student's position and velocity errors: ``body``, ``world``, or ``start``: the world frame turned
+    about the vertical so that the episode begins with heading 0 (the rotation matrix is then relative to it too)."""
     teacher_frame: str = "body"
     """The same for the teacher; the bundled teacher was trained with ``body``."""
     teacher_sees_physics: bool = False
@@ -200,8 +201,8 @@ class PointControlCfg:
         if self.target.kind not in TARGETS:
             raise ValueError(f"env.target.kind={self.target.kind!r}: expected one of {', '.join(TARGETS)}")
         for name in ("frame", "teacher_frame"):
-            if getattr(self, name) not in ("body", "world"):
-                raise ValueError(f"env.{name}={getattr(self, name)!r}: expected body or world")
+            if getattr(self, name) not in ("body", "world", "start"):
+                raise ValueError(f"env.{name}={getattr(self, name)!r}: expected body, world or start")
         if self.num_envs < 1:
             raise ValueError(f"env.num_envs={self.num_envs}: expected a positive number")
         self._validate_times()

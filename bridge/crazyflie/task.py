@@ -35,6 +35,8 @@ class PhysicalState(struct.PyTreeNode):
     """This episode's physical parameters."""
     last_action: Array
     """(B, 4) motor commands of the previous step, 0..1."""
+    heading: Array | None = None
+    """(B, 2) cosine and sine of the heading in which the episode began; None where nobody's frame needs it."""
     wind: Wind | None = None
     """What blows; None in calm air."""
     sensors: Sensors | None = None
@@ -72,6 +74,7 @@ class PointControl:
         self.step_dt = 1.0 / cfg.policy_freq
         self.max_episode_length = round(cfg.episode_length_s * cfg.policy_freq)
         self.craft = Crazyflie(cfg.drone, cfg.num_envs, cfg.physics_freq, cfg.physics_freq // cfg.policy_freq)
+        self._keeps_heading = "start" in (cfg.frame, cfg.teacher_frame)
         self._is_windy, self._is_sensing = cfg.wind.force > 0, not cfg.sensor.is_perfect
         hover = (self.craft.hover_rotor_vel - self.craft.rotor_min) / (self.craft.rotor_max - self.craft.rotor_min)
         self.hover_action = float(hover)
@@ -109,6 +112,7 @@ class PointControl:
             target=targets.reset(self.cfg.target, target_key, self.num_envs),
             physics=Physics.sample(self.cfg.randomization, physics_key, self.num_envs),
             last_action=jnp.full((self.num_envs, 4), self.hover_action),
+            heading=_heading(craft) if self._keeps_heading else None,
             wind=winds.reset(self.num_envs) if self._is_windy else None,
             sensors=sensors.reset(self.cfg.sensor, craft, jax.random.fold_in(craft_key, 1))
             if self._is_sensing
@@ -195,6 +199,8 @@ class PointControl:
         errors = jnp.stack([craft.pos - sim.target.pos, craft.vel - sim.target.vel], axis=-1)  # (B, 3, 2)
         if frame == "body":
             errors = jnp.swapaxes(rotation, -1, -2) @ errors
+        elif sim.heading is not None and frame == "start":
+            errors, rotation = _turn_back(sim.heading, errors), _turn_back(sim.heading, rotation)
         flat = rotation.reshape(self.num_envs, 9)
         return jnp.concatenate([errors[..., 0], errors[..., 1], flat, craft.ang_vel, sim.last_action], axis=-1)
 
@@ -254,6 +260,19 @@ def _joined(cfg: Any, numbers: dict[str, Any]) -> Any:
     """The settings ``cfg`` with other real numbers."""
     parts = {k: _joined(getattr(cfg, k), v) if isinstance(v, dict) else v for k, v in numbers.items()}
     return dataclasses.replace(cfg, **parts)
+
+
+def _heading(craft: Craft) -> Array:
+    """Cosine and sine (B, 2) of the direction in which the body's x axis points, seen from above."""
+    forward = rotation_matrix(craft.quat)[:, :2, 0]
+    return forward / jnp.linalg.norm(forward, axis=-1, keepdims=True)
+
+
+def _turn_back(heading: Array, columns: Array) -> Array:
+    """World vectors, the columns of (B, 3, K), in the world frame turned by ``heading`` (B, 2)."""
+    cos, sin = heading[:, :1], heading[:, 1:]
+    x, y, z = columns[:, 0], columns[:, 1], columns[:, 2]
+    return jnp.stack([cos * x + sin * y, cos * y - sin * x, z], axis=1)
 
 
 def _vertical(craft: Craft) -> Array:

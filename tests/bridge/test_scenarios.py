@@ -107,6 +107,22 @@ def test_a_delay_delays_by_exactly_its_steps(calm, steps):
     assert (apart > 1e-4).mean() > 0.8, "a step more or less would show"
 
 
+def test_the_start_frame_is_the_world_turned_by_the_first_heading(calm):
+    _, (_, obs) = calm
+    _, (_, turned) = fly(dataclasses.replace(small(16, target=TargetCfg(kind="langevin")), frame="start"), 20)
+    forward = obs["student"][0][:, [6, 9]]
+    heading = Rotation.from_rotvec(np.outer(np.arctan2(forward[:, 1], forward[:, 0]), [0, 0, 1]))
+    assert np.abs(heading.magnitude()).max() > 1.5
+    for t in (0, 20):
+        now, then = turned["student"][t], obs["student"][t]
+        np.testing.assert_allclose(now[:, 0:3], heading.inv().apply(then[:, 0:3]), atol=1e-5)
+        np.testing.assert_allclose(now[:, 3:6], heading.inv().apply(then[:, 3:6]), atol=1e-5)
+        rotation = (heading.inv() * Rotation.from_matrix(then[:, 6:15].reshape(-1, 3, 3))).as_matrix()
+        np.testing.assert_allclose(now[:, 6:15], rotation.reshape(-1, 9), atol=1e-5)
+        np.testing.assert_array_equal(now[:, 15:], then[:, 15:])
+    assert np.abs(turned["student"][0][:, 9]).max() < 1e-6
+
+
 def test_a_random_delay_is_drawn_for_each_episode(calm):
     _, (_, obs) = calm
     sensor = SensorCfg(delay_steps=2, random_delay=True)

@@ -94,6 +94,8 @@ def test_presets_load(preset):
         ("agent.algorithm.sampler=uniform", "draws from a history, set agent.algorithm.use_dagger=true"),
         ("agent.algorithm={dataset: [a], use_dagger: true}", "the dataset is the history already"),
         ("agent.algorithm={dataset: [a], carry_start: stored}", "a dataset keeps no states"),
+        ("agent.algorithm.carry_start=zero", "streaming windows go on from each other"),
+        ("agent.algorithm={use_dagger: true, row_length: 9}", "row_length=9: the uniform sampler has no rows"),
         ("agent.algorithm.relabel=true", "there is no dataset to relabel"),
         ("agent.algorithm.recency_half_life=0", "recency_half_life=0.0: must be positive"),
         ("agent.algorithm.beta_schedule=cosine", "expected one of two_stage, linear, exponential"),

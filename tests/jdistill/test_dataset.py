@@ -22,6 +22,7 @@ from jdistill.dataset import Labeller, info, load, open_dataset
 from jdistill.distillation import Transition
 from jdistill.networks import Policy
 from jdistill.recorder import DatasetError, Recorder, check_new
+from jdistill.samplers import Source, make_sampler
 from tests.conftest import ROOT
 
 STEPS, ENVS = 10, 3
@@ -143,6 +144,43 @@ def test_a_teacher_labels_a_dataset_anew(recorded):
     assert at == int(history.length[0])
 
 
+def test_a_teacher_needs_no_recorded_labels(recorded, tmp_path):
+    """Other programs' recordings have none."""
+    policy = Policy(2, (4,))
+    labeller = Labeller(policy, networks.init(policy, jax.random.key(0), 5, normalize=False), ["student"], 5)
+    path = tmp_path / "bare.hdf5"
+    with h5py.File(recorded[0]) as source, h5py.File(path, "w") as file:
+        file["data/demo_0/obs/student"] = source["data/demo_0/obs/student"][()]
+    with pytest.raises(
+        DatasetError, match=r"no teacher_actions to learn from; .*relabel=true lets the teacher make them"
+    ):
+        load(AlgorithmCfg(dataset=[str(path)]), ["student"], (5, 2), 1, 1)
+    history = load(AlgorithmCfg(dataset=[str(path)]), ["student"], (5, 2), 1, 1, labeller).history
+    assert history.label.shape == (int(history.length[0]), 1, 2) and bool(jnp.abs(history.label).min() > 0)
+
+
+@pytest.mark.parametrize("sampler", ["uniform", "recent", "packed"])
+def test_of_a_small_dataset_every_sequence_is_worth_something(recorded, sampler):
+    """Fewer episodes than environments, shorter than a rollout: nothing is drawn where nothing is."""
+    algorithm = AlgorithmCfg(dataset=[str(recorded[0])], sampler=sampler, gradient_length=3, burn_in_steps=2)
+    history = load(algorithm, ["student"], (5, 2), flights=500, horizon=400).history
+    assert 3 < history.length.size < 20 and int(history.length.max()) < 40
+    drawn = make_sampler(algorithm, 500, 400, 30, "burn_in")
+    source = Source(lambda x: x, jax.random.key(0), carry=(jnp.zeros((500, 4)),), history=history)
+    window = drawn.window(source, jnp.array(0), (), drawn.length)
+    assert bool((window.weight > 0).any(axis=0).all())
+    # As many as the flight is long, of each.
+    seen = np.asarray(window.obs[0])
+    per_flight = [
+        sum((seen == x).all(axis=1).sum() for x in np.asarray(history.obs[:n, f])) for f, n in lengths(history)
+    ]
+    np.testing.assert_allclose(per_flight, 500 * history.length / history.length.sum(), atol=40)
+
+
+def lengths(history):
+    return enumerate(history.length.tolist())
+
+
 def cut(path: Path, keep: float) -> None:
     content = path.read_bytes()
     path.write_bytes(content[: int(keep * len(content))])
@@ -151,6 +189,14 @@ def cut(path: Path, keep: float) -> None:
 def foreign(path: Path, name: str = "images", size: int = 3) -> None:
     with h5py.File(path, "w") as file:
         file[name] = np.zeros((4, size))
+
+
+def replaced(path: Path, *pairs) -> None:
+    """Another content of arrays of the second episode."""
+    with h5py.File(path, "r+") as file:
+        for name, value in zip(pairs[::2], pairs[1::2], strict=True):
+            del file[f"data/demo_1/{name}"]
+            file[f"data/demo_1/{name}"] = value
 
 
 @pytest.mark.parametrize(
@@ -163,8 +209,28 @@ def foreign(path: Path, name: str = "images", size: int = 3) -> None:
         (lambda p: foreign(p), "an HDF5 file without the group 'data'"),
         (lambda p: foreign(p, "data/images"), "holds no complete episode"),
         (lambda p: foreign(p, "data/demo_0/actions"), "data/demo_0: has no teacher_actions"),
+        (lambda p: replaced(p, "obs", np.zeros((4, 5))), "data/demo_1: has no obs"),
+        (lambda p: replaced(p, "obs/student", 1.0), "data/demo_1: obs/student is [], expected [steps, size]"),
+        (lambda p: replaced(p, "teacher_actions", [b"text"]), "teacher_actions is no array of numbers"),
+        (lambda p: replaced(p, "teacher_actions", h5py.Empty("f")), "teacher_actions is no array of numbers"),
+        (lambda p: replaced(p, "teacher_actions", np.zeros((1, 2))), "teacher_actions has 1 steps, the student's obs"),
+        (lambda p: replaced(p, "actions", 1.0, "teacher_actions", np.full((4, 2), np.inf)), "data/demo_1: "),
     ],
-    ids=["missing", "text", "half", "nearly whole", "foreign", "empty", "without labels"],
+    ids=[
+        "missing",
+        "text",
+        "half",
+        "nearly whole",
+        "foreign",
+        "empty",
+        "without labels",
+        "obs an array",
+        "obs a number",
+        "labels text",
+        "labels nothing",
+        "labels too short",
+        "actions a number",
+    ],
 )
 def test_files_that_cannot_be_used_are_told_in_one_line(recorded, tmp_path, spoil, expected):
     path = tmp_path / "spoilt.hdf5"
@@ -173,7 +239,17 @@ def test_files_that_cannot_be_used_are_told_in_one_line(recorded, tmp_path, spoi
     with pytest.raises(DatasetError) as error:
         load(AlgorithmCfg(dataset=[str(path)]), ["student"], (5, 2), 1, 1)
     assert expected in str(error.value) and str(path) in str(error.value) and "\n" not in str(error.value)
-    assert dataset.main(["info", str(path)]) == (0 if "labels" in str(error.value) or "teacher" in expected else 1)
+    # Whatever has actions can be looked into.
+    assert dataset.main(["info", str(path)]) == (
+        0 if "demo_" in str(error.value) and expected != "data/demo_1: " else 1
+    )
+
+
+def test_a_recording_under_way_is_told_from_a_broken_file(tmp_path):
+    recorder = Recorder(tmp_path / "f.hdf5", {}, BEGINS, None)
+    with pytest.raises(DatasetError, match=r"f.hdf5: is being recorded; try again when that run has ended"):
+        info(tmp_path / "f.hdf5")
+    recorder.close()
 
 
 @pytest.mark.parametrize(

@@ -89,6 +89,18 @@ def test_a_torn_journal_is_dropped(tmp_path):
     assert (tmp_path / "f").read_bytes() == b"content" and not (tmp_path / "f.journal").exists()
 
 
+def test_what_an_earlier_file_of_the_name_left_is_dropped(tmp_path):
+    """Else the journal of a removed file would be applied to its successor."""
+    left = [tmp_path / "f.journal", tmp_path / "f.journal.part"]
+    for path in left:
+        path.write_bytes(b"of another file")
+    JournaledFile(tmp_path / "f").close()
+    assert not any(path.exists() for path in left)
+    left[1].write_bytes(b"half a journal, by a killed program")
+    recover(tmp_path / "f")
+    assert not left[1].exists()
+
+
 def test_nothing_is_overwritten(tmp_path):
     (tmp_path / "f").write_bytes(b"mine")
     with pytest.raises(FileExistsError):

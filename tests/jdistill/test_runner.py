@@ -61,6 +61,30 @@ def test_broken_observations_stop_the_run_and_the_last_good_checkpoint_stays(mak
     assert (student["params/mlp_1/dense/bias"] == again.state.student.params["mlp_1"]["dense"]["bias"]).all()
 
 
+def test_nothing_is_compiled_and_only_scalars_leave_the_device_after_the_first_iteration(make_runner):
+    """Through both phases, with episodes that end and a checkpoint an iteration."""
+    settings = ["agent.algorithm.use_two_stage_training=true", "agent.algorithm.phase1_iterations=2"]
+    runner = make_runner(PointControl, *settings, "env.episode_length_s=0.1", "agent.max_iterations=6")
+    runner.start()
+    compiled: list[int] = []
+
+    def count(event: str, *_: object, **__: object) -> None:
+        if event == "/jax/core/compile/backend_compile_duration":
+            compiled.append(runner.current_learning_iteration)
+
+    jax.monitoring.register_event_duration_secs_listener(count)
+    try:
+        runner.learn()
+    finally:
+        jax.monitoring.unregister_event_duration_listener(count)
+    assert compiled and max(compiled) == 0
+    program = runner._iteration.lower(runner.state).compile()
+    state, scalars = jax.eval_shape(runner.alg.iteration, runner.state)
+    assert all(x.shape == () for x in scalars.values())
+    assert jax.tree.structure(state) == jax.tree.structure(runner.state)
+    assert not re.search("callback|outfeed|infeed|send-done|recv-done", program.as_text())
+
+
 def test_phase_information(make_runner):
     runner = make_runner(
         PointControl, "agent.algorithm.use_two_stage_training=true", "agent.algorithm.phase1_iterations=7"
@@ -111,12 +135,16 @@ def test_what_is_recorded_can_be_trained_on(make_runner, tmp_path, capsys):
     episodes = int(re.search(r"Recorded (\d+) episodes", capsys.readouterr().out)[1])
     assert episodes >= 12
     settings = [f"agent.algorithm.dataset=[{file}]", "agent.max_iterations=30", "agent.algorithm.gradient_steps=20"]
+    settings += ["agent.algorithm.use_two_stage_training=true", "agent.algorithm.phase1_iterations=2"]
+    settings += ["agent.algorithm.beta_schedule=linear"]
     runner = make_runner(PointControl, *settings, "agent.algorithm.burn_in_steps=5", folder=tmp_path / "trained")
     assert f"Dataset: {episodes} episodes" in runner.recording.summary
     runner.start()
     start = runner.state.env_state.pipeline_state.craft.pos.copy()
     runner.learn()
-    losses = [float(x) for x in re.findall(r"Mean behavior loss: (\S+)", capsys.readouterr().out)]
+    out = capsys.readouterr().out
+    assert "PHASE" not in out and "Phase" not in out and "by the teacher" not in out, "nobody steps anything"
+    losses = [float(x) for x in re.findall(r"Mean behavior loss: (\S+)", out)]
     assert len(losses) == 30 and losses[-1] < losses[0] / 3
     assert (runner.state.env_state.pipeline_state.craft.pos == start).all(), "nothing was flown"
     assert (tmp_path / "trained" / "student.safetensors").exists()

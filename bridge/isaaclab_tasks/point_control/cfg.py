@@ -92,8 +92,9 @@ class PointControlEnvCfg(DirectRLEnvCfg):
 
     def validate_config(self) -> None:
         """Isaac Lab's hook for checks: raise ``ValueError`` on the first setting that makes no sense."""
-        if self.target.kind == "step":
-            raise ValueError("env.target.kind='step': known to the embedded simulator only, use --sim crazyflow")
+        for name, value in (("target.kind", self.target.kind), ("frame", self.frame)):
+            if value in ("step", "start"):
+                raise ValueError(f"env.{name}={value!r}: known to the embedded simulator only, use --sim crazyflow")
         policy_freq = max(1, round(1.0 / (self.sim.dt * self.decimation)))
         PointControlCfg(
             drone=self.drone,
