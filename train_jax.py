@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 CONFIGS = Path(__file__).parent / "configs"
 PROGRAM = ["python", "train_jax.py"]
 EXPERIMENT = "agent.experiment_name="
-ISAACLAB_FLAGS = ("--viz", "--video", "--external_callback", "--agent")
+ISAACLAB_FLAGS = ("--viz", "--external_callback", "--agent")
 """The best known of those that only tasks on Isaac Lab take."""
 
 
@@ -378,8 +378,8 @@ def main(argv: list[str]) -> int:
     from jdistill.recorder import DatasetError
     from jdistill.runner import Interrupted, TrainingError
 
-    compilation.prepare()
     told = ConfigError, CheckpointError, DatasetError, PolicyFileError, TrainingError, SimulatorError, RenderError
+    compilation.prepare()
     try:
         train(args)
     except told as e:

@@ -17,8 +17,8 @@ from typing import Any
 
 from bridge.env import RenderError, SimulatorError, State, TrainingEnv
 from bridge.tasks import TASKS, Session
-from jdistill import video
-from jdistill.cli import Parser
+from jdistill import compilation, video
+from jdistill.cli import Parser, select_device
 from jdistill.config import ConfigError, RunCfg
 from jdistill.evaluate import chosen
 from jdistill.flight import Pilot, make_pilot
@@ -70,16 +70,18 @@ def flight(stage: video.Stage, pilot: Pilot, seed: int, stride: int) -> Iterator
 
 @contextmanager
 def open_env(
-    cfg: RunCfg, scenario: str | None, seed: int, run: Path, flags: Sequence[str] = ()
+    cfg: RunCfg, scenario: str | None, seed: int, run: Path, flags: Sequence[str] = (), device: str | None = None
 ) -> Iterator[TrainingEnv]:
-    """The run's environment, one copy of it, as it is or in a scenario; ``flags`` are for Isaac Lab's launcher.
+    """The run's environment, one copy of it, as it is or in a scenario.
+
+    ``flags`` are for Isaac Lab's launcher, ``device`` for its simulator.
 
     Raises:
         ConfigError: no such task or scenario, or settings that cannot be used.
     """
     if cfg.task not in TASKS and not any(flag.startswith(("--viz", "--visualizer")) for flag in flags):
         flags = [*flags, "--viz", "newton_gl"]  # The one that draws without Isaac Sim and without a display.
-    task = find_task(cfg.task, flags)
+    task = find_task(cfg.task, flags, device)
     settings = cfg.env if scenario is None else chosen(task.scenarios(cfg.env), [scenario])[scenario].cfg
     groups = group_names([e for entries in cfg.agent.obs_groups.values() for e in entries])
     with ExitStack() as stack:
@@ -120,7 +122,8 @@ def play(args: argparse.Namespace, flags: Sequence[str]) -> None:
     file = args.out or run / "videos" / f"play{'' if args.scenario is None else '_' + args.scenario}.mp4"
     if not args.live:
         video.check_packages(file)
-    with open_env(cfg, args.scenario, args.seed, run, flags) as env:
+    select_device(args.device)
+    with open_env(cfg, args.scenario, args.seed, run, flags, args.device) as env:
         if args.live:
             watch(env, flown, args.seed)
             return
@@ -145,8 +148,10 @@ def main(argv: list[str]) -> int:
     add("--seed", type=int, default=1000, help="of the start state (1000)")
     add("--best", action="store_true", help="the best student instead of the newest")
     add("--live", action="store_true", help="a window in place of a file")
+    add("--device", metavar="NAME", help="cpu, cuda or cuda:N (default: the fastest that JAX finds)")
     add("--logdir", metavar="DIR", help="folder of all experiments, where RUN is a name")
     args, flags = parser.parse_known_intermixed_args(argv)
+    compilation.prepare()
     try:
         play(args, flags)
     except (ConfigError, PolicyFileError, RenderError, SimulatorError) as e:

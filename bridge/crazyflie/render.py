@@ -6,10 +6,11 @@ one), or into a window where there is a display.
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import importlib
 import os
+import subprocess
+import sys
 from collections import deque
 from collections.abc import Sequence
 from typing import Any
@@ -23,6 +24,18 @@ from bridge.env import Color, RenderError, State
 
 BACKENDS = {"egl": "libegl1", "osmesa": "libosmesa6"}
 """Ways to draw without a display, best first, and the Debian package of each."""
+PROBE = """
+import os
+try:
+    from mujoco.{} import GLContext
+    context = GLContext(8, 8)
+    context.make_current()
+except Exception as e:
+    print(type(e).__name__ + ":", *str(e).split(), flush=True)
+    os._exit(1)
+os._exit(0)
+"""
+"""Exits as it stands, as contexts that were never whole complain when they are taken apart."""
 HEIGHT = 1.5
 """Of the spawn point above the floor, m. The task itself knows no floor."""
 SPREAD = 0.6
@@ -127,7 +140,7 @@ class OffscreenRenderer:
         """See :class:`bridge.env.Renderer`."""
         self._context.make_current()
         self._mjr.free()
-        self._context.free()
+        self._context = None  # Frees itself, and OSMesa's bears no second time.
 
 
 class LiveViewer:
@@ -144,7 +157,12 @@ class LiveViewer:
                 self._scene.model, self._scene.data, show_left_ui=False, show_right_ui=False
             )
         except Exception as e:
-            raise RenderError(f"MuJoCo opens no window ({_line(e)}); leave --live out for a file") from e
+            text = " ".join(str(e).split()) or type(e).__name__
+            raise RenderError(f"MuJoCo opens no window ({text[:160]}); leave --live out for a file") from e
+        # The user may turn and zoom from there on.
+        for name in ("azimuth", "elevation", "distance"):
+            setattr(self._viewer.cam, name, getattr(self._scene.camera, name))
+        self._viewer.cam.distance *= 1 + SPREAD * (len(colors) - 1)
 
     def show(self, states: Sequence[State], index: int = 0) -> bool:
         """See :class:`bridge.env.Viewer`."""
@@ -191,20 +209,33 @@ def gl_context(width: int, height: int) -> Any:
     asked = os.environ.get("MUJOCO_GL", "").lower()
     if asked and asked not in BACKENDS:
         raise RenderError(f"MUJOCO_GL={asked}: draws into no file; unset it, or set {' or '.join(BACKENDS)}")
-    platform = os.environ.get("PYOPENGL_PLATFORM")
     reasons = []
     for name in [asked] if asked else BACKENDS:
-        try:
+        reason = unusable(name)
+        if not reason:
             return importlib.import_module(f"mujoco.{name}").GLContext(width, height)
-        except Exception as e:  # Missing libraries show as anything from ImportError to AttributeError.
-            reasons.append(f"{name}: {_line(e)}")
-            # MuJoCo has left its choice in the environment, where it would rule out the next one.
-            if platform is None:
-                os.environ.pop("PYOPENGL_PLATFORM", None)
+        reasons.append(f"{name}: {reason}")
     packages = " or ".join(BACKENDS[name] for name in ([asked] if asked else BACKENDS))
     raise RenderError(
         f"no way to draw without a display ({'; '.join(reasons)}); on Debian 'apt-get install {packages}'"
     )
+
+
+@functools.cache
+def unusable(backend: str) -> str:
+    """Why this way to draw does not work here; empty where it does.
+
+    A process of its own tries, because PyOpenGL keeps to the first library that it was pointed at, and because drivers
+    may take the program down with them.
+    """
+    command = [sys.executable, "-c", PROBE.format(backend)]
+    done = subprocess.run(command, capture_output=True, text=True, errors="replace")
+    if done.returncode == 0:
+        return ""
+    kind, _, text = done.stdout.partition(":")
+    if kind == "AttributeError":  # PyOpenGL's way to say that there is none.
+        return "no such library"
+    return text.strip()[:160] or f"ends with status {done.returncode}"
 
 
 def _add(
@@ -217,10 +248,3 @@ def _add(
     mujoco.mjv_initGeom(geom, kind, size, pos, np.eye(3).ravel(), np.array(rgba, np.float32))
     scene.ngeom += 1
     return geom
-
-
-def _line(error: Exception) -> str:
-    text = type(error).__name__
-    with contextlib.suppress(Exception):  # Some of PyOpenGL's errors fail to print.
-        text = " ".join(str(error).split()) or text
-    return text[:120]
