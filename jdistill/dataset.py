@@ -89,7 +89,7 @@ def load(
     horizon: int,
     teacher: Labeller | None = None,
 ) -> Recording:
-    """Read the files ``cfg.dataset`` into a history of ``flights`` flights.
+    """Read the files ``cfg.dataset`` into a history of ``flights`` flights, or as many as there are episodes if fewer.
 
     Args:
         entries: what makes up the student's observation (see :mod:`jdistill.observations`).

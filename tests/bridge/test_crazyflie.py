@@ -81,8 +81,8 @@ def test_motor_order_is_front_right_back_right_back_left_front_left(resting):
 
 
 @pytest.mark.parametrize("frame", ["body", "world"])
-def test_observation_layout(frame):
-    env = make(frame=frame, teacher_frame="body")
+def test_observation_layout(crazyflie, frame):
+    env = crazyflie if frame == "body" else make(frame=frame, teacher_frame="body")
     state = env.reset(jax.random.key(1))
     state = env.step(state, jax.random.uniform(jax.random.key(2), (8, 4), minval=-1.0))
     sim = state.pipeline_state
@@ -104,8 +104,9 @@ def test_rotation_matrix_agrees_with_scipy():
     np.testing.assert_allclose(rotation_matrix(quat), Rotation.from_quat(np_of(quat)).as_matrix(), atol=1e-5)
 
 
-def test_reward_terms():
-    env = make(reward=RewardCfg(alive=1.5, position=1.0, orientation=0.5, action_change=0.1))
+def test_reward_terms(crazyflie):
+    env = crazyflie
+    assert PointControlCfg().reward == RewardCfg(alive=1.5, position=1.0, orientation=0.5, action_change=0.1)
     before = env.reset(jax.random.key(1))
     after = env.step(before, jnp.ones((8, 4)))
     sim = after.pipeline_state

@@ -9,8 +9,6 @@ import pytest
 import torch
 from rsl_rl.runners import DistillationRunner, OnPolicyRunner
 
-from bridge.crazyflie import PointControl, PointControlCfg
-from bridge.env import AutoReset
 from bridge.torch_vecenv import TorchVecEnv
 from jdistill import networks
 from jdistill.interop.rsl_rl_checkpoint import load_teacher_checkpoint
@@ -69,21 +67,20 @@ def runner_cfg(**entries) -> dict:
     return {"num_steps_per_env": 8, "save_interval": 100, "logger": "tensorboard", "run_name": "", **entries}
 
 
-def test_rsl_rls_ppo_trains_a_teacher_and_its_distillation_a_student(tmp_path):
+def test_rsl_rls_ppo_trains_a_teacher_and_its_distillation_a_student(tmp_path, flock):
     """PPO's checkpoint is an authentic teacher: both rsl_rl's Distillation and our loader take it."""
-    env = AutoReset(PointControl(PointControlCfg(num_envs=8)))
     ppo = runner_cfg(
         obs_groups={"actor": ["teacher"], "critic": ["teacher"]},
         actor={**MLP, "distribution_cfg": NOISE},
         critic=MLP,
         algorithm={"class_name": "rsl_rl.algorithms:PPO", "num_learning_epochs": 1, "num_mini_batches": 2},
     )
-    trainer = OnPolicyRunner(TorchVecEnv(env), ppo, str(tmp_path / "ppo"), "cpu")
+    trainer = OnPolicyRunner(TorchVecEnv(flock), ppo, str(tmp_path / "ppo"), "cpu")
     trainer.learn(2, init_at_random_ep_len=True)
     (file,) = (tmp_path / "ppo").glob("model_1.pt")
 
     policy, learnt, _ = load_teacher_checkpoint(file, 4)
-    actor, obs = trainer.get_inference_policy("cpu"), TorchVecEnv(env, seed=5).get_observations()
+    actor, obs = trainer.get_inference_policy("cpu"), TorchVecEnv(flock, seed=5).get_observations()
     _, action = networks.act(policy, learnt, (), jnp.array(obs["teacher"].numpy()))
     np.testing.assert_allclose(action, actor(obs).detach().numpy(), atol=1e-5)
 
@@ -93,7 +90,7 @@ def test_rsl_rls_ppo_trains_a_teacher_and_its_distillation_a_student(tmp_path):
         teacher={**MLP, "distribution_cfg": NOISE},
         algorithm={"class_name": "rsl_rl.algorithms:Distillation", "gradient_length": 4},
     )
-    distiller = DistillationRunner(TorchVecEnv(env), distillation, None, "cpu")
+    distiller = DistillationRunner(TorchVecEnv(flock), distillation, None, "cpu")
     distiller.load(str(file))
     before = [p.clone() for p in distiller.alg.student.mlp.parameters()]
     distiller.learn(2)

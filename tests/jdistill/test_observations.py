@@ -28,6 +28,8 @@ SIZES = {"policy": 5, "critic": 2}
 )
 def test_parts_are_numpys(entries, columns):
     chosen = observations.select(OBS, entries)
+    host = observations.select({name: np.asarray(x) for name, x in OBS.items()}, entries)
+    assert isinstance(host, np.ndarray) and (host == chosen).all()
     np.testing.assert_array_equal(chosen[0], columns)
     assert observations.size(entries, SIZES) == len(columns) == chosen.shape[1]
     assert chosen.shape[0] == 2
