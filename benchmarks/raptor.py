@@ -28,7 +28,7 @@ POLICIES = ("student", "raptor", "teacher")
 
 def train(logdir: Path, overrides: list[str]) -> Path:
     """Run the command; returns the run folder."""
-    arguments = ["--config", "crazyflie_raptor", "--phase1", "500", "--logdir", str(logdir), *overrides]
+    arguments = ["--config", "crazyflie_raptor", "--logdir", str(logdir), *overrides]
     done = subprocess.run([sys.executable, str(ROOT / "train_jax.py"), *arguments], stdout=subprocess.PIPE)
     if done.returncode:
         raise SystemExit(f"training failed with status {done.returncode}")
@@ -37,13 +37,15 @@ def train(logdir: Path, overrides: list[str]) -> Path:
 
 
 def fly(run: Path, episodes: int) -> dict[str, Any]:
-    """All scenarios with the default Crazyflie, and the run's own training task as the scenario ``trained_on``."""
+    """All scenarios of the default task, and the run's own training task as the scenario ``trained_on``."""
     cfg = load_config(run)
     request = Request(run, episodes, SEED, ["default"], raptor=True)
     results = evaluate_run(request, cfg, find_task(cfg.task))
     nominal = PointControlCfg()
-    widths = [f"env.randomization.{name}={width}" for name, width in vars(nominal.randomization).items()]
-    cfg = load_config(run, [f"env.drone={nominal.drone}", "env.sensor.delay_steps=0", *widths])
+    changes = [f"env.randomization.{name}={width}" for name, width in vars(nominal.randomization).items()]
+    changes += [f"env.drone={nominal.drone}", f"env.reset.tilt={nominal.reset.tilt}"]
+    changes += ["env.sensor.delay_steps=0", "env.sensor.random_delay=false"]
+    cfg = load_config(run, changes)
     scenarios = evaluate_run(request._replace(scenarios=[]), cfg, find_task(cfg.task))["scenarios"]
     trained_on = {"description": "the student's own training task", **results["scenarios"].pop("default")}
     return {**results, "run": run.name, "scenarios": {"trained_on": trained_on, **scenarios}}
