@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import subprocess
 import sys
 import tempfile
@@ -56,17 +57,23 @@ def table(results: dict[str, Any]) -> str:
     head = "".join(f" {name} survival | {name} steady (m) |" for name in POLICIES)
     rows = [f"| scenario |{head}", "|---|" + "---|---|" * len(POLICIES)]
     for name, told in results["scenarios"].items():
-        cells = []
-        for policy in POLICIES:
-            numbers = told["policies"][policy]
-            cells += [f"{numbers['survival']:.1%}", f"{numbers['metrics']['position_error']['steady']:.4f}"]
-        for i, better in ((0, max), (1, min)):
-            pair = [cells[i], cells[i + 2]]
-            if pair[0] != pair[1]:
-                best = better((0, 1), key=lambda k: float(pair[k].rstrip("%")))
-                cells[i + 2 * best] = f"**{pair[best]}**"
-        rows.append(f"| {name} | " + " | ".join(cells) + " |")
+        numbers = [told["policies"][policy] for policy in POLICIES]
+        survival = [n["survival"] for n in numbers]
+        # Where nobody lives to be steady, everybody who does is better.
+        steady = [n["metrics"]["position_error"]["steady"] for n in numbers]
+        steady = [math.inf if x is None or math.isnan(x) else x for x in steady]
+        alive = bold([f"{x:.1%}" for x in survival], survival[0] - survival[1])
+        error = bold([f"{x:.4f}" if x < math.inf else "-" for x in steady], steady[1] - steady[0])
+        rows.append(
+            f"| {name} | " + " | ".join(cell for pair in zip(alive, error, strict=True) for cell in pair) + " |"
+        )
     return "\n".join(rows)
+
+
+def bold(cells: list[str], lead: float) -> list[str]:
+    """``cells`` with the first bold if its ``lead`` over the second is positive, the second if it is negative."""
+    best = None if cells[0] == cells[1] else 0 if lead > 0 else 1
+    return [f"**{cell}**" if i == best else cell for i, cell in enumerate(cells)]
 
 
 def verdict(results: dict[str, Any]) -> str:
