@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import subprocess
 import sys
 import tempfile
@@ -28,7 +29,7 @@ POLICIES = ("student", "raptor", "teacher")
 
 def train(logdir: Path, overrides: list[str]) -> Path:
     """Run the command; returns the run folder."""
-    arguments = ["--config", "crazyflie_raptor", "--phase1", "500", "--logdir", str(logdir), *overrides]
+    arguments = ["--config", "crazyflie_raptor", "--logdir", str(logdir), *overrides]
     done = subprocess.run([sys.executable, str(ROOT / "train_jax.py"), *arguments], stdout=subprocess.PIPE)
     if done.returncode:
         raise SystemExit(f"training failed with status {done.returncode}")
@@ -37,13 +38,15 @@ def train(logdir: Path, overrides: list[str]) -> Path:
 
 
 def fly(run: Path, episodes: int) -> dict[str, Any]:
-    """All scenarios with the default Crazyflie, and the run's own training task as the scenario ``trained_on``."""
+    """All scenarios of the default task, and the run's own training task as the scenario ``trained_on``."""
     cfg = load_config(run)
     request = Request(run, episodes, SEED, ["default"], raptor=True)
     results = evaluate_run(request, cfg, find_task(cfg.task))
     nominal = PointControlCfg()
-    widths = [f"env.randomization.{name}={width}" for name, width in vars(nominal.randomization).items()]
-    cfg = load_config(run, [f"env.drone={nominal.drone}", "env.sensor.delay_steps=0", *widths])
+    changes = [f"env.randomization.{name}={width}" for name, width in vars(nominal.randomization).items()]
+    changes += [f"env.drone={nominal.drone}", f"env.reset.tilt={nominal.reset.tilt}"]
+    changes += ["env.sensor.delay_steps=0", "env.sensor.random_delay=false"]
+    cfg = load_config(run, changes)
     scenarios = evaluate_run(request._replace(scenarios=[]), cfg, find_task(cfg.task))["scenarios"]
     trained_on = {"description": "the student's own training task", **results["scenarios"].pop("default")}
     return {**results, "run": run.name, "scenarios": {"trained_on": trained_on, **scenarios}}
@@ -54,17 +57,23 @@ def table(results: dict[str, Any]) -> str:
     head = "".join(f" {name} survival | {name} steady (m) |" for name in POLICIES)
     rows = [f"| scenario |{head}", "|---|" + "---|---|" * len(POLICIES)]
     for name, told in results["scenarios"].items():
-        cells = []
-        for policy in POLICIES:
-            numbers = told["policies"][policy]
-            cells += [f"{numbers['survival']:.1%}", f"{numbers['metrics']['position_error']['steady']:.4f}"]
-        for i, better in ((0, max), (1, min)):
-            pair = [cells[i], cells[i + 2]]
-            if pair[0] != pair[1]:
-                best = better((0, 1), key=lambda k: float(pair[k].rstrip("%")))
-                cells[i + 2 * best] = f"**{pair[best]}**"
-        rows.append(f"| {name} | " + " | ".join(cells) + " |")
+        numbers = [told["policies"][policy] for policy in POLICIES]
+        survival = [n["survival"] for n in numbers]
+        # Where nobody lives to be steady, everybody who does is better.
+        steady = [n["metrics"]["position_error"]["steady"] for n in numbers]
+        steady = [math.inf if x is None or math.isnan(x) else x for x in steady]
+        alive = bold([f"{x:.1%}" for x in survival], survival[0] - survival[1])
+        error = bold([f"{x:.4f}" if x < math.inf else "-" for x in steady], steady[1] - steady[0])
+        rows.append(
+            f"| {name} | " + " | ".join(cell for pair in zip(alive, error, strict=True) for cell in pair) + " |"
+        )
     return "\n".join(rows)
+
+
+def bold(cells: list[str], lead: float) -> list[str]:
+    """``cells`` with the first bold if its ``lead`` over the second is positive, the second if it is negative."""
+    best = None if cells[0] == cells[1] else 0 if lead > 0 else 1
+    return [f"**{cell}**" if i == best else cell for i, cell in enumerate(cells)]
 
 
 def verdict(results: dict[str, Any]) -> str:

@@ -339,6 +339,17 @@ def test_an_rsl_rl_checkpoint_is_a_teacher(tmp_path):
     assert jnp.allclose(networks.act(kept, again, (), obs)[1], networks.act(policy, state, (), obs)[1], atol=1e-6)
 
 
+def test_a_bundled_teacher_goes_by_its_name(tmp_path, monkeypatch):
+    args = train_jax.parse(["--config", "crazyflie_raptor"])
+    cfg, task, _ = train_jax.configure(args)
+    file = train_jax.teacher_path(cfg, task, None, args)
+    policy, _, header = load_policy(file)
+    assert file.parent == BUNDLED_TEACHER.parent and header["obs_size"] == 30 and policy.hidden_dims == (64, 64, 64)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "quadrotors").write_bytes(b"mine")
+    assert train_jax.teacher_path(cfg, task, None, args) == Path("quadrotors"), "a file of that name comes first"
+
+
 def test_nothing_to_resume(capsys, tmp_path, two_stages):
     assert "nothing to resume" in complaint(capsys, "--resume", "--logdir", str(tmp_path))
     run = two_stages[0]

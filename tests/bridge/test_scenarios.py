@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +21,10 @@ NOMINAL = RandomizationCfg(mass=0, inertia=0, thrust=0, motor=0)
 NOISE = SensorCfg(position_noise=0.02, velocity_noise=0.1, attitude_noise=2.0, rate_noise=0.3)
 
 
+quickly = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
+"""Compiled in half the time."""
+
+
 def small(num_envs: int, **settings) -> PointControlCfg:
     """Settings whose physics is compiled quickly: one step per command."""
     return PointControlCfg(num_envs=num_envs, physics_freq=100, frame="world", **settings)
@@ -33,7 +38,7 @@ def fly(cfg: PointControlCfg, steps: int, seed: int = 0, action: float | None = 
     env = PointControl(cfg)
     constant = jnp.full((cfg.num_envs, 4), 2 * env.hover_action - 1 if action is None else action)
 
-    @jax.jit
+    @quickly
     def run(rng):
         start = env.reset(rng)
 
@@ -159,8 +164,8 @@ def test_noise_has_the_deviation_that_was_asked_for():
 def test_a_restarted_episode_forgets_its_measurements():
     cfg = small(4, episode_length_s=0.1, sensor=SensorCfg(delay_steps=3))
     env = AutoReset(PointControl(cfg))
-    step = jax.jit(env.step)
-    state = jax.jit(env.reset)(jax.random.key(0))
+    step = quickly(env.step)
+    state = quickly(env.reset)(jax.random.key(0))
     for _ in range(10):
         state = step(state, jnp.zeros((4, 4)))
     assert state.done.all()
@@ -190,12 +195,12 @@ def test_a_teacher_can_see_the_physics():
     env = PointControl(cfg)
     plain = PointControl(dataclasses.replace(cfg, teacher_sees_physics=False))
     assert (env.obs_sizes["teacher"], plain.obs_sizes["teacher"]) == (30, 26)
-    state = jax.jit(env.reset)(jax.random.key(0))
+    state = quickly(env.reset)(jax.random.key(0))
     hover, ratio, roll, rate = np.asarray(state.obs["teacher"][:, 26:]).T
     command = jnp.tile(hover[:, None], (1, 4))
     craft = state.pipeline_state.craft.replace(rotor_vel=env.craft.command(command))
     start = state.replace(pipeline_state=state.pipeline_state.replace(craft=craft))
-    after = jax.jit(env.step)(start, 2 * command - 1)
+    after = quickly(env.step)(start, 2 * command - 1)
     assert np.abs(after.pipeline_state.craft.vel).max() < 1e-4, "the hover command carries each craft"
     physics = state.pipeline_state.physics
     np.testing.assert_allclose(ratio, 1.4917 * physics.thrust / physics.mass, rtol=1e-3)
@@ -231,10 +236,10 @@ def test_one_program_serves_every_crazyflie():
         step = lambda s, _: (env.step(s, 0.3 * jnp.ones((4, 4))), s.obs)  # noqa: E731
         return jax.lax.scan(step, env.reset(rng), None, length=10)[1]
 
-    program = jax.jit(lambda parameters, rng: flight(envs[0].with_parameters(parameters), rng))
+    program = quickly(lambda parameters, rng: flight(envs[0].with_parameters(parameters), rng))
     shared = [program(env.parameters, jax.random.key(0)) for env in envs]
     assert program._cache_size() == 1
-    alone = jax.jit(lambda rng: flight(envs[3], rng))(jax.random.key(0))
+    alone = quickly(lambda rng: flight(envs[3], rng))(jax.random.key(0))
     for name, value in alone.items():
         np.testing.assert_allclose(shared[3][name], value, rtol=1e-4, atol=1e-4, err_msg=name)
     assert not np.allclose(shared[0]["teacher"], shared[3]["teacher"], atol=1e-2)
