@@ -50,10 +50,10 @@ def embedded_symplectic() -> PointControl:
 
     wide = RandomizationCfg(mass=0.05, inertia=0.05, thrust=0.05, motor=0.05)
     env = PointControl(PointControlCfg(num_envs=NUM_ENVS, target=TargetCfg(kind="fixed"), randomization=wide))
-    stages = [
-        functools.partial(symplectic_euler, **stage.keywords) if getattr(stage, "func", None) is euler else stage
-        for stage in env.craft._stages
-    ]
+    stages = {
+        name: functools.partial(symplectic_euler, **stage.keywords) if getattr(stage, "func", None) is euler else stage
+        for name, stage in env.craft._stages.items()
+    }
     assert stages != env.craft._stages
     env.craft._stages = stages
     return jitted(env)
