@@ -105,7 +105,7 @@ def test_presets_load(preset):
         ("agent.logger=neptune", "expected one of tensorboard, wandb, none"),
         ("agent.run_name=a/b", "not the name of a folder"),
         ("agent.obs_groups.student=[]", "at least one observation group"),
-        ("env.frame=moon", "expected body or world"),
+        ("env.frame=moon", "expected body, world or start"),
         ("agent.seed", "expected key=value"),
         ("env.randomization={mass: 2.0}", "env.randomization.mass=2.0"),
         ("agent.algorithm=5", "agent.algorithm=5"),
