@@ -43,9 +43,9 @@ def fly(run: Path, episodes: int) -> dict[str, Any]:
     request = Request(run, episodes, SEED, ["default"], raptor=True)
     results = evaluate_run(request, cfg, find_task(cfg.task))
     nominal = PointControlCfg()
-    changes = [f"env.randomization.{name}={width}" for name, width in vars(nominal.randomization).items()]
-    changes += [f"env.drone={nominal.drone}", f"env.reset.tilt={nominal.reset.tilt}"]
-    changes += ["env.sensor.delay_steps=0", "env.sensor.random_delay=false"]
+    changes = [f"env.drone={nominal.drone}"]
+    for section in ("randomization", "reset", "sensor"):
+        changes += [f"env.{section}.{name}={value}" for name, value in vars(getattr(nominal, section)).items()]
     cfg = load_config(run, changes)
     scenarios = evaluate_run(request._replace(scenarios=[]), cfg, find_task(cfg.task))["scenarios"]
     trained_on = {"description": "the student's own training task", **results["scenarios"].pop("default")}

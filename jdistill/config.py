@@ -325,16 +325,17 @@ def compose(task: str, env_cls: type, layers: Iterable[dict[str, Any]], override
     return RunCfg(task=task, agent=agent, env=env, bridge=bridge)
 
 
-def nearest(name: str, known: Iterable[str]) -> str:
-    """`` (did you mean X?)`` for the known name most like ``name``, or nothing."""
-    match = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+def nearest(name: str, known: Iterable[str], likeness: float = 0.5) -> str:
+    """`` (did you mean X?)`` for the known name most like ``name``, or nothing where none is as like (0..1)."""
+    match = difflib.get_close_matches(name, list(known), n=1, cutoff=likeness)
     return f" (did you mean {match[0]}?)" if match else ""
 
 
 def _set(cfg: Any, known: list[str], key: str, value: Any) -> None:
     # Observation groups are the user's own names, so anything below them is allowed.
     if key not in known and not key.startswith("agent.obs_groups."):
-        hint = nearest(key, known) or f"; there are {', '.join(_siblings(key, known))}"
+        # Dotted names share their sections, and many letters by chance.
+        hint = nearest(key, known, likeness=0.65) or f"; there are {', '.join(_siblings(key, known))}"
         raise ConfigError(f"{key}: unknown setting{hint}")
     if key.startswith("agent.obs_groups.") and isinstance(value, str):
         value = [value]
