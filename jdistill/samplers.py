@@ -156,8 +156,11 @@ class Streaming(Sampler):
 
     def prepare(self, source: Source) -> Source:
         """The rollout, and once more its beginning, so that a window that runs on into the next epoch is one slice."""
-        at = jnp.arange(self.horizon + self.length - 1) % self.horizon
-        obs, label, done = jax.tree.map(lambda x: x[at], (source.obs, source.label, source.done))
+        steps = self.horizon + self.length - 1
+        rounds = -(-steps // self.horizon)
+        obs, label, done = jax.tree.map(
+            lambda x: jnp.concatenate([x] * rounds)[:steps], (source.obs, source.label, source.done)
+        )
         return source._replace(obs=obs, label=label, done=done)
 
     def window(self, source: Source, number: Array, carry: Carry, steps: int) -> Window:
