@@ -75,7 +75,8 @@ def make_torch_runner(
         "teacher": model_cfg(*teacher, NOISE),
         "algorithm": {"class_name": "rsl_rl.algorithms:Distillation", **algorithm},
     }
-    runner = TorchRunner(TorchVecEnv(env, seed=agent.seed), settings, None, "cpu")
+    with contextlib.redirect_stdout(io.StringIO()):  # It prints its models.
+        runner = TorchRunner(TorchVecEnv(env, seed=agent.seed), settings, None, "cpu")
     rate = agent.algorithm.learning_rate
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "start.pt"

@@ -161,7 +161,27 @@ def measure(student: Policy, envs: int, steps: int, size: int, rounds: int) -> d
         "ratio": statistics.median(b / a for a, b in zip(*times.values(), strict=True)),
         "compile_s": ours.compile_s,
         "loss_difference": apart,
+        "flops": cfg.num_learning_epochs * steps * envs * flops(ours.state.student.params),
     }
+
+
+def flops(params: Any) -> int:
+    """Of the matrix products of one row: forward, to the inputs of every layer but the first, to the weights."""
+    sizes = [x.size for x in jax.tree.leaves(params) if x.ndim == 2]
+    first = next(x.size for x in jax.tree.leaves(params) if x.ndim == 2 and x.shape[0] in GROUPS)
+    return 2 * (3 * sum(sizes) - first)
+
+
+def peak() -> float:
+    """FLOPs a second of a large matrix product."""
+    matrix = jnp.ones((2048, 2048))
+    product = jax.jit(lambda a: a @ a).lower(matrix).compile()
+    times = []
+    for _ in range(5):
+        began = time.perf_counter()
+        jax.block_until_ready(product(matrix))
+        times.append(time.perf_counter() - began)
+    return 2 * 2048**3 / statistics.median(times)
 
 
 def main() -> None:
@@ -190,7 +210,8 @@ def main() -> None:
                     flush=True,
                 )
     if args.out:
-        args.out.write_text(json.dumps({"machine": machine(), "rounds": args.rounds, "rows": rows}, indent=1) + "\n")
+        results = {"machine": machine(), "rounds": args.rounds, "peak_flops": peak(), "rows": rows}
+        args.out.write_text(json.dumps(results, indent=1) + "\n")
 
 
 if __name__ == "__main__":
