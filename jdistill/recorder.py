@@ -17,6 +17,7 @@ import contextlib
 import json
 import os
 import queue
+import sys
 import threading
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,8 @@ from jdistill.journal import JournaledFile
 
 WAITING = 2
 """Rollouts that may wait to be written; training waits for the disk when there are more."""
+SWITCH_INTERVAL = 2e-4
+"""Seconds after which a thread gives up the interpreter's lock if another one waits for it."""
 TYPES = {np.dtype(kind): h5py.h5t.py_create(np.dtype(kind)) for kind in (np.float32, np.uint8)}
 """All that is written is one of these two."""
 
@@ -60,6 +63,9 @@ class Recorder:
             self._file = JournaledFile(path)
         except OSError as e:
             raise DatasetError(f"{path}: cannot be written ({e.strerror})") from e
+        # HDF5 works with the interpreter's lock held, and the training thread must not wait 5 ms for each turn.
+        self._switch_interval = sys.getswitchinterval()
+        sys.setswitchinterval(SWITCH_INTERVAL)
         self._thread = threading.Thread(target=self._work, name="recorder", daemon=True)
         self._thread.start()
         # HDF5 closes open files when the process ends, through Python code that can run no more by then.
@@ -88,6 +94,7 @@ class Recorder:
         if self._thread.is_alive():
             self._queue.put(None)
             self._thread.join()
+            sys.setswitchinterval(self._switch_interval)
 
     def _check(self) -> None:
         if self._error is not None:
