@@ -57,7 +57,8 @@ minutes, of which {compile:.1f} s are compilation with an empty cache. With a fi
 ## Scaling
 
 Rollouts of {scaling_steps} steps, all cores ([scaling.json](scaling.json)). The limit is the sum of the three parts,
-each in a program of its own; an iteration also stores the rollout, draws the statistics and resets recurrent states.
+each in a program of its own; an iteration also stores the rollout, draws the statistics and resets recurrent states. A
+share over 100 % says that a part took longer alone than inside the whole.
 
 {scaling}
 
