@@ -1,39 +1,26 @@
-"""Writes what is flown to an HDF5 file, episode by episode, beside the training.
-
-The layout is robomimic's, which Isaac Lab writes and reads: ``data/demo_0``, ``data/demo_1``, ... each hold one episode
-from its first step to its last, with the attribute ``num_samples``; ``data`` has the attributes ``total`` (steps of
-all episodes) and ``env_args`` (JSON). Arrays have the time as their first axis:
-
-- ``obs/<group>``: the observation groups that teacher and student see, before the step;
-- ``actions``: what stepped the environment; ``student_actions``, ``teacher_actions``: what the two said;
-- ``rewards``, ``dones`` (1 at the last step), ``phase`` (1 where the teacher's action stepped, 2 where the student's);
-- ``states``: the simulator's state before the step, flat; ``env_args["states"]`` names its parts.
-"""
+"""Hands what is flown to a process that writes it to an HDF5 file (:mod:`jdistill.episodes`), beside the training."""
 
 from __future__ import annotations
 
 import atexit
-import contextlib
 import json
 import os
+import pickle
 import queue
+import subprocess
 import sys
 import threading
 from pathlib import Path
 from typing import Any
 
-import h5py
 import jax
 import numpy as np
 
-from jdistill.journal import JournaledFile
+from jdistill import episodes
+from jdistill.handover import HALVES, Handover, shared_memory
 
 WAITING = 2
 """Rollouts that may wait to be written; training waits for the disk when there are more."""
-SWITCH_INTERVAL = 2e-4
-"""Seconds after which a thread gives up the interpreter's lock if another one waits for it."""
-TYPES = {np.dtype(kind): h5py.h5t.py_create(np.dtype(kind)) for kind in (np.float32, np.uint8)}
-"""All that is written is one of these two."""
 
 
 class DatasetError(ValueError):
@@ -41,34 +28,33 @@ class DatasetError(ValueError):
 
 
 class Recorder:
-    """Takes rollouts and writes their episodes in the background; an episode is safe from the next rollout on."""
+    """Takes rollouts, whose episodes are written in the background."""
 
     def __init__(self, path: Path, env_args: dict[str, Any], begins: np.ndarray, clip_actions: float | None):
-        """Begin the file ``path``, which must not exist.
+        """Begin the file ``path``, which must not exist; the arguments are those of
+        :class:`jdistill.episodes.EpisodeFile`.
 
-        Args:
-            env_args: what the episodes were flown in, for the file's head.
-            begins: (B,) bool, where an episode begins with the first step that comes.
-            clip_actions: what actions are clipped to before they step the environments.
+        Raises:
+            DatasetError: it cannot be written.
         """
         self.path = path
-        self._env_args = env_args
-        self._clip = clip_actions
-        # Episodes under way have lost their beginnings; they are not recorded.
-        self._open: list[list[dict[str, np.ndarray]] | None] = [[] if new else None for new in begins]
-        self._episodes = self._total = 0
-        self._error: Exception | None = None
+        memory = shared_memory()
+        self._handover = Handover(memory)
+        # The other process finds the same packages, wherever this one has them from.
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(os.path.abspath(entry) for entry in sys.path)}
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", episodes.__name__, str(memory)],
+            pass_fds=[memory],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env=environment,
+        )
+        self._tell((path.absolute(), env_args, begins, clip_actions))
+        self._written = self._listen()
         self._queue: queue.Queue[Any] = queue.Queue(WAITING)
-        try:
-            self._file = JournaledFile(path)
-        except OSError as e:
-            raise DatasetError(f"{path}: cannot be written ({e.strerror})") from e
-        # HDF5 works with the interpreter's lock held, and the training thread must not wait 5 ms for each turn.
-        self._switch_interval = sys.getswitchinterval()
-        sys.setswitchinterval(SWITCH_INTERVAL)
-        self._thread = threading.Thread(target=self._work, name="recorder", daemon=True)
+        self._error: Exception | None = None
+        self._thread = threading.Thread(target=self._feed, name="recorder", daemon=True)
         self._thread.start()
-        # HDF5 closes open files when the process ends, through Python code that can run no more by then.
         atexit.register(self._finish)
 
     def put(self, rollout: Any) -> None:
@@ -84,103 +70,79 @@ class Recorder:
         self._queue.put(rollout)
 
     def close(self) -> str:
-        """Write what waits; returns a line about the file."""
+        """Write what waits; returns a line about the file.
+
+        Raises:
+            DatasetError: not all could be written.
+        """
         atexit.unregister(self._finish)
         self._finish()
         self._check()
-        return f"Recorded {self._episodes} episodes, {self._total} steps in {self.path}"
+        return f"Recorded {self._written['episodes']} episodes, {self._written['steps']} steps in {self.path}"
 
     def _finish(self) -> None:
-        if self._thread.is_alive():
-            self._queue.put(None)
-            self._thread.join()
-            sys.setswitchinterval(self._switch_interval)
+        self._queue.put(None)
+        self._thread.join()
+        self.process.wait()
 
     def _check(self) -> None:
         if self._error is not None:
-            reason = " ".join(str(self._error).split())
-            raise DatasetError(f"{self.path}: cannot be written ({reason}); it holds {self._episodes} episodes")
+            raise DatasetError(" ".join(str(self._error).split())) from self._error
 
-    def _work(self) -> None:
-        # Training comes first: this thread takes what it leaves of the cores. (Linux knows priorities of threads.)
-        with contextlib.suppress(AttributeError, OSError):
-            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 19)
+    def _feed(self) -> None:
+        """Hand over what is in the queue."""
+        waiting = iter(self._queue.get, None)
         try:
-            with h5py.File(self._file, "w") as file:
-                data = file.create_group("data")
-                data.attrs["total"] = 0
-                data.attrs["env_args"] = json.dumps(self._env_args)
-                file.flush()
-                self._file.commit()
-                while (rollout := self._queue.get()) is not None:
-                    self._write(data, rollout)
-                    data.attrs["total"] = self._total
-                    file.flush()
-                    self._file.commit()
-            self._file.commit()
-            self._file.close()
-        except Exception as e:  # It is told where somebody listens; h5py raises many kinds.
+            for number, rollout in enumerate(waiting):
+                if number >= HALVES:  # The half is free when what lay there is written.
+                    self._written = self._listen()
+                self._tell(self._handover.put(_on_host(rollout), number % HALVES))
+            self._tell(None)
+            while "steps" not in self._written:
+                self._written = self._listen()
+        except Exception as e:  # It is told where somebody listens.
             self._error = e
             # Whoever waits for room in the queue must not wait for ever.
-            while self._queue.get() is not None:
+            for _ in waiting:
                 pass
 
-    def _write(self, data: h5py.Group, rollout: Any) -> None:
-        if "states" not in self._env_args:
-            self._env_args["states"] = state_parts(rollout.pipeline_state)
-            data.attrs["env_args"] = json.dumps(self._env_args)
-        arrays = self._arrays(rollout)
-        for env, ends in enumerate(arrays["dones"].T):
-            start = 0
-            for end in (np.flatnonzero(ends) + 1).tolist():
-                if (pieces := self._open[env]) is not None:
-                    self._write_episode(data, [*pieces, {k: x[start:end, env] for k, x in arrays.items()}])
-                self._open[env], start = [], end
-            if (pieces := self._open[env]) is not None and start < ends.size:
-                pieces.append({k: x[start:, env] for k, x in arrays.items()})
+    def _tell(self, message: Any) -> None:
+        assert self.process.stdin is not None
+        try:
+            pickle.dump(message, self.process.stdin)
+            self.process.stdin.flush()
+        except BrokenPipeError:  # It has ended, and its last words say why.
+            while True:
+                self._listen()
 
-    def _arrays(self, rollout: Any) -> dict[str, np.ndarray]:
-        """All that is written of a rollout, (T, B, ...)."""
-        host = jax.tree.map(np.asarray, rollout)
-        steps = host.teacher_steps.reshape(*host.teacher_steps.shape, *[1] * (2 - host.teacher_steps.ndim))
-        teacher = np.broadcast_to(steps, host.done.shape)
-        action = np.where(teacher[..., None], host.teacher_action, host.student_action)
-        leaves = [
-            x.reshape(*host.done.shape, -1).astype(np.float32, copy=False) for x in jax.tree.leaves(host.pipeline_state)
-        ]
-        return {
-            "actions": action if self._clip is None else np.clip(action, -self._clip, self._clip),
-            "student_actions": host.student_action,
-            "teacher_actions": host.teacher_action,
-            "rewards": host.reward,
-            "dones": host.done.astype(np.uint8),
-            "phase": np.where(teacher, 1, 2).astype(np.uint8),
-            **({"states": np.concatenate(leaves, axis=-1)} if leaves else {}),
-            **{f"obs/{name}": x for name, x in host.obs.items()},
-        }
+    def _listen(self) -> dict[str, Any]:
+        """The other process's next answer.
 
-    def _write_episode(self, data: h5py.Group, pieces: list[dict[str, np.ndarray]]) -> None:
-        group = data.create_group(f"demo_{self._episodes}")
-        group.create_group("obs")
-        for name in pieces[0]:
-            _write_array(group, name, np.concatenate([piece[name] for piece in pieces]))
-        steps = sum(piece["dones"].size for piece in pieces)
-        group.attrs["num_samples"] = steps
-        self._episodes += 1
-        self._total += steps
+        Raises:
+            DatasetError: it could not write.
+        """
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()
+        said = json.loads(line) if line else {"error": f"the writing process ended with status {self.process.wait()}"}
+        if "error" in said:
+            held = said.get("episodes", self._written["episodes"])
+            raise DatasetError(f"{self.path}: cannot be written ({said['error']}); it holds {held} episodes")
+        return said
 
 
-def _write_array(group: h5py.Group, name: str, value: np.ndarray) -> None:
-    # h5py's create_dataset takes three times as long, and short episodes are little else.
-    space = h5py.h5s.create_simple(value.shape)
-    kind = TYPES[value.dtype]
-    h5py.h5d.create(group.id, name.encode(), kind, space).write(h5py.h5s.ALL, h5py.h5s.ALL, value, kind)
-
-
-def state_parts(pipeline_state: Any) -> list[list[Any]]:
-    """Name and size of each part of the flat states, in order."""
-    leaves = jax.tree_util.tree_leaves_with_path(pipeline_state)
-    return [[jax.tree_util.keystr(path, simple=True, separator="."), int(np.prod(x.shape[2:]))] for path, x in leaves]
+def _on_host(rollout: Any) -> dict[str, Any]:
+    """What :meth:`jdistill.episodes.EpisodeFile.add` takes."""
+    host = jax.tree.map(np.asarray, rollout)
+    states = jax.tree_util.tree_leaves_with_path(host.pipeline_state)
+    return {
+        "student_actions": host.student_action,
+        "teacher_actions": host.teacher_action,
+        "teacher_steps": host.teacher_steps,
+        "rewards": host.reward,
+        "dones": host.done,
+        "states": {jax.tree_util.keystr(path, simple=True, separator="."): x for path, x in states},
+        "obs": dict(host.obs),
+    }
 
 
 def check_new(path: Path) -> None:

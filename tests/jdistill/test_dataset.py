@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import resource
 import signal
 import subprocess
 import sys
@@ -282,12 +284,38 @@ def test_recordings_overwrite_nothing(recorded, tmp_path):
         check_new(tmp_path / "nowhere" / "x.hdf5")
 
 
-def test_a_full_disk_stops_the_run_with_a_line(tmp_path, monkeypatch):
+def test_a_disk_that_takes_no_more_stops_the_run_with_a_line(tmp_path):
     recorder = Recorder(tmp_path / "f.hdf5", {}, BEGINS, None)
-    monkeypatch.setattr(recorder, "_write", lambda *a: (_ for _ in ()).throw(OSError("No space left on device")))
-    recorder.put(rollout(0))
-    with pytest.raises(DatasetError, match=r"f.hdf5: cannot be written \(No space left on device\); it holds 0"):
+    resource.prlimit(recorder.process.pid, resource.RLIMIT_FSIZE, (100_000, 100_000))
+    message = r"f.hdf5: cannot be written \(File too large\); it holds [1-9]\d* episodes"
+    with pytest.raises(DatasetError, match=message):
+        for number in range(100):
+            recorder.put(rollout(number % 4))
+    with pytest.raises(DatasetError, match=message):
         recorder.close()
+    held = len(h5py.File(tmp_path / "f.hdf5")["data"])
+    assert 0 < held < 200, "what was there before is there still"
+
+
+def test_a_writer_that_is_killed_stops_the_run_with_a_line(tmp_path):
+    recorder = Recorder(tmp_path / "f.hdf5", {}, BEGINS, None)
+    for number in range(20):
+        recorder.put(rollout(number % 4))
+    recorder.process.kill()
+    with pytest.raises(DatasetError, match=r"f.hdf5: cannot be written \(the writing process ended with status -9\)"):
+        for number in range(100):
+            recorder.put(rollout(number % 4))
+    with open_dataset(tmp_path / "f.hdf5") as episodes:
+        assert len(episodes) > 10
+
+
+def test_a_writer_outlives_what_ends_a_run(tmp_path):
+    """A terminal's Ctrl-C and a batch system's SIGTERM reach it as well; the run still has something to save."""
+    recorder = Recorder(tmp_path / "f.hdf5", {}, BEGINS, None)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        recorder.process.send_signal(number)
+    recorder.put(rollout(0))
+    assert recorder.close().startswith("Recorded 3 episodes")
 
 
 def test_a_program_that_forgets_to_close_ends_and_leaves_a_whole_file(tmp_path):
@@ -319,7 +347,11 @@ def test_a_killed_recording_holds_its_complete_episodes(tmp_path, moment):
             break
     process.send_signal(signal.SIGKILL)
     process.communicate()
-    # Those that wait may be lost, and the one being written.
+    # Those that wait may be lost, and the one being handed over. What has been, the other process still writes.
+    for _ in range(100):
+        with contextlib.suppress(DatasetError), open_dataset(path):
+            break
+        time.sleep(0.1)
     done = sum(int(rollout(n % 4).done.sum()) for n in range(moment - 3)) - 1
     with open_dataset(path) as episodes:
         assert len(episodes) >= done > 20
