@@ -2,7 +2,7 @@
 
     python -m jdistill.dataset info flights.hdf5
 
-The layout is described in :mod:`jdistill.recorder`. For training, ``obs`` and ``teacher_actions`` are enough.
+The layout is described in :mod:`jdistill.episodes`. For training, ``obs`` and ``teacher_actions`` are enough.
 """
 
 from __future__ import annotations
