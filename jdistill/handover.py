@@ -53,6 +53,11 @@ class Handover:
         skeleton, half, parts = pickle.loads(handed)
         return pickle.loads(skeleton, buffers=[self._part(half, start, size) for start, size in parts])
 
+    def close(self) -> None:
+        """Let go of the memory."""
+        os.close(self._descriptor)
+        self._halves = []
+
     def _part(self, half: int, start: int, size: int) -> memoryview:
         if not self._halves:
             whole = memoryview(mmap.mmap(self._descriptor, 0))

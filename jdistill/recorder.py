@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import contextlib
 import json
 import os
 import pickle
@@ -83,7 +84,9 @@ class Recorder:
     def _finish(self) -> None:
         self._queue.put(None)
         self._thread.join()
-        self.process.wait()
+        with contextlib.suppress(BrokenPipeError), self.process:  # Closes the pipes and waits.
+            pass
+        self._handover.close()
 
     def _check(self) -> None:
         if self._error is not None:

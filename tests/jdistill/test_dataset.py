@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import resource
 import signal
 import subprocess
@@ -316,6 +317,17 @@ def test_a_writer_outlives_what_ends_a_run(tmp_path):
         recorder.process.send_signal(number)
     recorder.put(rollout(0))
     assert recorder.close().startswith("Recorded 3 episodes")
+    assert recorder.process.returncode == 0
+
+
+def test_a_recording_leaves_nothing_open(tmp_path):
+    for number in range(3):
+        before = set(os.listdir("/proc/self/fd"))
+        recorder = Recorder(tmp_path / f"{number}.hdf5", {}, BEGINS, None)
+        recorder.put(rollout(0))
+        recorder.close()
+        del recorder
+        assert number == 0 or set(os.listdir("/proc/self/fd")) == before
 
 
 def test_a_program_that_forgets_to_close_ends_and_leaves_a_whole_file(tmp_path):

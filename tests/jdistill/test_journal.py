@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import shutil
 
 import h5py
@@ -81,6 +82,29 @@ def test_every_moment_of_a_commit_leaves_a_readable_file(tmp_path, monkeypatch):
             break
     assert outcomes[0] == 1 and len(outcomes) >= 4, "nothing of the second commit is on the disk yet"
     assert set(outcomes[1:]) == {200}, "the journal is complete before anything is overwritten"
+
+
+def test_filesystems_that_cannot_be_written_past_their_cache(tmp_path, monkeypatch):
+    """Some refuse to open a file so, some open it and refuse to write. (No such one is at hand.)"""
+    write_at = journal._write_at
+
+    def refusing(fd, *arguments):
+        if fd != file._fd:
+            raise OSError(errno.EINVAL, "Invalid argument")
+        write_at(fd, *arguments)
+
+    for refusal in ("opening", "writing"):
+        with monkeypatch.context() as patch:
+            if refusal == "opening":
+                patch.delattr("os.O_DIRECT", raising=False)
+            else:
+                patch.setattr(journal, "_write_at", refusing)
+            file = JournaledFile(tmp_path / refusal)
+            for number in range(3):
+                file.write(bytes([number]) * 5000)
+                file.commit()
+            file.close()
+        assert (tmp_path / refusal).read_bytes() == b"".join(bytes([n]) * 5000 for n in range(3))
 
 
 def test_a_torn_journal_is_dropped(tmp_path):
