@@ -3,8 +3,9 @@
     python -m benchmarks.raptor --out docs
 
 Trains a student by the command that a user types, then flies it, its teacher and RAPTOR through the scenarios: those
-of the default Crazyflie, every other Crazyflie, and the quadrotors that the student was trained on. Prints a Markdown
-table and writes ``evaluation.json``. Training takes about 10 minutes on two CPU cores, flying about as long.
+of the default Crazyflie, every other Crazyflie, the quadrotors that the student was trained on, and those held out.
+Prints Markdown tables and writes ``evaluation.json``. Training takes about 10 minutes on two CPU cores, flying about as
+long.
 """
 
 from __future__ import annotations
@@ -15,16 +16,48 @@ import math
 import subprocess
 import sys
 import tempfile
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from benchmarks.crazyflie import ROOT
 from bridge.crazyflie import PointControlCfg
+from bridge.crazyflie.cfg import RandomizationCfg, ResetCfg, SensorCfg, TargetCfg, WindCfg
 from bridge.crazyflie.scenarios import CRAZYFLIES
+from bridge.tasks import Scenario
 from jdistill.evaluate import SEED, Request, evaluate_run, finite
 from jdistill.run_folder import find_task, load_config
 
 POLICIES = ("student", "raptor", "teacher")
+
+
+def held_out(cfg: PointControlCfg) -> Mapping[str, Scenario]:
+    """Scenarios that were written down when the preset was done, and in which no student had been flown before."""
+    plain = replace(cfg, target=TargetCfg(kind="fixed"))
+    sensor = SensorCfg(0.005, 0.03, 0.5, 0.05, delay_steps=1)
+    changes: dict[str, tuple[str, dict[str, Any]]] = {
+        "spinning": ("starts turning at up to 6 rad/s", {"reset": ResetCfg(angular_velocity=6.0)}),
+        "thrown": ("starts at up to 2.5 m/s", {"reset": ResetCfg(linear_velocity=2.5)}),
+        "far": ("starts 20 arm lengths away", {"reset": ResetCfg(position=20.0)}),
+        "payload": ("a mass ± 25 %", {"randomization": RandomizationCfg(mass=0.25)}),
+        "motors": ("motors ± 50 % and thrust ± 20 %", {"randomization": RandomizationCfg(motor=0.5, thrust=0.2)}),
+        "breeze": ("pushes by up to 10 % of the weight, 2 s in every 3", {"wind": WindCfg(0.1, 2.0, 1.0)}),
+        "hops": (
+            "the point jumps by up to 0.3 m every 1.5 s",
+            {"target": TargetCfg("step", step_size=0.3, step_interval=1.5)},
+        ),
+        "small_eight": (
+            "a figure-eight of 1 m by 0.5 m in 5 s",
+            {"target": TargetCfg("figure_eight", figure_eight_size=0.5, figure_eight_period=5.0)},
+        ),
+        "real": ("noise, 10 ms delay and gusts of 10 % together", {"sensor": sensor, "wind": WindCfg(0.1)}),
+        "brushless": (
+            "the craft cf21B_500 with that noise, delay and those gusts",
+            {"drone": "cf21B_500", "sensor": sensor, "wind": WindCfg(0.1)},
+        ),
+    }
+    return {name: Scenario(text, replace(plain, **changed)) for name, (text, changed) in changes.items()}
 
 
 def train(logdir: Path, overrides: list[str]) -> Path:
@@ -38,7 +71,8 @@ def train(logdir: Path, overrides: list[str]) -> Path:
 
 
 def fly(run: Path, episodes: int) -> dict[str, Any]:
-    """All scenarios of the default task, and the run's own training task as the scenario ``trained_on``."""
+    """All scenarios of the default task, the run's own training task as the scenario ``trained_on``, and those held
+    out."""
     cfg = load_config(run)
     request = Request(run, episodes, SEED, ["default"], raptor=True)
     results = evaluate_run(request, cfg, find_task(cfg.task))
@@ -47,16 +81,18 @@ def fly(run: Path, episodes: int) -> dict[str, Any]:
     for section in ("randomization", "reset", "sensor"):
         changes += [f"env.{section}.{name}={value}" for name, value in vars(getattr(nominal, section)).items()]
     cfg = load_config(run, changes)
-    scenarios = evaluate_run(request._replace(scenarios=[]), cfg, find_task(cfg.task))["scenarios"]
+    task, every = find_task(cfg.task), request._replace(scenarios=[])
+    scenarios = evaluate_run(every, cfg, task)["scenarios"]
+    others = evaluate_run(every, cfg, replace(task, scenarios=held_out))["scenarios"]
     trained_on = {"description": "the student's own training task", **results["scenarios"].pop("default")}
-    return {**results, "run": run.name, "scenarios": {"trained_on": trained_on, **scenarios}}
+    return {**results, "run": run.name, "scenarios": {"trained_on": trained_on, **scenarios}, "held_out": others}
 
 
-def table(results: dict[str, Any]) -> str:
+def table(scenarios: dict[str, Any]) -> str:
     """Survival and steady error of each policy as Markdown; the better of student and RAPTOR is bold."""
     head = "".join(f" {name} survival | {name} steady (m) |" for name in POLICIES)
     rows = [f"| scenario |{head}", "|---|" + "---|---|" * len(POLICIES)]
-    for name, told in results["scenarios"].items():
+    for name, told in scenarios.items():
         numbers = [told["policies"][policy] for policy in POLICIES]
         survival = [n["survival"] for n in numbers]
         # Where nobody lives to be steady, everybody who does is better.
@@ -79,7 +115,7 @@ def bold(cells: list[str], lead: float) -> list[str]:
 def verdict(results: dict[str, Any]) -> str:
     """Where the student is worse than RAPTOR, by the numbers as they are."""
     lost = []
-    for name, told in results["scenarios"].items():
+    for name, told in {**results["scenarios"], **results["held_out"]}.items():
         student, raptor = (told["policies"][policy] for policy in ("student", "raptor"))
         if student["survival"] < raptor["survival"]:
             lost.append(f"survival in {name}")
@@ -99,10 +135,10 @@ def main() -> None:
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         results = fly(args.run or train(Path(folder), args.overrides), args.episodes)
-    for told in results["scenarios"].values():
+    for told in (*results["scenarios"].values(), *results["held_out"].values()):
         for numbers in told["policies"].values():
             del numbers["traces"], numbers["histograms"]
-    print(table(results))
+    print(table(results["scenarios"]), table(results["held_out"]), sep="\n\n")
     print(verdict(results))
     if args.out:
         (args.out / "evaluation.json").write_text(json.dumps(finite(results), indent=1) + "\n")

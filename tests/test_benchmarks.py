@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 
-from benchmarks import dagger
+from benchmarks import dagger, raptor
 from benchmarks.page import DOCS, page
+from tests.conftest import ROOT
 
 
 def test_the_performance_page_is_that_of_the_numbers_beside_it():
@@ -16,3 +17,20 @@ def test_the_tables_of_the_history_are_those_of_the_numbers_beside_them():
     results, text = json.loads((DOCS / "dagger.json").read_text()), (DOCS / "dagger.md").read_text()
     for table in (dagger.table(results), dagger.cost_table(results["cost"])):
         assert f"\n\n{table}\n\n" in text
+
+
+def test_the_comparisons_with_raptor_are_those_of_the_numbers():
+    results, text = json.loads((DOCS / "evaluation.json").read_text()), (DOCS / "evaluation.md").read_text()
+    for table in (raptor.table(results["scenarios"]), raptor.table(results["held_out"])):
+        assert f"\n\n{table}\n\n" in text
+    _, _, selection = (ROOT / "README.md").read_text().partition("| scenario | student | RAPTOR |\n|---|---|---|\n")
+    rows = selection.split("\n\n")[0].splitlines()
+    assert len(rows) > 5
+    for row in rows:
+        name = row.split("|")[1].strip()
+        policies = results["scenarios"][name]["policies"]
+        cells = []
+        for policy in (policies["student"], policies["raptor"]):
+            steady = policy["metrics"]["position_error"]["steady"]
+            cells.append(("-" if steady is None else f"{steady:.4f} m") + f", {policy['survival']:.1%}")
+        assert row == f"| {name} | {cells[0]} | {cells[1]} |"
