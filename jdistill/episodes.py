@@ -55,7 +55,7 @@ class EpisodeFile:
         self._clip = clip_actions
         # Episodes under way have lost their beginnings; they are not recorded.
         self._open: list[list[dict[str, np.ndarray]] | None] = [[] if new else None for new in begins]
-        self.episodes = self.steps = 0
+        self.episodes = self.steps = self.committed = 0
         self._raw = JournaledFile(path)
         self._file = h5py.File(self._raw, "w")
         self._data = self._file.create_group("data")
@@ -128,6 +128,7 @@ class EpisodeFile:
         self._data.attrs["total"] = self.steps
         self._file.flush()
         self._raw.commit()
+        self.committed = self.episodes
 
 
 def answer(**message: Any) -> None:
@@ -159,7 +160,7 @@ def main(descriptor: str) -> int:
         serve(file, Handover(int(descriptor)))
     except Exception as e:  # h5py raises many kinds.
         reason = e.strerror if isinstance(e, OSError) and e.strerror else " ".join(str(e).split())
-        answer(error=reason, episodes=file.episodes if file else 0)
+        answer(error=reason, episodes=file.committed if file else 0)
         return 1
     return 0
 

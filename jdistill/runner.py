@@ -31,7 +31,7 @@ from jdistill.log import make_writer
 from jdistill.networks import Policy, PolicyState
 from jdistill.policy_file import load_policy, save_policy
 from jdistill.profiling import Profiler, ProfileWindow
-from jdistill.recorder import Recorder
+from jdistill.recorder import DatasetError, Recorder
 from jdistill.video import Camera, Film
 
 
@@ -158,11 +158,12 @@ class DistillationRunner:
         Raises:
             TrainingError: data that are not finite; the last good checkpoint stays.
             Interrupted: SIGINT or SIGTERM came; the state is saved.
+            DatasetError: what is flown cannot be recorded; the state is saved.
         """
         first, total = self.current_learning_iteration, self.cfg.agent.max_iterations
         writer = make_writer(self.run_dir, self.cfg.agent, dataclasses.asdict(self.cfg), first)
         profiler = Profiler(self.run_dir, profile)
-        recorder = self._recorder()
+        recorder, broken = self._recorder(), None
         try:
             with RunConsole(first, total) as console, _signals() as received:
                 iteration = self._compile(console)
@@ -175,8 +176,7 @@ class DistillationRunner:
                     with profiler.iteration(number):
                         self.state, results, *rollout = self.env.drive(iteration, self.state, *self._data)
                         scalars = {**self._read(jax.device_get(results), number), **self.env.pop_log()}
-                    if recorder:
-                        recorder.put(*rollout)
+                    broken = self._hand(recorder, rollout)
                     timing = self._timing(number, first, total, began, time.perf_counter() - started)
                     if shares := profiler.after(number, iteration.as_text):
                         parts = ", ".join(f"{scope} {ms:.1f} ms" for scope, ms in shares.items())
@@ -188,10 +188,12 @@ class DistillationRunner:
                     run_name = self.cfg.agent.run_name
                     console.print(iteration_block(number, total, phase, scalars, timing, run_name))
                     console.advance()
-                    if received or (number + 1) % self.cfg.agent.save_interval == 0 or number + 1 == total:
+                    if received or broken or (number + 1) % self.cfg.agent.save_interval == 0 or number + 1 == total:
                         self.save(self._student_return(scalars))
                     if self.camera and ((number + 1) % self.camera.interval == 0 or number + 1 == total):
                         writer.show(self._film(self.camera), number)
+                    if broken:
+                        raise broken
                     if received and number + 1 < total:
                         raise Interrupted(received[0], number + 1, self.run_dir)
         finally:
@@ -200,7 +202,7 @@ class DistillationRunner:
                 writer.close()
                 self.checkpoints.close()
             finally:
-                if recorder:
+                if recorder and not broken:
                     print(recorder.close(), flush=True)
 
     def _film(self, camera: Camera) -> Film:
@@ -225,6 +227,15 @@ class DistillationRunner:
             "step_dt": self.env.step_dt,
         }
         return Recorder(self.record, env_args, begins, self.cfg.agent.clip_actions)
+
+    def _hand(self, recorder: Recorder | None, rollout: list[Any]) -> DatasetError | None:
+        """Have a rollout recorded; returns why it cannot be, so that the state can be saved first."""
+        try:
+            if recorder:
+                recorder.put(*rollout)
+        except DatasetError as e:
+            return DatasetError(f"{e}; the training is saved, and --resume goes on with it")
+        return None
 
     def _compile(self, console: RunConsole) -> Any:
         started = time.perf_counter()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import resource
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +13,7 @@ from safetensors.numpy import load_file
 from bridge.crazyflie import PointControl, PointControlCfg
 from bridge.env import AutoReset
 from jdistill.config import compose
+from jdistill.recorder import DatasetError
 from jdistill.runner import DistillationRunner, TrainingError, load_recording, load_teacher
 from tests.conftest import BUNDLED_TEACHER
 
@@ -123,6 +125,24 @@ def test_a_history_is_gone_on_with_bitwise(make_runner, tmp_path):
     for (path, a), (_, b) in zip(ours, theirs, strict=True):
         if not jnp.issubdtype(a.dtype, jax.dtypes.prng_key):
             assert (a == b).all(), path
+
+
+def test_a_recording_that_breaks_off_loses_no_training(make_runner, tmp_path):
+    short = ["env.episode_length_s=0.1", "agent.save_interval=1000", "agent.max_iterations=200"]
+    runner = make_runner(PointControl, *short, folder=tmp_path / "run", record=tmp_path / "f.hdf5")
+    runner.start()
+    begin = runner._recorder
+
+    def begin_on_a_small_disk():
+        recorder = begin()
+        resource.prlimit(recorder.process.pid, resource.RLIMIT_FSIZE, (10_000, 10_000))
+        return recorder
+
+    runner._recorder = begin_on_a_small_disk
+    with pytest.raises(DatasetError, match=r"File too large.*; the training is saved, and --resume goes on with it$"):
+        runner.learn()
+    done = runner.current_learning_iteration
+    assert 0 < done < 200 and (tmp_path / "run" / "checkpoints" / str(done)).is_dir()
 
 
 def test_what_is_recorded_can_be_trained_on(make_runner, tmp_path, capsys):
