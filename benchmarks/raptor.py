@@ -4,8 +4,8 @@
 
 Trains a student by the command that a user types, then flies it, its teacher and RAPTOR through the scenarios: those
 of the default Crazyflie, every other Crazyflie, the quadrotors that the student was trained on, and those held out.
-Prints Markdown tables and writes ``evaluation.json``. Training takes about 10 minutes on two CPU cores, flying about as
-long.
+Prints Markdown tables and writes ``evaluation.json``. Training takes some 10 minutes on two CPU cores, flying
+about half as long.
 """
 
 from __future__ import annotations
