@@ -18,6 +18,7 @@ recording whose training is killed still becomes whole.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import pickle
@@ -132,8 +133,9 @@ class EpisodeFile:
 
 
 def answer(**message: Any) -> None:
-    """Tell the recorder something."""
-    print(json.dumps(message), flush=True)
+    """Tell the recorder something, if it still lives: what it handed over is written without it, too."""
+    with contextlib.suppress(BrokenPipeError):
+        print(json.dumps(message), flush=True)
 
 
 def serve(file: EpisodeFile, handover: Handover) -> None:

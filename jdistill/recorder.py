@@ -50,8 +50,13 @@ class Recorder:
             stdout=subprocess.PIPE,
             env=environment,
         )
-        self._tell((path.absolute(), env_args, begins, clip_actions))
-        self._written = self._listen()
+        self._written: dict[str, Any] = {"episodes": 0}
+        try:
+            self._tell((path.absolute(), env_args, begins, clip_actions))
+            self._written = self._listen()
+        except DatasetError:
+            self._release()
+            raise
         self._queue: queue.Queue[Any] = queue.Queue(WAITING)
         self._error: Exception | None = None
         self._thread = threading.Thread(target=self._feed, name="recorder", daemon=True)
@@ -84,6 +89,9 @@ class Recorder:
     def _finish(self) -> None:
         self._queue.put(None)
         self._thread.join()
+        self._release()
+
+    def _release(self) -> None:
         with contextlib.suppress(BrokenPipeError), self.process:  # Closes the pipes and waits.
             pass
         self._handover.close()

@@ -320,6 +320,11 @@ def test_a_writer_outlives_what_ends_a_run(tmp_path):
     assert recorder.process.returncode == 0
 
 
+def test_a_recording_that_cannot_begin_is_told(recorded):
+    with pytest.raises(DatasetError, match=r"flights.hdf5: cannot be written \(File exists\); it holds 0 episodes"):
+        Recorder(recorded[0], {}, BEGINS, None)
+
+
 def test_a_recording_leaves_nothing_open(tmp_path):
     for number in range(3):
         before = set(os.listdir("/proc/self/fd"))
@@ -352,13 +357,15 @@ for number in itertools.count():
 @pytest.mark.parametrize("moment", [40, 153])
 def test_a_killed_recording_holds_its_complete_episodes(tmp_path, moment):
     path = tmp_path / "killed.hdf5"
-    process = subprocess.Popen([sys.executable, "-c", ENDLESS, str(path)], stdout=subprocess.PIPE, text=True, cwd=ROOT)
+    command = [sys.executable, "-c", ENDLESS, str(path)]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    process = subprocess.Popen(command, **pipes, text=True, cwd=ROOT)
     for line in process.stdout:
         if int(line) == moment:
             time.sleep(0.0003 * moment)
             break
     process.send_signal(signal.SIGKILL)
-    process.communicate()
+    assert process.communicate()[1] == "", "nor is there a traceback of the writer"
     # Those that wait may be lost, and the one being handed over. What has been, the other process still writes.
     for _ in range(100):
         with contextlib.suppress(DatasetError), open_dataset(path):
