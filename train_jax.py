@@ -17,16 +17,18 @@ from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
-from bridge.env import RenderError, SimulatorError, TrainingEnv
+from bridge.env import TrainingEnv
 from bridge.isaaclab.cfg import IsaacLabCfg, as_overrides
 from bridge.tasks import POINT_CONTROL, SIMULATORS, TASKS, Session, Task, isaaclab_task, on_isaaclab
-from jdistill.cli import Parser, positive, select_device
-from jdistill.config import LOGGERS, AlgorithmCfg, ConfigError, RunCfg, compose, load_file, nearest
-from jdistill.runs import find_run, new_run, note_start, planned_folder
+from jdistill.cli.parser import Parser, positive, select_device
+from jdistill.core.config import LOGGERS, AlgorithmCfg
+from jdistill.errors import ConfigError, RenderError, SimulatorError, nearest
+from jdistill.run.compose import RunCfg, compose, load_file
+from jdistill.run.folders import find_run, new_run, note_start, planned_folder
 
 if TYPE_CHECKING:
-    from jdistill.profiling import ProfileWindow
-    from jdistill.video import Camera
+    from jdistill.evaluation.video import Camera
+    from jdistill.run.profiling import ProfileWindow
 
 CONFIGS = Path(__file__).parent / "configs"
 PROGRAM = ["python", "train_jax.py"]
@@ -288,15 +290,16 @@ class Extras(NamedTuple):
 
 def train(args: argparse.Namespace) -> Path:
     """Build everything and run it; returns the run folder."""
-    from jdistill.profiling import ProfileWindow
+    from jdistill.run.profiling import ProfileWindow
 
     profile = ProfileWindow.parse(args.profile) if args.profile else None
     cfg, task, resumed = configure(args)
     if profile and not resumed:
         profile.check(0, cfg.agent.max_iterations)
-    from jdistill.log import check_logger
-    from jdistill.observations import ObservationError, group_names
-    from jdistill.recorder import check_new
+    from jdistill.core.observations import group_names
+    from jdistill.data.recorder import check_new
+    from jdistill.errors import ObservationError
+    from jdistill.run.loggers import check_logger
 
     check_logger(cfg.agent)
     file = teacher_path(cfg, task, resumed, args)
@@ -321,7 +324,7 @@ def train(args: argparse.Namespace) -> Path:
             raise ConfigError(str(e)) from e
         camera = None
         if args.video and task.cfg_cls is not IsaacLabCfg:
-            from jdistill.video import Camera
+            from jdistill.evaluation.video import Camera
 
             camera = stack.enter_context(closing(Camera(env, args.video_interval or 100, args.video_length)))
         extras = Extras(shlex.join(PROGRAM + args.argv), profile, record, camera)
@@ -338,8 +341,8 @@ def train_on(
     extras: Extras,
 ) -> Path:
     """Distill on an open environment; returns the run folder."""
-    from jdistill.networks import summary
-    from jdistill.runner import DistillationRunner, load_recording, load_teacher, plan_history, resolve_obs_groups
+    from jdistill.core.networks import summary
+    from jdistill.run.runner import DistillationRunner, load_recording, load_teacher, plan_history, resolve_obs_groups
 
     resolve_obs_groups(cfg.agent, env)
     cfg.env.num_envs = env.num_envs
@@ -372,11 +375,9 @@ def train_on(
 def main(argv: list[str]) -> int:
     """Run the command; returns its exit status."""
     args = parse(argv)
-    from jdistill import compilation
-    from jdistill.checkpoint import CheckpointError
-    from jdistill.policy_file import PolicyFileError
-    from jdistill.recorder import DatasetError
-    from jdistill.runner import Interrupted, TrainingError
+    from jdistill.errors import CheckpointError, DatasetError, PolicyFileError, TrainingError
+    from jdistill.run import compilation
+    from jdistill.run.runner import Interrupted
 
     told = ConfigError, CheckpointError, DatasetError, PolicyFileError, TrainingError, SimulatorError, RenderError
     compilation.prepare()

@@ -32,11 +32,12 @@ from benchmarks.trivial import TrivialEnv
 from bridge.isaaclab.cfg import IsaacLabCfg
 from bridge.isaaclab.env import IsaacLabEnv
 from bridge.tasks import POINT_CONTROL
-from jdistill import compilation, networks
-from jdistill.config import AgentCfg, AlgorithmCfg, StudentCfg
-from jdistill.distillation import Distillation
-from jdistill.networks import Policy
-from jdistill.provenance import machine
+from jdistill.core import networks
+from jdistill.core.config import AgentCfg, AlgorithmCfg, StudentCfg
+from jdistill.core.distillation import Distillation
+from jdistill.core.networks import Policy
+from jdistill.run import compilation
+from jdistill.run.provenance import machine
 
 STEPS, ROUNDS = 400, 9
 HIDDEN = [64, 64, 64]

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.crazyflie import ROOT
-from jdistill.provenance import machine
+from jdistill.run.provenance import machine
 
 TASK = "Isaac-Cartpole-Direct"
 PARTS = {"teacher": ["policy"], "student": ["policy[:2]"]}
@@ -101,8 +101,8 @@ def distill(usd: Path, teacher: Path, logdir: Path, size: Size) -> Path:
 
 def measure(usd: Path, run: Path, num_envs: int) -> dict[str, Any]:
     """Return and length of both policies over one held-out episode in every environment."""
-    from jdistill.evaluate import evaluate
-    from jdistill.policy_file import load_policy
+    from jdistill.evaluation.evaluate import evaluate
+    from jdistill.export.policy_file import load_policy
 
     numbers: dict[str, Any] = {}
     with opened(usd, num_envs) as env:

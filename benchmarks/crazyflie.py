@@ -22,9 +22,9 @@ from typing import Any
 from bridge.crazyflie import PointControl, PointControlCfg
 from bridge.crazyflie.cfg import TargetCfg
 from bridge.env import AutoReset
-from jdistill.evaluate import evaluate
-from jdistill.policy_file import load_policy
-from jdistill.provenance import machine
+from jdistill.evaluation.evaluate import evaluate
+from jdistill.export.policy_file import load_policy
+from jdistill.run.provenance import machine
 
 ROOT = Path(__file__).parents[1]
 EPISODES = 1000

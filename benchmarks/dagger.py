@@ -34,14 +34,14 @@ from bridge.crazyflie import PointControl, PointControlCfg
 from bridge.crazyflie.cfg import RandomizationCfg
 from bridge.env import AutoReset
 from bridge.tasks import TASKS, make_env
-from jdistill import compilation
-from jdistill.config import compose, load_file
-from jdistill.distillation import Distillation, first_steps
-from jdistill.evaluate import evaluate
-from jdistill.policy_file import load_policy
-from jdistill.provenance import machine
-from jdistill.recorder import Recorder
-from jdistill.runner import make_student
+from jdistill.core.distillation import Distillation, first_steps
+from jdistill.data.recorder import Recorder
+from jdistill.evaluation.evaluate import evaluate
+from jdistill.export.policy_file import load_policy
+from jdistill.run import compilation
+from jdistill.run.compose import compose, load_file
+from jdistill.run.provenance import machine
+from jdistill.run.runner import make_student
 
 WIDE = {"mass": 0.2, "inertia": 0.5, "thrust": 0.15, "motor": 0.5}
 """Half-widths of the ranges, relative to the nominal craft."""

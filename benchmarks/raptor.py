@@ -26,8 +26,8 @@ from bridge.crazyflie import PointControlCfg
 from bridge.crazyflie.cfg import RandomizationCfg, ResetCfg, SensorCfg, TargetCfg, WindCfg
 from bridge.crazyflie.scenarios import CRAZYFLIES
 from bridge.tasks import Scenario
-from jdistill.evaluate import SEED, Request, evaluate_run, finite
-from jdistill.run_folder import find_task, load_config
+from jdistill.evaluation.evaluate import SEED, Request, evaluate_run, finite
+from jdistill.run.saved_run import find_task, load_config
 
 POLICIES = ("student", "raptor", "teacher")
 

@@ -30,16 +30,16 @@ from bridge.crazyflie import PointControl, PointControlCfg
 from bridge.env import AutoReset, TrainingEnv
 from bridge.tasks import TASKS, make_env
 from bridge.torch_vecenv import TorchVecEnv
-from jdistill import compilation
-from jdistill.config import RunCfg, compose, load_file
-from jdistill.distillation import Distillation, TrainState
-from jdistill.evaluate import evaluate
-from jdistill.interop.rsl_rl import MODEL, from_tensors, model_cfg
-from jdistill.interop.rsl_rl_checkpoint import distillation_checkpoint
-from jdistill.networks import Policy, PolicyState
-from jdistill.policy_file import load_policy
-from jdistill.provenance import machine
-from jdistill.runner import make_student
+from jdistill.core.distillation import Distillation, TrainState
+from jdistill.core.networks import Policy, PolicyState
+from jdistill.evaluation.evaluate import evaluate
+from jdistill.export.policy_file import load_policy
+from jdistill.export.rsl_rl import MODEL, from_tensors, model_cfg
+from jdistill.export.rsl_rl_checkpoint import distillation_checkpoint
+from jdistill.run import compilation
+from jdistill.run.compose import RunCfg, compose, load_file
+from jdistill.run.provenance import machine
+from jdistill.run.runner import make_student
 
 NOISE = 1e-6
 """Of the students' actions: rsl_rl's own smallest, since its distribution cannot do without."""

@@ -25,12 +25,13 @@ import jax.numpy as jnp
 from benchmarks.crazyflie import ROOT
 from bridge.crazyflie import PointControl, PointControlCfg
 from bridge.env import AutoReset
-from jdistill import compilation, networks
-from jdistill.config import RunCfg, compose, load_file
-from jdistill.distillation import Distillation, TrainState
-from jdistill.policy_file import load_policy
-from jdistill.provenance import machine
-from jdistill.runner import make_student
+from jdistill.core import networks
+from jdistill.core.distillation import Distillation, TrainState
+from jdistill.export.policy_file import load_policy
+from jdistill.run import compilation
+from jdistill.run.compose import RunCfg, compose, load_file
+from jdistill.run.provenance import machine
+from jdistill.run.runner import make_student
 
 SIZES = (64, 256, 1024, 4096, 16384, 65536)
 

@@ -20,8 +20,8 @@ from typing import Any
 from benchmarks.crazyflie import ROOT
 from bridge.env import TrainingEnv
 from bridge.tasks import POINT_CONTROL, TASKS, Session, isaaclab_task
-from jdistill import compilation
-from jdistill.provenance import machine
+from jdistill.run import compilation
+from jdistill.run.provenance import machine
 
 JOBS = {
     "crazyflow": ["--phase1", "60", "--max_iterations", "200"],
@@ -58,8 +58,8 @@ def open_env(sim: str, num_envs: int, stack: ExitStack) -> TrainingEnv:
 
 def fly(sim: str, policies: dict[str, Path], episodes: int) -> dict[str, Any]:
     """The numbers of every policy on ``sim``."""
-    from jdistill.evaluate import evaluate
-    from jdistill.policy_file import load_policy
+    from jdistill.evaluation.evaluate import evaluate
+    from jdistill.export.policy_file import load_policy
 
     numbers = {}
     with ExitStack() as stack:

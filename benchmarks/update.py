@@ -29,12 +29,13 @@ from tensordict import TensorDict
 
 from bridge.crazyflie import PointControl, PointControlCfg
 from bridge.env import AutoReset
-from jdistill import compilation, networks
-from jdistill.config import AgentCfg, AlgorithmCfg
-from jdistill.distillation import Distillation, TrainState, Transition
-from jdistill.interop.rsl_rl import MODEL, model_cfg, to_tensors
-from jdistill.networks import Policy
-from jdistill.provenance import machine
+from jdistill.core import networks
+from jdistill.core.config import AgentCfg, AlgorithmCfg
+from jdistill.core.distillation import Distillation, TrainState, Transition
+from jdistill.core.networks import Policy
+from jdistill.export.rsl_rl import MODEL, model_cfg, to_tensors
+from jdistill.run import compilation
+from jdistill.run.provenance import machine
 
 STUDENTS = {
     "gru": Policy(4, (16,), output_activation="tanh", pre_dims=(16,), rnn_type="gru", rnn_hidden_dim=16),

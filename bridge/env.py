@@ -16,6 +16,8 @@ import numpy as np
 from flax import struct
 from jax import Array
 
+from bridge.errors import RenderError
+
 T = TypeVar("T")
 Color = tuple[float, float, float]
 """Red, green, blue, each 0..1."""
@@ -139,10 +141,6 @@ class Viewer(Protocol):
         ...
 
 
-class RenderError(RuntimeError):
-    """No picture can be drawn; the message is one line that says what is missing and how to get it."""
-
-
 @runtime_checkable
 class Parametric(Protocol):
     """An environment some of whose settings may be arguments of a compiled program.
@@ -161,10 +159,6 @@ class Parametric(Protocol):
     def with_parameters(self, parameters: Any) -> Any:
         """The environment with other parameters, concrete or traced."""
         ...
-
-
-class SimulatorError(RuntimeError):
-    """A simulator failed; the message is one line."""
 
 
 def begin_episodes(num_envs: int) -> dict[str, Array]:

@@ -42,10 +42,10 @@ from bridge.crazyflie import PhysicalState, PointControl, PointControlCfg
 from bridge.crazyflie.cfg import RandomizationCfg, ResetCfg, TargetCfg
 from bridge.crazyflie.dynamics import Craft, rotation_matrix
 from bridge.env import AutoReset, State, where_done
-from jdistill import networks
-from jdistill.evaluate import evaluate
-from jdistill.networks import Policy, PolicyState
-from jdistill.policy_file import load_policy, save_policy
+from jdistill.core import networks
+from jdistill.core.networks import Policy, PolicyState
+from jdistill.evaluation.evaluate import evaluate
+from jdistill.export.policy_file import load_policy, save_policy
 
 GROUP = "teacher"
 ROTOR_SPEEDS = slice(22, 26)

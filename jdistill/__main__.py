@@ -15,6 +15,16 @@ COMMANDS = {
     "dataset": "what is in a recording",
 }
 
+MODULES = {
+    "runs": "jdistill.run.folders",
+    "evaluate": "jdistill.evaluation.evaluate",
+    "report": "jdistill.evaluation.report",
+    "play": "jdistill.evaluation.play",
+    "export": "jdistill.export.exporters",
+    "convert": "jdistill.cli.convert",
+    "dataset": "jdistill.data.dataset",
+}
+
 
 def main() -> int:
     """Run the command that the command line names; returns its exit status."""
@@ -24,12 +34,12 @@ def main() -> int:
         print("\n".join(f"  {command:10} {what}" for command, what in COMMANDS.items()))
         return 0
     if name not in COMMANDS:
-        from jdistill.config import nearest
+        from jdistill.errors import nearest
 
         hint = f"{nearest(name, COMMANDS)}; there are {', '.join(COMMANDS)}"
         print(f"jdistill: error: no command {name}{hint}", file=sys.stderr)
         return 2
-    return importlib.import_module(f"jdistill.{name}").main(arguments)
+    return importlib.import_module(MODULES[name]).main(arguments)
 
 
 if __name__ == "__main__":

@@ -12,12 +12,14 @@ import pytest
 
 from bridge.crazyflie import PointControl, PointControlCfg
 from bridge.env import AutoReset
-from jdistill import compilation, networks
-from jdistill.config import AgentCfg, AlgorithmCfg, StudentCfg, compose, load_file
-from jdistill.distillation import Distillation
-from jdistill.networks import Policy
-from jdistill.runner import DistillationRunner, load_teacher
-from jdistill.runs import new_run, note_start, planned_folder
+from jdistill.core import networks
+from jdistill.core.config import AgentCfg, AlgorithmCfg, StudentCfg
+from jdistill.core.distillation import Distillation
+from jdistill.core.networks import Policy
+from jdistill.run import compilation
+from jdistill.run.compose import compose, load_file
+from jdistill.run.folders import new_run, note_start, planned_folder
+from jdistill.run.runner import DistillationRunner, load_teacher
 
 BUNDLED_TEACHER = ROOT / "jdistill" / "teachers" / "crazyflie.safetensors"
 CACHE = ROOT / ".pytest_cache" / "jax"

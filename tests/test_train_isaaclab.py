@@ -20,10 +20,11 @@ from bridge.isaaclab.agent import agent_defaults
 from bridge.isaaclab.env import IsaacLabEnv
 from bridge.isaaclab_tasks import point_control
 from bridge.tasks import POINT_CONTROL
-from jdistill import export, networks
-from jdistill.interop import rsl_rl
-from jdistill.networks import Policy
-from jdistill.policy_file import load_policy, save_policy
+from jdistill.core import networks
+from jdistill.core.networks import Policy
+from jdistill.export import exporters as export
+from jdistill.export import rsl_rl
+from jdistill.export.policy_file import load_policy, save_policy
 from tests.conftest import BUNDLED_TEACHER, ROOT
 from tests.test_train_jax import ENVIRONMENT, complaint, train
 
@@ -83,7 +84,7 @@ def test_a_student_is_evaluated_in_its_simulator(documented, tmp_path):
     """The generic part of the metrics on a simulator that is not JAX, by the command."""
     run, _ = documented
     settings = ["--episodes", "8", "--out", str(tmp_path), "--device", "cpu", "env.episode_length_s=0.2"]
-    command = [sys.executable, "-m", "jdistill.evaluate", str(run), *settings]
+    command = [sys.executable, "-m", "jdistill.evaluation.evaluate", str(run), *settings]
     done = subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT, cwd=ROOT)
     assert done.returncode == 0, done.stderr
     results = json.loads((tmp_path / "evaluation.json").read_text())

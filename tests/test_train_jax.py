@@ -26,12 +26,12 @@ import yaml
 from safetensors.numpy import load_file
 
 import train_jax
-from jdistill import networks
-from jdistill.interop import rsl_rl
-from jdistill.networks import Policy
-from jdistill.policy_file import load_policy, save_policy
-from jdistill.progress import read_progress
-from jdistill.runs import starts
+from jdistill.core import networks
+from jdistill.core.networks import Policy
+from jdistill.export import rsl_rl
+from jdistill.export.policy_file import load_policy, save_policy
+from jdistill.run.folders import starts
+from jdistill.run.progress import read_progress
 from tests.conftest import BUNDLED_TEACHER, CACHE, ROOT
 
 SMALL = ["--num_envs", "4", "--logger", "none", "agent.num_steps_per_env=16", "agent.save_interval=100"]

@@ -20,7 +20,8 @@ import mujoco
 import numpy as np
 
 from bridge.crazyflie.dynamics import build_sim
-from bridge.env import Color, RenderError, State
+from bridge.env import Color, State
+from bridge.errors import RenderError
 
 BACKENDS = {"egl": "libegl1", "osmesa": "libosmesa6"}
 """Ways to draw without a display, best first, and the Debian package of each."""

@@ -22,7 +22,8 @@ import torch
 from jax import Array
 
 from bridge.dlpack import DLPackError, torch_call
-from bridge.env import Color, Layout, Renderer, SimulatorError, State, begin_episodes, count_episodes
+from bridge.env import Color, Layout, Renderer, State, begin_episodes, count_episodes
+from bridge.errors import SimulatorError
 from bridge.isaaclab.log import ScalarLog
 from bridge.isaaclab.render import VisualizerRenderer
 from bridge.main_thread import MainThread

@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from bridge.env import RenderError, State
+from bridge.env import State
+from bridge.errors import RenderError
 
 
 class VisualizerRenderer:

@@ -12,14 +12,15 @@ import pytest
 import torch
 
 from benchmarks.trivial import TrivialEnv
-from bridge.env import RenderError, SimulatorError, TrainingEnv
+from bridge.env import TrainingEnv
 from bridge.isaaclab.env import IsaacLabEnv
 from bridge.isaaclab.log import ScalarLog
-from jdistill import networks
-from jdistill.config import AgentCfg, AlgorithmCfg, StudentCfg
-from jdistill.distillation import Distillation
-from jdistill.evaluate import evaluate
-from jdistill.networks import Policy
+from jdistill.core import networks
+from jdistill.core.config import AgentCfg, AlgorithmCfg, StudentCfg
+from jdistill.core.distillation import Distillation
+from jdistill.core.networks import Policy
+from jdistill.errors import RenderError, SimulatorError
+from jdistill.evaluation.evaluate import evaluate
 
 ENVS, STEPS = 6, 120
 

@@ -19,8 +19,8 @@ from bridge.crazyflie.cfg import RandomizationCfg, ResetCfg, TargetCfg
 from bridge.isaaclab_tasks.point_control import TASK_ID
 from bridge.isaaclab_tasks.point_control import dynamics as rotors
 from bridge.isaaclab_tasks.point_control import target as targets
-from jdistill import networks
-from jdistill.policy_file import load_policy
+from jdistill.core import networks
+from jdistill.export.policy_file import load_policy
 from tests.conftest import BUNDLED_TEACHER, jitted
 
 NUM_ENVS = 16

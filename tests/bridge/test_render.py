@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from bridge.crazyflie import render
-from bridge.env import AutoReset, RenderError
+from bridge.env import AutoReset
+from jdistill.errors import RenderError
 
 BLUE = (0.0, 0.45, 0.70)
 

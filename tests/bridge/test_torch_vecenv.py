@@ -10,8 +10,8 @@ import torch
 from rsl_rl.runners import DistillationRunner, OnPolicyRunner
 
 from bridge.torch_vecenv import TorchVecEnv
-from jdistill import networks
-from jdistill.interop.rsl_rl_checkpoint import load_teacher_checkpoint
+from jdistill.core import networks
+from jdistill.export.rsl_rl_checkpoint import load_teacher_checkpoint
 
 MLP = {"class_name": "rsl_rl.models:MLPModel", "hidden_dims": [16, 16], "activation": "elu", "obs_normalization": True}
 NOISE = {"class_name": "rsl_rl.modules.distribution:GaussianDistribution", "init_std": 0.3}

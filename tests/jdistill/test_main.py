@@ -33,7 +33,7 @@ def test_every_command_explains_itself(jdistill):
     for name in COMMANDS:
         assert f"  {name} " in out
         status, text, _ = jdistill(name, "--help")
-        assert status == 0 and text.startswith(f"usage: python -m jdistill.{name}"), name
+        assert status == 0 and text.startswith(f"usage: jdistill {name}"), name
 
 
 def test_commands_run_and_complain(jdistill, small_run, tmp_path):
@@ -42,7 +42,7 @@ def test_commands_run_and_complain(jdistill, small_run, tmp_path):
     assert jdistill("runs", "--logdir", str(tmp_path)) == (0, f"no runs in {tmp_path}\n", "")
     assert jdistill("runs", "--logdir", "nowhere")[::2] == (
         2,
-        "jdistill.runs: error: argument --logdir: nowhere: no such folder\n",
+        "jdistill runs: error: argument --logdir: nowhere: no such folder\n",
     )
     status, _, err = jdistill("reprot")
     assert status == 2 and err.startswith("jdistill: error: no command reprot (did you mean report?); there are runs, ")

@@ -1,0 +1,30 @@
+"""Errors whose message is for the user: one line that says what is wrong and what to do about it."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(Exception):
+    """Something that the user can mend. Commands print the message alone and exit with ``status``."""
+
+    status = 1
+
+
+class SettingError(UserError, ValueError):
+    """A setting, flag or task that a simulator cannot use."""
+
+
+class SimulatorError(UserError, RuntimeError):
+    """A simulator failed."""
+
+
+class RenderError(UserError, RuntimeError):
+    """No picture can be drawn; the message says what is missing and how to get it."""
+
+
+def nearest(name: str, known: Iterable[str], likeness: float = 0.5) -> str:
+    """`` (did you mean X?)`` for the known name most like ``name``, or nothing where none is as like (0..1)."""
+    match = difflib.get_close_matches(name, list(known), n=1, cutoff=likeness)
+    return f" (did you mean {match[0]}?)" if match else ""

@@ -1,0 +1,345 @@
+"""Policies (Flax Linen): an MLP, or dense layers around a GRU or LSTM, behind one interface.
+
+Every policy maps ``(carry, observation) -> (carry, action)``; the carry of a feed-forward policy is the empty tuple.
+``step`` serves the rollout, one step for all environments; ``unroll`` serves the update, a whole window at once, in
+which only the recurrence runs step by step.
+
+Recurrent layers hold the parameters of their torch counterparts, both biases included: torch trains ``b_ih`` and
+``b_hh`` as two parameters, and an optimiser that normalises gradients (Adam) moves their sum twice as fast as a
+single bias, so a layer with one bias would not learn the same student.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from flax import struct
+from jax import Array
+
+from jdistill.core import recurrence
+from jdistill.core.recurrence import State
+
+Carry = tuple[State, ...]
+"""Recurrent states of all layers; () for a feed-forward policy."""
+
+
+@jax.custom_jvp
+def elu(x: Array) -> Array:
+    """x where positive, exp(x) - 1 elsewhere.
+
+    XLA's exp is much faster than its expm1; the absolute error is float32's at 1. The slope comes from the result.
+    """
+    return jnp.where(x > 0, x, jnp.exp(jnp.minimum(x, 0.0)) - 1.0)
+
+
+@elu.defjvp
+def _elu_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
+    y = elu(*primals)
+    return y, tangents[0] * (jnp.minimum(y, 0.0) + 1.0)
+
+
+ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
+    "elu": elu,
+    "selu": nn.selu,
+    "relu": nn.relu,
+    "crelu": nn.celu,
+    "lrelu": nn.leaky_relu,
+    "tanh": nn.tanh,
+    "sigmoid": nn.sigmoid,
+    "softplus": nn.softplus,
+    "gelu": lambda x: nn.gelu(x, approximate=False),
+    "swish": nn.swish,
+    "mish": lambda x: x * jnp.tanh(nn.softplus(x)),
+    "identity": lambda x: x,
+}
+"""Activations by rsl_rl's names (its ``crelu`` is torch's CELU)."""
+
+
+def beta_mean(x: Array) -> Array:
+    """Mean of rsl_rl's ``BetaDistribution`` on [-1, 1]: raw alphas, then raw betas (..., 2A) to actions (..., A).
+
+    alpha = 1 + softplus(raw alpha), beta likewise; the mean of Beta(alpha, beta) is alpha / (alpha + beta).
+    """
+    alpha, beta = jnp.split(1.0 + nn.softplus(x), 2, axis=-1)
+    return 2.0 * alpha / (alpha + beta) - 1.0
+
+
+OUTPUT_ACTIVATIONS: dict[str, Callable[[Array], Array]] = {**ACTIVATIONS, "beta": beta_mean}
+"""What can follow the last layer: any activation, or the mean of a Beta distribution (two outputs an action)."""
+
+
+class Normalizer(struct.PyTreeNode):
+    """Running mean and variance of observations, rsl_rl's ``EmpiricalNormalization``."""
+
+    mean: Array
+    """(D,)"""
+    var: Array
+    """(D,) biased variance."""
+    count: Array
+    """() float32, number of observations seen."""
+
+    EPS: ClassVar[float] = 1e-2
+
+    @staticmethod
+    def create(size: int) -> Normalizer:
+        """Start from mean 0 and variance 1."""
+        return Normalizer(mean=jnp.zeros(size), var=jnp.ones(size), count=jnp.zeros(()))
+
+    def __call__(self, obs: Array) -> Array:
+        """(..., D) to (obs - mean) / (std + 1e-2)."""
+        return (obs - self.mean) / (jnp.sqrt(self.var) + self.EPS)
+
+    def update(self, obs: Array) -> Normalizer:
+        """Merge the moments of ``obs`` (..., D), all leading axes together (parallel variance, Chan et al. 1979)."""
+        obs = obs.reshape(-1, obs.shape[-1])
+        mean, var = obs.mean(axis=0), obs.var(axis=0)
+        count = self.count + obs.shape[0]
+        rate = obs.shape[0] / count
+        delta = mean - self.mean
+        new_mean = self.mean + rate * delta
+        new_var = self.var + rate * (var - self.var + delta * (mean - new_mean))
+        return Normalizer(mean=new_mean, var=new_var, count=count)
+
+
+class PolicyState(struct.PyTreeNode):
+    """All that a policy has learnt."""
+
+    params: Any
+    """Linen parameters."""
+    normalizer: Normalizer | None
+    """None where observations go in as they are."""
+
+    def normalize(self, obs: Array) -> Array:
+        """Observations as the network wants them."""
+        return obs if self.normalizer is None else self.normalizer(obs)
+
+
+def _uniform(bound: float) -> Callable[..., Array]:
+    def init(key: Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> Array:
+        return jax.random.uniform(key, shape, dtype, -bound, bound)
+
+    return init
+
+
+class Dense(nn.Module):
+    """Affine layer with torch's default initialisation, U(-1/sqrt(fan_in), 1/sqrt(fan_in)) for weight and bias."""
+
+    features: int
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        """(..., I) to (..., features)."""
+        init = _uniform(x.shape[-1] ** -0.5)
+        return nn.Dense(self.features, kernel_init=init, bias_init=init, name="dense")(x)
+
+
+class RecurrentLayer(nn.Module):
+    """What GRU and LSTM share: torch's parameters, one step, and a whole window of them."""
+
+    hidden_dim: int
+    gates: int = 0
+    unroll: ClassVar[Callable[..., tuple[State, Array]]]
+    """The layer's function in :mod:`jdistill.core.recurrence`."""
+
+    @nn.compact
+    def __call__(self, x: Array, state: State, begins: Array | None = None, first: State | None = None) -> Any:
+        """One step: inputs (B, I) to the next state and the output (B, hidden).
+
+        With ``begins`` a whole window (T * B, I), to the state after it and the outputs (T, B, hidden).
+        """
+        init = _uniform(self.hidden_dim**-0.5)
+        width = self.gates * self.hidden_dim
+        weight_ih = self.param("weight_ih", init, (x.shape[-1], width))
+        weight_hh = self.param("weight_hh", init, (self.hidden_dim, width))
+        bias_ih = self.param("bias_ih", init, (width,))
+        bias_hh = self.param("bias_hh", init, (width,))
+        projected = x @ weight_ih + bias_ih
+        if begins is None:
+            return self.cell(projected, state[0] @ weight_hh + bias_hh, state)
+        return self.unroll(projected.reshape(*begins.shape, width), weight_hh, bias_hh, state, begins, first)
+
+    def cell(self, from_input: Array, from_hidden: Array, state: State) -> tuple[State, Array]:
+        """The gate equations of one step."""
+        raise NotImplementedError
+
+    def initial(self) -> State:
+        """Zero state of one environment, each (hidden,)."""
+        raise NotImplementedError
+
+
+class GRU(RecurrentLayer):
+    """torch.nn.GRU, one layer; gates in torch's order r, z, n."""
+
+    gates: int = 3
+    unroll = staticmethod(recurrence.gru)
+
+    def cell(self, from_input: Array, from_hidden: Array, state: State) -> tuple[State, Array]:
+        """h' = (1 - z) n + z h with n = tanh(x_n + r h_n)."""
+        rz = nn.sigmoid(from_input[..., : 2 * self.hidden_dim] + from_hidden[..., : 2 * self.hidden_dim])
+        r, z = jnp.split(rz, 2, axis=-1)
+        n = jnp.tanh(from_input[..., 2 * self.hidden_dim :] + r * from_hidden[..., 2 * self.hidden_dim :])
+        h = n + z * (state[0] - n)
+        return (h,), h
+
+    def initial(self) -> State:
+        """(h,)."""
+        return (jnp.zeros(self.hidden_dim),)
+
+
+class LSTM(RecurrentLayer):
+    """torch.nn.LSTM, one layer; gates in torch's order i, f, g, o."""
+
+    gates: int = 4
+    unroll = staticmethod(recurrence.lstm)
+
+    def cell(self, from_input: Array, from_hidden: Array, state: State) -> tuple[State, Array]:
+        """c' = f c + i g; h' = o tanh(c')."""
+        i, f, g, o = jnp.split(from_input + from_hidden, 4, axis=-1)
+        c = nn.sigmoid(f) * state[1] + nn.sigmoid(i) * jnp.tanh(g)
+        h = nn.sigmoid(o) * jnp.tanh(c)
+        return (h, c), h
+
+    def initial(self) -> State:
+        """(h, c)."""
+        return (jnp.zeros(self.hidden_dim), jnp.zeros(self.hidden_dim))
+
+
+RNN_TYPES: dict[str, type[RecurrentLayer]] = {"gru": GRU, "lstm": LSTM}
+
+
+class Policy(nn.Module):
+    """Dense layers, recurrent layers, dense layers; any of the three may be empty.
+
+    Observations arrive normalised (see :meth:`PolicyState.normalize`).
+    """
+
+    num_actions: int
+    hidden_dims: tuple[int, ...] = ()
+    activation: str = "elu"
+    output_activation: str = "identity"
+    pre_dims: tuple[int, ...] = ()
+    rnn_type: str | None = None
+    rnn_hidden_dim: int = 16
+    rnn_num_layers: int = 1
+    learn_initial_carry: bool = False
+
+    def setup(self) -> None:
+        """Create the layers."""
+        self.pre = [Dense(width) for width in self.pre_dims]
+        layers = self.rnn_num_layers if self.rnn_type else 0
+        self.rnn = [RNN_TYPES[self.rnn_type or "gru"](self.rnn_hidden_dim) for _ in range(layers)]
+        self.mlp = [Dense(width) for width in (*self.hidden_dims, self.num_outputs)]
+        if self.learn_initial_carry:
+            self.first = [
+                [self.param(f"initial_{i}_{j}", nn.initializers.zeros, x.shape) for j, x in enumerate(layer.initial())]
+                for i, layer in enumerate(self.rnn)
+            ]
+
+    @property
+    def num_outputs(self) -> int:
+        """Width of the last layer."""
+        return self.num_actions * (2 if self.output_activation == "beta" else 1)
+
+    @property
+    def is_recurrent(self) -> bool:
+        """Whether the carry is anything but ()."""
+        return self.rnn_type is not None
+
+    def initial_carry(self, batch: int) -> Carry:
+        """Carry of ``batch`` environments whose episodes begin: zeros, or what was learnt."""
+        first = self.first if self.learn_initial_carry else [layer.initial() for layer in self.rnn]
+        return tuple(tuple(jnp.broadcast_to(x, (batch, x.shape[0])) for x in state) for state in first)
+
+    def step(self, carry: Carry, obs: Array) -> tuple[Carry, Array]:
+        """One step: carry and observations (B, D) to the next carry and actions (B, A)."""
+        x = self._before(obs)
+        states = []
+        for layer, state in zip(self.rnn, carry, strict=True):
+            state, x = layer(x, state)
+            states.append(state)
+        return tuple(states), self._after(x)
+
+    def unroll(
+        self, carry: Carry, obs: Array, dones: Array, restart: Array, restart_carry: Carry
+    ) -> tuple[Carry, Array]:
+        """A window of steps: observations (T, B, D) to the carry after the window and actions (T, B, A).
+
+        After step t the carry becomes the initial one where ``dones[t]`` (T, B), and ``restart_carry`` for all
+        environments where ``restart[t]`` (T,).
+        """
+        steps, batch, size = obs.shape
+        begins = dones | restart[:, None]
+        # Rows without a time axis: that is what XLA's matrix products, and their gradients, are fast at.
+        x = self._before(obs.reshape(steps * batch, size))
+        states = []
+        for layer, start, new, again in zip(self.rnn, carry, self.initial_carry(batch), restart_carry, strict=True):
+            first = jax.tree.map(lambda n, a: jnp.where(restart[:, None, None], a, n), new, again)
+            state, out = layer(x, start, begins, first)
+            x = out.reshape(steps * batch, self.rnn_hidden_dim)
+            states.append(state)
+        return tuple(states), self._after(x).reshape(steps, batch, self.num_actions)
+
+    def _before(self, x: Array) -> Array:
+        for layer in self.pre:
+            x = ACTIVATIONS[self.activation](layer(x))
+        return x
+
+    def _after(self, x: Array) -> Array:
+        for layer in self.mlp[:-1]:
+            x = ACTIVATIONS[self.activation](layer(x))
+        return OUTPUT_ACTIVATIONS[self.output_activation](self.mlp[-1](x))
+
+    def __call__(self, obs: Array) -> Array:
+        """Actions for observations (B, D) at the start of an episode; creates all parameters."""
+        return self.step(self.initial_carry(obs.shape[0]), obs)[1]
+
+
+def init(policy: Policy, rng: Array, obs_size: int, normalize: bool) -> PolicyState:
+    """Fresh parameters for observations of ``obs_size``."""
+    params = policy.init(rng, jnp.zeros((1, obs_size)))["params"]
+    return PolicyState(params=params, normalizer=Normalizer.create(obs_size) if normalize else None)
+
+
+def initial_carry(policy: Policy, state: PolicyState, batch: int) -> Carry:
+    """Carry of ``batch`` environments whose episodes begin."""
+    carry: Any = policy.apply({"params": state.params}, batch, method=Policy.initial_carry)
+    return carry
+
+
+def act(policy: Policy, state: PolicyState, carry: Carry, obs: Array) -> tuple[Carry, Array]:
+    """Deterministic actions (B, A) for raw observations (B, D), and the next carry."""
+    out: Any = policy.apply({"params": state.params}, carry, state.normalize(obs), method=Policy.step)
+    return out
+
+
+def replay(policy: Policy, state: PolicyState, obs: Array, begins: Array) -> Array:
+    """Deterministic actions (T, B, A) along recorded raw observations (T, B, D): the labels of a teacher, anew.
+
+    Episodes begin at the steps ``begins`` (T, B) and at the first one; there, and only there, the policy forgets.
+    """
+    first = initial_carry(policy, state, obs.shape[1])
+
+    def step(carry: Carry, inputs: tuple[Array, Array]) -> tuple[Carry, Array]:
+        now, new = inputs
+        carry = jax.tree.map(lambda f, c: jnp.where(new[:, None], f, c), first, carry)
+        return act(policy, state, carry, now)
+
+    return jax.lax.scan(step, first, (obs, begins))[1]
+
+
+def num_parameters(state: PolicyState) -> int:
+    """Trainable numbers in the policy."""
+    return sum(x.size for x in jax.tree.leaves(state.params))
+
+
+def summary(policy: Policy, state: PolicyState, obs_size: int) -> str:
+    """One line about a policy: what it sees, its layers, what it ends in."""
+    memory = [f"{policy.rnn_type} {policy.rnn_hidden_dim}"] * policy.rnn_num_layers if policy.rnn_type else []
+    layers = "-".join(map(str, [*policy.pre_dims, *memory, *policy.hidden_dims, policy.num_actions]))
+    end = "" if policy.output_activation == "identity" else f", {policy.output_activation} at the output"
+    normalizer = "with" if state.normalizer else "without"
+    return f"{obs_size} observations, {layers}, {policy.activation}{end}, {normalizer} normaliser"

@@ -1,0 +1,1 @@
+"""Recorded episodes: written beside the training, read back as a history."""

@@ -1,0 +1,317 @@
+"""Recorded episodes: what a file holds, and how it becomes a history to train on.
+
+    jdistill dataset info flights.hdf5
+
+The layout is described in :mod:`jdistill.data.episode_writer`. To train on, ``obs`` and ``teacher_actions`` suffice.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import h5py
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from jdistill.cli.parser import Parser
+from jdistill.core import networks, observations
+from jdistill.core.config import AlgorithmCfg
+from jdistill.core.history import GIB, History, check_memory
+from jdistill.core.networks import Normalizer, Policy, PolicyState
+from jdistill.data.write_ahead_log import recover
+from jdistill.errors import ConfigError, DatasetError
+
+
+class Labeller(NamedTuple):
+    """A teacher that labels a dataset's observations anew."""
+
+    policy: Policy
+    state: PolicyState
+    entries: Sequence[str]
+    """What makes up its observation."""
+    obs_size: int
+    """How many numbers that are."""
+
+
+class Recording(NamedTuple):
+    """A dataset that is ready to be trained on."""
+
+    history: History
+    """All episodes; several stand behind each other in each of its flights."""
+    normalizer: Normalizer
+    """Moments of all observations of the student."""
+    summary: str
+
+    def describe(self) -> str:
+        """One line, for the start of a run."""
+        return self.summary
+
+
+@contextmanager
+def open_dataset(path: Path) -> Iterator[list[tuple[str, h5py.Group]]]:
+    """The episodes of a file in order, by name.
+
+    Raises:
+        DatasetError: there is no such file, it is broken, or it holds no episodes.
+    """
+    if not path.is_file():
+        raise DatasetError(f"{path}: no such file")
+    try:
+        recover(path)
+        with h5py.File(path, "r") as file:
+            data = file.get("data")
+            if not isinstance(data, h5py.Group):
+                raise DatasetError(f"{path}: no dataset of episodes (an HDF5 file without the group 'data')")
+            names = [n for n in data if n.startswith("demo_") and n[5:].isdigit() and isinstance(data[n], h5py.Group)]
+            if not names:
+                raise DatasetError(f"{path}: holds no complete episode")
+            yield [(f"{path}: data/{n}", data[n]) for n in sorted(names, key=lambda n: int(n[5:]))]
+    except (DatasetError, ConfigError):
+        raise
+    except BlockingIOError as e:
+        raise DatasetError(f"{path}: is being recorded; try again when that run has ended") from e
+    except (OSError, RuntimeError, LookupError, TypeError, ValueError) as e:  # h5py's answers to damaged bytes.
+        raise DatasetError(f"{path}: truncated, damaged or no HDF5 file ({' '.join(str(e).split())[:150]})") from e
+
+
+def load(
+    cfg: AlgorithmCfg,
+    entries: Sequence[str],
+    sizes: tuple[int, int],
+    flights: int,
+    horizon: int,
+    teacher: Labeller | None = None,
+) -> Recording:
+    """Read the files ``cfg.dataset`` into a history of ``flights`` flights, or as many as there are episodes if fewer.
+
+    Args:
+        entries: what makes up the student's observation (see :mod:`jdistill.core.observations`).
+        sizes: of the student's observation and of an action.
+        horizon: the history's length becomes a multiple of this.
+        teacher: labels the observations in place of the recorded labels.
+
+    Raises:
+        DatasetError: a file that cannot be read, or whose episodes have other dimensions.
+        ConfigError: more than the memory holds.
+    """
+    lengths = list(_of_all(cfg.dataset, lambda where, group: _length(where, group, entries, teacher)))
+    # A flight without an episode would be drawn from in vain.
+    flights = min(flights, len(lengths))
+    places, ages = _places(lengths, flights)
+    rows = -(-int(ages.max()) // horizon) * horizon
+    dtype = np.dtype(jnp.dtype(cfg.history_dtype))
+    columns: dict[str, tuple[int, Any]] = {"obs": (sizes[0], dtype), "label": (sizes[1], dtype)}
+    if teacher:
+        columns["teacher"] = teacher.obs_size, np.dtype(np.float32)
+    nbytes = rows * flights * (sum(width * kind.itemsize for width, kind in columns.values()) + 1)
+    what = f"--dataset {', '.join(cfg.dataset)}: with {sum(lengths)} steps the dataset"
+    # It is read on the host, and brought to the device from there.
+    check_memory(nbytes, what, "train on fewer files", copies=1)
+    packed = {name: np.zeros((rows, flights, width), kind) for name, (width, kind) in columns.items()}
+    first = np.zeros((rows, flights), bool)
+    episodes = _of_all(cfg.dataset, lambda where, group: _episode(where, group, entries, sizes, teacher))
+    for (flight, start), episode in zip(places, episodes, strict=True):
+        first[start, flight] = True
+        for name, value in episode.items():
+            packed[name][start : start + len(value), flight] = value
+    history = History(
+        obs=jnp.asarray(packed["obs"]),
+        label=jnp.asarray(_relabel(teacher, packed["teacher"], first) if teacher else packed["label"], dtype),
+        first=jnp.asarray(first),
+        carry=(),
+        origin=jnp.zeros((), jnp.int32),
+        length=jnp.asarray(ages, jnp.int32),
+    )
+    size = sum(x.nbytes for x in jax.tree.leaves(history)) / GIB
+    on = jax.devices()[0].platform
+    summary = f"Dataset: {len(lengths)} episodes, {sum(lengths)} steps, {size:.3f} GiB on {on}"
+    return Recording(history, _moments(packed["obs"], ages), summary)
+
+
+def _of_all[T](files: Sequence[str], read: Callable[[str, h5py.Group], T]) -> Iterator[T]:
+    """What ``read(name, episode)`` finds in the episodes of all files."""
+    for path in map(Path, files):
+        with open_dataset(path) as episodes:
+            for where, group in episodes:
+                yield read(where, group)
+
+
+def _relabel(teacher: Labeller, obs: np.ndarray, first: np.ndarray) -> Array:
+    """What the teacher says along all flights (P, B, A)."""
+    replay = jax.jit(networks.replay, static_argnums=0)
+    return replay(teacher.policy, teacher.state, obs, first)
+
+
+def _places(lengths: Sequence[int], flights: int) -> tuple[list[tuple[int, int]], np.ndarray]:
+    """Flight and first row of every episode, each behind what is the shortest flight so far; the flights' lengths."""
+    ages, places = np.zeros(flights, np.int64), []
+    for length in lengths:
+        flight = int(ages.argmin())
+        places.append((flight, int(ages[flight])))
+        ages[flight] += length
+    return places, ages
+
+
+def _moments(obs: np.ndarray, ages: np.ndarray) -> Normalizer:
+    """The normaliser of all that was seen: ``obs`` (P, B, D), of which the first ``ages`` (B,) rows count."""
+    total = ages.sum()
+
+    def mean(value: Any) -> np.ndarray:
+        return sum(value(obs[:age, flight].astype(np.float64)).sum(axis=0) for flight, age in enumerate(ages)) / total
+
+    mu = mean(lambda x: x)
+    var = mean(lambda x: np.square(x - mu))
+    return Normalizer(*(jnp.asarray(x, jnp.float32) for x in (mu, var, total)))
+
+
+def _length(where: str, group: h5py.Group, entries: Sequence[str], teacher: Labeller | None) -> int:
+    """Steps of an episode that has what is needed."""
+    if not teacher and "teacher_actions" not in group:
+        raise DatasetError(
+            f"{where}: has no teacher_actions to learn from; agent.algorithm.relabel=true lets the teacher make them"
+        )
+    return len(_observation_group(where, group, observations.group_names(entries)[0]))
+
+
+def _observation_group(where: str, group: h5py.Group, name: str) -> h5py.Dataset:
+    obs = group.get("obs")
+    if not isinstance(obs, h5py.Group):
+        raise DatasetError(f"{where}: has no obs; a recording of --record has what a student can learn from")
+    if name not in obs:
+        raise DatasetError(f"{where}: has no observation group '{name}'; there are {', '.join(obs)}")
+    return _array(where, group, f"obs/{name}")
+
+
+def _array(where: str, group: h5py.Group, name: str) -> h5py.Dataset:
+    """The array ``name`` (T, n) of an episode."""
+    item = group.get(name)
+    if not _is_numeric(item) or item.ndim != 2 or not item.size:
+        what = list(item.shape) if _is_numeric(item) else "no array of numbers"
+        raise DatasetError(f"{where}: {name} is {what}, expected [steps, size]")
+    return item
+
+
+def _is_numeric(item: Any) -> bool:
+    return isinstance(item, h5py.Dataset) and item.shape is not None and item.dtype.kind in "fiub"
+
+
+def _episode(
+    where: str, group: h5py.Group, entries: Sequence[str], sizes: tuple[int, int], teacher: Labeller | None
+) -> dict[str, np.ndarray]:
+    """One episode's ``obs`` and ``label``, or for a teacher ``teacher`` in the label's place, each (T, size)."""
+    episode = {"obs": _observation(where, group, entries, sizes[0])}
+    steps = len(episode["obs"])
+    if teacher:
+        episode["teacher"] = _observation(where, group, teacher.entries, teacher.obs_size)
+    else:
+        label = _array(where, group, "teacher_actions")
+        if label.shape[1] != sizes[1]:
+            raise DatasetError(
+                f"{where}: teacher_actions is {list(label.shape)}, the environment takes {sizes[1]} actions"
+            )
+        episode["label"] = _float32(label)
+    for name, value in episode.items():
+        what = "teacher_actions" if name == "label" else "obs"
+        if len(value) != steps:
+            raise DatasetError(f"{where}: {what} has {len(value)} steps, the student's obs {steps}")
+        if not np.isfinite(value).all():
+            raise DatasetError(f"{where}: NaN or infinity in {what}")
+    return episode
+
+
+def _observation(where: str, group: h5py.Group, entries: Sequence[str], size: int) -> np.ndarray:
+    """What a policy that sees ``entries`` saw, (T, size)."""
+    names = observations.group_names(entries)
+    groups = {name: _float32(_observation_group(where, group, name)) for name in names}
+    if len({len(x) for x in groups.values()}) > 1:
+        raise DatasetError(f"{where}: the groups {', '.join(names)} in obs are not equally long")
+    try:
+        value = observations.select(groups, entries)
+    except observations.ObservationError as e:
+        raise DatasetError(f"{where}: {e}") from e
+    if value.shape[1] != size:
+        raise DatasetError(
+            f"{where}: obs {'+'.join(names)} is {list(value.shape)}, expected {[len(value), size]} as in this task"
+        )
+    return value
+
+
+def _float32(array: h5py.Dataset) -> np.ndarray:
+    with np.errstate(over="ignore"):  # What it cannot hold becomes infinity, and is told as such.
+        return np.asarray(array, np.float32)
+
+
+def info(path: Path) -> str:
+    """What a file holds: episodes, steps, returns, ranges of all arrays; several lines.
+
+    Raises:
+        DatasetError: it cannot be read.
+    """
+    ranges: dict[str, tuple[float, float, tuple[int, ...]]] = {}
+    lengths, returns, by_teacher, phases = [], [], 0, 0
+    with open_dataset(path) as episodes:
+        args = episodes[0][1].parent.attrs.get("env_args", "{}")
+
+        def visit(name: str, item: Any) -> None:
+            if _is_numeric(item) and item.size:
+                value = item[()]
+                low, high, shape = ranges.get(name, (np.nan, np.nan, item.shape[1:]))
+                # Of these two NaN is neither the smaller nor the larger.
+                low = np.fmin(low, float(np.fmin.reduce(value, axis=None)))
+                high = np.fmax(high, float(np.fmax.reduce(value, axis=None)))
+                ranges[name] = low, high, shape
+
+        for where, group in episodes:
+            group.visititems(visit)
+            actions = next((group[n] for n in ("actions", "teacher_actions") if n in group), None)
+            if actions is None or not _is_numeric(actions) or not actions.ndim:
+                raise DatasetError(f"{where}: has no actions")
+            lengths.append(len(actions))
+            if _is_numeric(group.get("rewards")):
+                returns.append(float(np.sum(group["rewards"])))
+            if _is_numeric(phase := group.get("phase")):
+                by_teacher, phases = by_teacher + int(np.sum(phase[()] == 1)), phases + phase.size
+    try:
+        env = json.loads(args).get("env_name", "unknown")
+    except (ValueError, TypeError, AttributeError):
+        env = "unknown"
+    flown = f" ({by_teacher / phases:.1%} by the teacher)" if phases else ""
+    earned = f"{min(returns):.2f} to {max(returns):.2f}, mean {np.mean(returns):.2f}" if returns else "not recorded"
+    lines = [
+        f"{path}: task {env}",
+        f"episodes  {len(lengths)}",
+        f"steps     {sum(lengths)}{flown}",
+        f"lengths   {min(lengths)} to {max(lengths)}, mean {np.mean(lengths):.1f}",
+        f"returns   {earned}",
+        f"{'array':<24} {'shape':<10} {'from':>12} {'to':>12}",
+    ]
+    for name, (low, high, shape) in ranges.items():
+        dimensions = "T" + "".join(f" x {d}" for d in shape)
+        lines.append(f"{name!s:<24} {dimensions:<10} {low:>12.5g} {high:>12.5g}")
+    return "\n".join(lines)
+
+
+def main(argv: list[str]) -> int:
+    """Run the command; returns its exit status."""
+    parser = Parser(prog="jdistill dataset", description="Look into recorded episodes.")
+    commands = parser.add_subparsers(dest="command", required=True)
+    command = commands.add_parser("info", help="print episodes, steps, returns and ranges")
+    command.add_argument("files", nargs="+", type=Path, metavar="PATH")
+    args = parser.parse_args(argv)
+    try:
+        print("\n\n".join(info(path) for path in args.files))
+    except (DatasetError, ConfigError) as e:
+        print(f"jdistill dataset: error: {e}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

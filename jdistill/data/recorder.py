@@ -1,0 +1,161 @@
+"""Hands rollouts to a process that writes them to an HDF5 file, :mod:`jdistill.data.episode_writer`."""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import json
+import os
+import pickle
+import queue
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from jdistill.data import episode_writer as episodes
+from jdistill.data.shared_buffer import HALVES, Handover, shared_memory
+from jdistill.errors import DatasetError
+
+WAITING = 2
+"""Rollouts that may wait to be written; training waits for the disk when there are more."""
+
+
+class Recorder:
+    """Takes rollouts, whose episodes are written in the background."""
+
+    def __init__(self, path: Path, env_args: dict[str, Any], begins: np.ndarray, clip_actions: float | None):
+        """Begin the file ``path``, which must not exist; the arguments are those of
+        :class:`jdistill.data.episode_writer.EpisodeFile`.
+
+        Raises:
+            DatasetError: it cannot be written.
+        """
+        self.path = path
+        memory = shared_memory()
+        self._handover = Handover(memory)
+        # The other process finds the same packages, wherever this one has them from.
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(os.path.abspath(entry) for entry in sys.path)}
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", episodes.__name__, str(memory)],
+            pass_fds=[memory],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env=environment,
+        )
+        self._written: dict[str, Any] = {"episodes": 0}
+        try:
+            self._tell((path.absolute(), env_args, begins, clip_actions))
+            self._written = self._listen()
+        except DatasetError:
+            self._release()
+            raise
+        self._queue: queue.Queue[Any] = queue.Queue(WAITING)
+        self._error: Exception | None = None
+        self._thread = threading.Thread(target=self._feed, name="recorder", daemon=True)
+        self._thread.start()
+        atexit.register(self._finish)
+
+    def put(self, rollout: Any) -> None:
+        """Take a :class:`jdistill.core.distillation.Transition` (T, B, ...).
+
+        Raises:
+            DatasetError: an earlier one could not be written.
+        """
+        self._check()
+        rollout = rollout._replace(metrics={}, student_carry=None)
+        for x in jax.tree.leaves(rollout):
+            x.copy_to_host_async()
+        self._queue.put(rollout)
+
+    def close(self) -> str:
+        """Write what waits; returns a line about the file.
+
+        Raises:
+            DatasetError: not all could be written.
+        """
+        atexit.unregister(self._finish)
+        self._finish()
+        self._check()
+        return f"Recorded {self._written['episodes']} episodes, {self._written['steps']} steps in {self.path}"
+
+    def _finish(self) -> None:
+        self._queue.put(None)
+        self._thread.join()
+        self._release()
+
+    def _release(self) -> None:
+        with contextlib.suppress(BrokenPipeError), self.process:  # Closes the pipes and waits.
+            pass
+        self._handover.close()
+
+    def _check(self) -> None:
+        if self._error is not None:
+            raise DatasetError(" ".join(str(self._error).split())) from self._error
+
+    def _feed(self) -> None:
+        """Hand over what is in the queue."""
+        waiting = iter(self._queue.get, None)
+        try:
+            for number, rollout in enumerate(waiting):
+                if number >= HALVES:  # The half is free when what lay there is written.
+                    self._written = self._listen()
+                self._tell(self._handover.put(_on_host(rollout), number % HALVES))
+            self._tell(None)
+            while "steps" not in self._written:
+                self._written = self._listen()
+        except Exception as e:  # It is told where somebody listens.
+            self._error = e
+            # Whoever waits for room in the queue must not wait for ever.
+            for _ in waiting:
+                pass
+
+    def _tell(self, message: Any) -> None:
+        assert self.process.stdin is not None
+        try:
+            pickle.dump(message, self.process.stdin)
+            self.process.stdin.flush()
+        except BrokenPipeError:  # It has ended, and its last words say why.
+            while True:
+                self._listen()
+
+    def _listen(self) -> dict[str, Any]:
+        """The other process's next answer.
+
+        Raises:
+            DatasetError: it could not write.
+        """
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()
+        said = json.loads(line) if line else {"error": f"the writing process ended with status {self.process.wait()}"}
+        if "error" in said:
+            held = said.get("episodes", self._written["episodes"])
+            raise DatasetError(f"{self.path}: cannot be written ({said['error']}); it holds {held} episodes")
+        return said
+
+
+def _on_host(rollout: Any) -> dict[str, Any]:
+    """What :meth:`jdistill.data.episode_writer.EpisodeFile.add` takes."""
+    host = jax.tree.map(np.asarray, rollout)
+    states = jax.tree_util.tree_leaves_with_path(host.pipeline_state)
+    return {
+        "student_actions": host.student_action,
+        "teacher_actions": host.teacher_action,
+        "teacher_steps": host.teacher_steps,
+        "rewards": host.reward,
+        "dones": host.done,
+        "states": {jax.tree_util.keystr(path, simple=True, separator="."): x for path, x in states},
+        "obs": dict(host.obs),
+    }
+
+
+def check_new(path: Path) -> None:
+    """Raise :class:`DatasetError` unless a recording can begin at ``path``."""
+    if path.exists():
+        raise DatasetError(f"--record {path}: exists already, and a recording never overwrites; choose another file")
+    if not path.parent.is_dir() or not os.access(path.parent, os.W_OK):
+        raise DatasetError(f"--record {path}: {path.parent} is no folder that can be written to")

@@ -1,0 +1,1 @@
+"""What a student is worth: rollouts of whole episodes, numbers, pages, films."""

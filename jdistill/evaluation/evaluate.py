@@ -1,0 +1,298 @@
+"""What a student is worth: ``python -m jdistill.evaluate RUN``.
+
+Flies a run's student and its teacher through the scenarios of the run's task, all from the same start states, and
+writes ``evaluation.json`` and ``evaluation.csv`` into the run's folder ``evaluation/``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import math
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from bridge.env import TrainingEnv
+from bridge.tasks import Scenario, Session, Task
+from jdistill.cli.parser import Parser, positive, select_device
+from jdistill.core import observations
+from jdistill.core.networks import Policy, PolicyState
+from jdistill.errors import ConfigError, PolicyFileError, ReportError, SimulatorError, nearest
+from jdistill.evaluation.report import write_report
+from jdistill.evaluation.rollouts import Flight, Flights, Pilot, inference_cost, make_pilot
+from jdistill.run import compilation
+from jdistill.run.compose import RunCfg
+from jdistill.run.folders import open_run
+from jdistill.run.provenance import machine, versions
+from jdistill.run.saved_run import Saved, find_task, load_config, load_student, load_teacher
+
+FORMAT = 1
+SEED = 20_000
+"""Of the start states; training draws from the run's own seed, 42 if not told otherwise."""
+BINS = 40
+"""Of a histogram; the last one also counts what lies beyond it."""
+COLUMNS = ("survival", "return", "length", "action_change")
+
+
+def evaluate(
+    env: TrainingEnv, policy: Policy, learnt: PolicyState, groups: list[str], seed: int = 1000, settle_s: float = 3.0
+) -> dict[str, Any]:
+    """The numbers of one policy in one environment, flown in ``env.num_envs`` episodes.
+
+    Args:
+        groups: what makes up the policy's observation (see :mod:`jdistill.core.observations`).
+        seed: of the start states; any number but a training run's own gives starts that it never met.
+        settle_s: seconds after which an episode counts as settled.
+
+    Returns:
+        ``episodes``; ``survival``, ``return``, ``length``, ``action_change`` and ``terminations`` as in
+        :class:`jdistill.evaluation.rollouts.Flight`; ``steady``, every metric of the environment averaged over the
+        settled steps.
+    """
+    flights = Flights({"policy": make_pilot(policy, learnt, groups)}, settle_s=settle_s)
+    numbers = flights.fly(env, "policy", seed).numbers
+    steady = {name: metric["steady"] for name, metric in numbers["metrics"].items()}
+    return {"episodes": env.num_envs, **{k: numbers[k] for k in (*COLUMNS, "terminations")}, "steady": steady}
+
+
+# -- a run ---------------------------------------------------------------------------------------------------------
+
+
+class Request(NamedTuple):
+    """What is asked for."""
+
+    run: Path
+    episodes: int
+    seed: int
+    scenarios: Sequence[str]
+    """Names; none means all."""
+    raptor: bool = False
+    best: bool = False
+    """The best student in place of the newest."""
+
+
+def evaluate_run(request: Request, cfg: RunCfg, task: Task) -> dict[str, Any]:
+    """Fly every policy through every scenario; prints a table as it goes, returns what ``evaluation.json`` holds.
+
+    Raises:
+        ConfigError, PolicyFileError: something is missing, or does not fit; one line.
+        SimulatorError: a simulator failed.
+    """
+    saved = {"student": load_student(request.run, request.best), "teacher": load_teacher(request.run)}
+    cfg.env.num_envs = request.episodes
+    scenarios = chosen(task.scenarios(cfg.env), request.scenarios)
+    flights: Flights | None = None
+    results: dict[str, Any] = {}
+    costs: dict[str, Any] = {}
+    groups = observations.group_names([entry for entries in cfg.agent.obs_groups.values() for entry in entries])
+    print(header())
+    for name, scenario in scenarios.items():
+        try:
+            opened = task.open(scenario.cfg, Session(request.seed, groups, cfg.bridge.mode))
+            with opened as env:
+                if flights is None:
+                    flights = Flights(make_pilots(request, cfg, env, saved), reference="teacher")
+                    costs = {key: inference_cost(pilot, shapes(env)) for key, pilot in flights.pilots.items()}
+                flown = {key: flights.fly(env, key, request.seed) for key in flights.pilots}
+        except ValueError as e:
+            raise ConfigError(f"{name}: {e}") from e
+        results[name] = {"description": scenario.description, "policies": side_by_side(flown)}
+        for key, numbers in results[name]["policies"].items():
+            print(row(name, key, numbers), flush=True)
+    return {
+        "format": FORMAT,
+        "run": str(request.run),
+        "task": cfg.task,
+        "iteration": saved["student"].header.get("iteration"),
+        "episodes": request.episodes,
+        "seed": request.seed,
+        "machine": {**machine(), "device": jax.devices()[0].device_kind},
+        "versions": versions("jdistill", "jax", "flax", "crazyflow", "isaaclab", "foundation-policy"),
+        "policies": costs,
+        "scenarios": results,
+    }
+
+
+def chosen(scenarios: Mapping[str, Scenario], names: Sequence[str]) -> dict[str, Scenario]:
+    """The scenarios ``names``, or all."""
+    for name in names:
+        if name not in scenarios:
+            hint = nearest(name, scenarios)
+            raise ConfigError(f"--scenario {name}: not known{hint}; there are {', '.join(scenarios)}")
+    return {name: scenarios[name] for name in names or scenarios}
+
+
+def make_pilots(request: Request, cfg: RunCfg, env: TrainingEnv, saved: Mapping[str, Saved]) -> dict[str, Pilot]:
+    """The policies that fly: the run's own two, and others that were asked for."""
+    pilots = {}
+    for name, (policy, state, header) in saved.items():
+        entries = cfg.agent.obs_groups[name]
+        size = observations.size(entries, env.obs_sizes)
+        if header["obs_size"] != size:
+            raise ConfigError(f"the {name} takes {header['obs_size']} observations, {'+'.join(entries)} has {size}")
+        pilots[name] = make_pilot(policy, state, entries, cfg.agent.clip_actions)
+    if request.raptor:
+        from jdistill.export import raptor
+
+        pilots["raptor"] = raptor.make_pilot(env, cfg.agent.obs_groups["student"])
+    return pilots
+
+
+def shapes(env: TrainingEnv) -> dict[str, jax.ShapeDtypeStruct]:
+    """The observation groups of one environment."""
+    return {name: jax.ShapeDtypeStruct((1, size), jnp.float32) for name, size in env.obs_sizes.items()}
+
+
+def side_by_side(flown: Mapping[str, Flight]) -> dict[str, Any]:
+    """What is told of each policy in one scenario.
+
+    ``agreement`` is with the teacher, on the states that the policy itself visits, and ``agreement_on_teacher`` on
+    those that the teacher visits. Histograms of one metric have the same edges for all policies.
+    """
+    edges = {}
+    for metric in next(iter(flown.values())).settled:
+        values = [flight.settled[metric] for flight in flown.values() if flight.settled[metric].size]
+        if values:
+            low, high = min(v.min() for v in values), max(np.percentile(v, 99) for v in values)
+            edges[metric] = np.linspace(low, max(high, low + 1e-6), BINS + 1)
+    told = {}
+    for name, flight in flown.items():
+        told[name] = {
+            **flight.numbers,
+            "agreement": flight.numbers["agreement"][name],
+            "agreement_on_teacher": flown["teacher"].numbers["agreement"][name],
+            "histograms": {metric: histogram(flight.settled[metric], e) for metric, e in edges.items()},
+            "traces": flight.traces,
+        }
+    return told
+
+
+def histogram(values: np.ndarray, edges: np.ndarray) -> dict[str, list[Any]]:
+    """How many values lie between the ``edges``; the last bin takes what lies beyond."""
+    counts, _ = np.histogram(np.minimum(values, edges[-1]), edges)
+    return {"edges": np.round(edges, 6).tolist(), "counts": counts.tolist()}
+
+
+# -- the table and the files ---------------------------------------------------------------------------------------
+
+
+def header() -> str:
+    """The table's head."""
+    names = ("survival", "return", "error", "95 %", "steady", "change", "RMSE", "R^2")
+    return f"{'scenario':<18} {'policy':<8}" + "".join(f" {name:>9}" for name in names)
+
+
+def row(scenario: str, policy: str, numbers: Mapping[str, Any]) -> str:
+    """One line of the table; the error is that of position (m), steady is after 3 s."""
+    error = numbers["metrics"].get("position_error", {})
+    cells = [f"{numbers['survival']:.1%}", f"{numbers['return']:.1f}"]
+    cells += [f"{error[k]:.4f}" if k in error else "" for k in ("mean", "p95", "steady")]
+    cells += [f"{numbers['action_change']:.4f}", *(f"{numbers['agreement'][k]:.4f}" for k in ("rmse", "r2"))]
+    return f"{scenario:<18} {policy:<8}" + "".join(f" {cell:>9}" for cell in cells)
+
+
+def records(results: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """One flat record for each scenario and policy."""
+    for scenario, told in results["scenarios"].items():
+        for policy, numbers in told["policies"].items():
+            record = {"scenario": scenario, "policy": policy, **{name: numbers[name] for name in COLUMNS}}
+            for metric, values in numbers["metrics"].items():
+                record |= {f"{metric}_{statistic}": value for statistic, value in values.items()}
+            for states in ("agreement", "agreement_on_teacher"):
+                record |= {f"{states}_{measure}": value for measure, value in numbers[states].items()}
+            yield record | results["policies"][policy]
+
+
+def finite(tree: Any) -> Any:
+    """``tree`` with null where JSON has no number: NaN of nothing, infinity."""
+    if isinstance(tree, Mapping):
+        return {k: finite(v) for k, v in tree.items()}
+    if isinstance(tree, list):
+        return [finite(v) for v in tree]
+    return None if isinstance(tree, float) and not math.isfinite(tree) else tree
+
+
+def write(results: Mapping[str, Any], folder: Path) -> None:
+    """``evaluation.json`` with everything, ``evaluation.csv`` with one line for each scenario and policy."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "evaluation.json").write_text(json.dumps(finite(results)) + "\n")
+    rows = list(records(results))
+    with (folder / "evaluation.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+# -- the command ---------------------------------------------------------------------------------------------------
+
+
+def make_parser() -> Parser:
+    """Every flag."""
+    parser = Parser(
+        prog="jdistill evaluate",
+        description=__doc__.split("\n")[0],
+        epilog="Runs of Isaac Lab's tasks take its launcher's flags too.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("run", metavar="RUN", help="run folder, or the name of one in logs/jdistill")
+    parser.add_argument("--episodes", type=positive, default=1000, metavar="N", help="for each policy, scenario (1000)")
+    parser.add_argument("--scenario", type=names, default=[], metavar="NAMES", help="some only, separated by commas")
+    parser.add_argument("--raptor", action="store_true", help="fly the published RAPTOR policy too")
+    parser.add_argument("--best", action="store_true", help="the best student instead of the newest")
+    parser.add_argument("--seed", type=int, default=SEED, metavar="N", help=f"seed of the start states ({SEED})")
+    parser.add_argument("--device", metavar="NAME", help="cpu, cuda or cuda:N (default: the fastest that JAX finds)")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="folder for the files (default: RUN/evaluation)")
+    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="settings of the environment, as in training")
+    return parser
+
+
+def names(text: str) -> list[str]:
+    """Names separated by commas."""
+    return [name.strip() for name in text.split(",")]
+
+
+def run_command(args: argparse.Namespace, flags: Sequence[str]) -> None:
+    """Evaluate and write."""
+    run = open_run(args.run)
+    cfg = load_config(run, args.overrides)
+    if args.raptor:
+        from jdistill.export import raptor
+
+        raptor.check_installed()
+    select_device(args.device)
+    task = find_task(cfg.task, flags, args.device)
+    request = Request(run, args.episodes, args.seed, args.scenario, args.raptor, args.best)
+    out = args.out or run / "evaluation"
+    results = evaluate_run(request, cfg, task)
+    write(results, out)
+    print(f"{out / 'evaluation.json'} and evaluation.csv")
+    try:
+        print(write_report(run, finite(results)))
+    except ReportError as e:
+        print(f"No report.html: {e}")
+
+
+def main(argv: list[str]) -> int:
+    """The command; returns its exit status."""
+    args, flags = make_parser().parse_known_intermixed_args(argv)
+    compilation.prepare()
+    try:
+        run_command(args, flags)
+    except (ConfigError, PolicyFileError, SimulatorError) as e:
+        print(f"jdistill evaluate: error: {e}", file=sys.stderr)
+        return 1
+    except OSError as e:
+        print(f"jdistill evaluate: error: {e.filename or args.run}: {e.strerror}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

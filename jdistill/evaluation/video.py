@@ -1,0 +1,229 @@
+"""Films of policies under way: flown step by step, drawn by the environment, labelled, written as MP4 or GIF."""
+
+from __future__ import annotations
+
+import importlib.util
+import io
+import itertools
+from collections.abc import Callable, Iterable, Iterator
+from fractions import Fraction
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jax import Array
+
+from bridge.env import Color, Renderer, State, TrainingEnv, where_done
+from jdistill.errors import RenderError
+from jdistill.evaluation.rollouts import Pilot
+
+COLORS: dict[str, Color] = {"student": (0.0, 0.45, 0.70), "teacher": (0.84, 0.37, 0.0), "raptor": (0.0, 0.62, 0.45)}
+"""Of each policy's path and label: Okabe and Ito's, which the color-blind tell apart."""
+FPS = 25
+"""Frames per second of a film, about: every n-th step is a frame."""
+GIF_FPS = 12.5
+PAPER, INK = (255, 255, 255), (40, 44, 52)
+
+
+Actor = tuple[Callable[[Any], Any], Callable[..., tuple[Any, Array]]]
+"""A policy compiled: its memory when episodes begin, and its next memory and actions; see :meth:`Stage.actor`."""
+
+
+class Stage:
+    """An environment in which policies fly step by step; it and they are compiled once."""
+
+    def __init__(self, env: TrainingEnv):
+        self._env = env
+        self._reset, self._step = jax.jit(env.reset), jax.jit(env.step)
+
+    def actor(self, pilot_of: Callable[[Any], Pilot]) -> Actor:
+        """Compile the policy that ``pilot_of`` makes of what it has learnt, which may change from flight to flight."""
+        batch = self._env.num_envs
+
+        def begin(learnt: Any) -> Any:
+            return pilot_of(learnt).initial_carry(batch)
+
+        def act(learnt: Any, carry: Any, state: State) -> tuple[Any, Array]:
+            pilot = pilot_of(learnt)
+            return pilot.act(where_done(state.done, pilot.initial_carry(batch), carry), state.obs)
+
+        return jax.jit(begin), jax.jit(act)
+
+    def fly(self, actor: Actor, learnt: Any, seed: int, stride: int) -> Iterator[State]:
+        """Endless: the start state that ``seed`` means, and every ``stride``-th after it.
+
+        ``done`` tells which episodes have ended since the state before.
+        """
+        begin, act = actor
+        carry, state = begin(learnt), self._env.drive(self._reset, jax.random.key(seed))
+        yield state
+        while True:
+            ended = np.zeros(self._env.num_envs, bool)
+            for _ in range(stride):
+                carry, action = act(learnt, carry, state)
+                state = self._env.drive(self._step, state, action)
+                ended |= np.asarray(state.done)
+            yield state.replace(done=ended)
+
+
+def stride(env: TrainingEnv, fps: float = FPS) -> int:
+    """Steps from frame to frame for about ``fps`` frames per second of simulated time."""
+    return max(1, round(1.0 / (env.step_dt * fps)))
+
+
+def make_renderer(env: TrainingEnv, width: int, height: int, color: Color) -> Renderer:
+    """What draws ``env``.
+
+    Raises:
+        RenderError: this environment, or this machine, draws nothing; one line.
+    """
+    if not hasattr(env, "renderer"):
+        raise RenderError(f"{type(env).__name__} draws no pictures; its numbers come from 'jdistill evaluate'")
+    return env.renderer(width, height, color)
+
+
+def frames(states: Iterable[State], renderer: Renderer, name: str, dt: float) -> Iterator[np.ndarray]:
+    """Pictures (H, W, 3) uint8 of environment 0, labelled; ``dt`` seconds of simulated time lie between two."""
+    endings = 0
+    for i, state in enumerate(states):
+        endings += int(state.done[0])
+        facts = [f"{i * dt:4.1f} s"]
+        if "Metrics/position_error" in state.metrics:
+            facts.append(f"error {float(state.metrics['Metrics/position_error'][0]):.2f} m")
+        if endings:
+            facts.append(f"episode {endings + 1}")
+        yield labelled(renderer.frame(state), name, "   ".join(facts), COLORS.get(name, COLORS["student"]))
+
+
+def labelled(picture: np.ndarray, name: str, facts: str, color: Color) -> np.ndarray:
+    """A caption above the picture: the policy's name in its color, and what is to be said."""
+    from PIL import Image, ImageDraw, ImageFont
+
+    height, width = picture.shape[:2]
+    band = max(28, height // 14) // 2 * 2
+    font = ImageFont.load_default(size=band * 0.55)
+    image = Image.new("RGB", (width, height + band), PAPER)
+    image.paste(Image.fromarray(picture), (0, band))
+    draw = ImageDraw.Draw(image)
+    rgb = tuple(round(255 * c) for c in color)
+    draw.rectangle((0, 0, 5, band - 1), fill=rgb)
+    draw.text((14, band / 2), name, font=font, fill=rgb, anchor="lm")
+    draw.text((width - 8, band / 2), facts, font=font, fill=INK, anchor="rm")
+    return np.asarray(image)
+
+
+def beside(panels: list[Iterator[np.ndarray]], gap: int = 4) -> Iterator[np.ndarray]:
+    """The panels' frames side by side, until the first panel ends."""
+    for pictures in zip(*panels, strict=False):
+        space = np.full((pictures[0].shape[0], gap, 3), 255, np.uint8)
+        spaced = list(itertools.chain.from_iterable((space, p) for p in pictures))[1:]
+        yield np.concatenate(spaced, axis=1)
+
+
+# -- during training -----------------------------------------------------------------------------------------------
+
+
+class Camera:
+    """Films the student in training: ``RUN/videos/student_<iteration>.mp4``.
+
+    Opened before the run folder exists, so that a machine that draws nothing is told before anything begins.
+
+    Raises:
+        RenderError: nothing can be drawn or written here.
+    """
+
+    PANEL = 320
+    """Width and height of the picture, pixels."""
+    NAME = "student"
+
+    def __init__(self, env: TrainingEnv, interval: int, length: int | None):
+        """Film after every ``interval`` iterations, for ``length`` steps (None: a whole episode)."""
+        check_packages("video.mp4")
+        self.interval = interval
+        self._env, self._stage = env, Stage(env)
+        self._steps = length or env.max_episode_length
+        self._renderer = make_renderer(env, self.PANEL, self.PANEL, COLORS[self.NAME])
+        self._actor: Actor | None = None
+
+    def film(self, run: Path, iteration: int, pilot_of: Callable[[Any], Pilot], learnt: Any, seed: int) -> Film:
+        """Film what ``pilot_of`` makes of what it has ``learnt``, which from call to call is the same function."""
+        self._actor = self._actor or self._stage.actor(pilot_of)
+        every = stride(self._env)
+        dt = every * self._env.step_dt
+        states = itertools.islice(self._stage.fly(self._actor, learnt, seed, every), -(-self._steps // every))
+        pictures = list(frames(states, self._renderer, self.NAME, dt))
+        file = run / "videos" / f"{self.NAME}_{iteration}.mp4"
+        write(file, pictures, 1.0 / dt)
+        return Film(file, pictures, 1.0 / dt)
+
+    def close(self) -> None:
+        """Free what drawing takes."""
+        self._renderer.close()
+
+
+class Film(NamedTuple):
+    """A film as a file, and its pictures for those who show it in another form."""
+
+    file: Path
+    pictures: list[np.ndarray]
+    fps: float
+
+
+# -- files ---------------------------------------------------------------------------------------------------------
+
+
+def check_packages(file: Path | str) -> None:
+    """Raise :class:`RenderError` unless a film can be written to a file of this name."""
+    suffix = Path(file).suffix.lower()
+    if suffix not in (".mp4", ".gif"):
+        raise RenderError(f"{file}: a film is an .mp4 or a .gif")
+    needed = {"PIL": "pillow", "av": "av"} if suffix == ".mp4" else {"PIL": "pillow"}
+    for module, package in needed.items():
+        if importlib.util.find_spec(module) is None:
+            raise RenderError(f"{file}: {package} is not installed; use 'uv run --extra video ...'")
+
+
+def write(file: Path, pictures: Iterable[np.ndarray], fps: float) -> int:
+    """Write an ``.mp4`` (H.264) or ``.gif``; returns how many frames it has.
+
+    Raises:
+        RenderError: a package is missing, or no such kind of file.
+        OSError: the file cannot be written.
+    """
+    check_packages(file)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    if file.suffix.lower() == ".gif":
+        kept = list(pictures)
+        file.write_bytes(gif(kept, fps))
+        return len(kept)
+    return _write_mp4(file, pictures, fps)
+
+
+def gif(pictures: list[np.ndarray], fps: float) -> bytes:
+    """An endless GIF."""
+    from PIL import Image
+
+    first, *others = [Image.fromarray(p).quantize(128, dither=Image.Dither.NONE) for p in pictures]
+    target = io.BytesIO()
+    first.save(target, "GIF", save_all=True, append_images=others, duration=round(1000 / fps), loop=0)
+    return target.getvalue()
+
+
+def _write_mp4(file: Path, pictures: Iterable[np.ndarray], fps: float) -> int:
+    import av
+
+    pictures = iter(pictures)
+    first = next(pictures)
+    # H.264 has half as many color samples, so sizes are even.
+    height, width = (size // 2 * 2 for size in first.shape[:2])
+    count = 0
+    with av.open(str(file), "w") as container:
+        stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1000), options={"crf": "20"})
+        stream.height, stream.width, stream.pix_fmt = height, width, "yuv420p"
+        for picture in itertools.chain([first], pictures):
+            even = np.ascontiguousarray(picture[:height, :width])
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(even, format="rgb24")))
+            count += 1
+        container.mux(stream.encode())
+    return count

@@ -1,0 +1,105 @@
+"""Policies on disk: one safetensors file whose header carries a JSON description, readable without torch or JAX.
+
+The header's ``jdistill`` entry is a JSON object: ``format`` (this page's version), ``network`` (the fields of
+:class:`jdistill.core.networks.Policy`), ``obs_size``, ``normalizer`` (its formula, or null), and whatever the writer
+adds: ``observation`` (group and layout), ``action``, ``trained_by``, ``numbers``. Tensors are ``params/<path>`` and
+``normalizer/{mean,var,count}``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import traverse_util
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save
+
+from jdistill.core import networks
+from jdistill.core.networks import Normalizer, Policy, PolicyState
+from jdistill.errors import PolicyFileError
+
+FORMAT = 1
+
+
+def save_policy(path: Path, policy: Policy, state: PolicyState, description: dict[str, Any]) -> None:
+    """Write ``policy`` and what it has learnt; ``description`` joins the JSON header. Replaces ``path`` whole."""
+    header = {
+        **description,
+        "format": FORMAT,
+        "network": {f.name: getattr(policy, f.name) for f in _network_fields()},
+        "obs_size": _input_size(policy, state.params),
+        "normalizer": None if state.normalizer is None else "(obs - mean) / (sqrt(var) + 1e-2)",
+    }
+    part = path.with_name(path.name + ".part")
+    arrays = {k: np.array(v, order="C") for k, v in _tensors(state).items()}
+    try:
+        part.write_bytes(save(arrays, metadata={"jdistill": json.dumps(header, indent=1)}))
+        os.replace(part, path)
+    except OSError:
+        part.unlink(missing_ok=True)
+        raise
+
+
+def load_policy(path: Path) -> tuple[Policy, PolicyState, dict[str, Any]]:
+    """Read what :func:`save_policy` wrote: the network, its state, the JSON header.
+
+    Raises:
+        PolicyFileError: the file is missing, damaged, of another kind, or its tensors do not fit its header.
+    """
+    if not path.is_file():
+        raise PolicyFileError(f"{path}: no such file")
+    try:
+        with safe_open(path, framework="numpy") as file:
+            header = json.loads((file.metadata() or {}).get("jdistill", "null"))
+            tensors = {name: jnp.asarray(file.get_tensor(name)) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError, json.JSONDecodeError) as e:
+        raise PolicyFileError(f"{path}: truncated or no safetensors file ({e})") from e
+    if not isinstance(header, dict) or "network" not in header:
+        raise PolicyFileError(f"{path}: not written by jdistill (its header has no policy description)")
+    if header.get("format") != FORMAT:
+        raise PolicyFileError(f"{path}: policy format {header.get('format')}, this version reads {FORMAT}")
+    try:
+        network: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in header["network"].items()}
+        policy = Policy(**network)
+        expected = _expected_tensors(policy, header["obs_size"], header["normalizer"] is not None)
+    except (KeyError, TypeError) as e:
+        raise PolicyFileError(f"{path}: its header describes no policy ({e})") from e
+    for name in sorted(expected.keys() | tensors.keys()):
+        shapes = [list(group[name].shape) if name in group else "missing" for group in (tensors, expected)]
+        if shapes[0] != shapes[1]:
+            raise PolicyFileError(f"{path}: tensor '{name}' is {shapes[0]}, its header asks for {shapes[1]}")
+    tree = traverse_util.unflatten_dict(tensors, sep="/")
+    normalizer = Normalizer(**tree["normalizer"]) if "normalizer" in tree else None
+    return policy, PolicyState(params=tree["params"], normalizer=normalizer), header
+
+
+def _expected_tensors(policy: Policy, obs_size: int, normalize: bool) -> dict[str, Any]:
+    """Shapes of all tensors by their names in the file."""
+    state = jax.eval_shape(lambda: networks.init(policy, jax.random.key(0), obs_size, normalize))
+    return _tensors(state)
+
+
+def _tensors(state: PolicyState) -> dict[str, Any]:
+    tensors = traverse_util.flatten_dict({"params": state.params}, sep="/")
+    if state.normalizer is not None:
+        tensors |= {f"normalizer/{k}": v for k, v in vars(state.normalizer).items()}
+    return tensors
+
+
+def _network_fields() -> list[dataclasses.Field]:
+    """The fields that make a network, without Linen's own ``parent`` and ``name``."""
+    return [f for f in dataclasses.fields(Policy) if f.name not in ("parent", "name")]
+
+
+def _input_size(policy: Policy, params: Any) -> int:
+    """Size of the observation, read from the first layer's weights."""
+    if not policy.pre_dims and policy.rnn_type:
+        return int(params["rnn_0"]["weight_ih"].shape[0])
+    return int(params["pre_0" if policy.pre_dims else "mlp_0"]["dense"]["kernel"].shape[0])

@@ -1,0 +1,257 @@
+"""rsl_rl's checkpoint files: teachers out of those of every version, students into those of 5.x.
+
+In rsl_rl 2.x the normaliser stands in an entry of its own, ``obs_norm_state_dict`` (the actor's) or
+``privileged_obs_norm_state_dict`` (the teacher's). Activations are in no checkpoint; Isaac Lab keeps them in
+``params/agent.yaml`` beside it, otherwise the caller says them.
+"""
+
+from __future__ import annotations
+
+import re
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import yaml
+
+from jdistill.core.networks import ACTIVATIONS, Policy, PolicyState
+from jdistill.errors import PolicyFileError
+from jdistill.export.rsl_rl import ACTOR, MODEL, TEACHER, Names, Tensors, from_tensors, input_size, to_tensors
+
+# -- in ------------------------------------------------------------------------------------------------------------
+
+
+def load_teacher_checkpoint(
+    file: Path,
+    num_actions: int | None,
+    activation: str | None = None,
+    output_activation: str | None = None,
+    old_output_activation: str | None = None,
+) -> tuple[Policy, PolicyState, dict[str, Any]]:
+    """Read the teacher out of an rsl_rl checkpoint, or the actor of a PPO run, which becomes one.
+
+    Args:
+        file: the checkpoint.
+        num_actions: of the environment; a last layer twice as wide holds means and state-dependent deviations. None
+            takes the whole layer for actions, unless Isaac Lab recorded such deviations.
+        activation: of the hidden layers, by rsl_rl's names; None takes what Isaac Lab recorded, else ``elu``.
+        output_activation: what ends the network; None takes what Isaac Lab recorded, else rsl_rl's own ``identity``.
+        old_output_activation: the same for checkpoints of rsl_rl 2.x and 3.x, where nothing was recorded; None
+            refuses those, because forks end their actors in this or that.
+
+    Raises:
+        PolicyFileError: the file cannot be read, is no such checkpoint, or its tensors do not fit together.
+    """
+    checkpoint = read_torch(file)
+    entry, names, tensors = _find_network(file, checkpoint)
+    recorded = _recorded_settings(file, entry)
+    output_activation = output_activation or recorded.output_activation
+    if names is not MODEL and output_activation is None:
+        if old_output_activation is None:
+            raise PolicyFileError(
+                f"{file}: checkpoints of rsl_rl 2.x and 3.x do not say what ends the actor; say it with "
+                "--output_activation identity (rsl_rl's own) or tanh (forks for point control)"
+            )
+        output_activation = old_output_activation
+    try:
+        if recorded.obs_normalization and not any(name.startswith(f"{names.normalizer}.") for name in tensors):
+            raise ValueError(f"no tensor '{names.normalizer}._mean', though params/agent.yaml tells of a normaliser")
+        if num_actions is None and recorded.state_dependent_std:
+            num_actions = _outputs(tensors, names) // 2
+        network = activation or recorded.activation or "elu", output_activation, num_actions
+        policy, state = from_tensors(tensors, names, *network)
+    except ValueError as e:
+        raise PolicyFileError(f"{file}: {e}") from e
+    return policy, state, {"obs_size": input_size(tensors, names), "converted_from": file.name}
+
+
+def is_torch_file(file: Path) -> bool:
+    """Whether ``file`` is for torch to read, by its name or its first bytes."""
+    if file.suffix in (".pt", ".pth"):
+        return True
+    try:
+        with file.open("rb") as opened:
+            return opened.read(2) in TORCH_MAGIC
+    except OSError:
+        return False
+
+
+TORCH_MAGIC = (b"PK", *(b"\x80" + bytes([protocol]) for protocol in range(2, 6)))
+"""How torch's files begin: a zip archive, or a pickle."""
+
+
+def read_torch(file: Path) -> dict[str, Any]:
+    """A torch file's content, read without running anything that is in it."""
+    if not file.is_file():
+        raise PolicyFileError(f"{file}: is a folder, expected a file" if file.is_dir() else f"{file}: no such file")
+    try:
+        import torch
+    except ImportError as e:
+        raise PolicyFileError(f"{file}: reading it takes torch; use 'uv run --extra torch ...'") from e
+    import pickle
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # What is odd about a file is said below, in one line.
+            content = torch.load(file, map_location="cpu", weights_only=True)
+    except OSError as e:
+        raise PolicyFileError(f"{file}: {e.strerror}") from e
+    except pickle.UnpicklingError as e:
+        if file.read_bytes()[:2] not in TORCH_MAGIC:
+            raise PolicyFileError(f"{file}: no torch file") from e
+        named = re.search(r"GLOBAL (\S+)", str(e))
+        what = f"more than tensors ({named[1]})" if named else "more than tensors"
+        raise PolicyFileError(f"{file}: refused, because it holds {what} and reading it could run code") from e
+    except Exception as e:  # torch raises a dozen kinds for a damaged file.
+        if "TorchScript" in str(e):
+            raise PolicyFileError(f"{file}: an exported policy (TorchScript), expected a checkpoint") from e
+        raise PolicyFileError(f"{file}: truncated or no torch file") from e
+    if not isinstance(content, dict):
+        raise PolicyFileError(f"{file}: no rsl_rl checkpoint (it holds a {type(content).__name__})")
+    return content
+
+
+def _find_network(file: Path, checkpoint: dict[str, Any]) -> tuple[str, Names, Tensors]:
+    """The entry with the teacher or the actor, its names, its tensors."""
+    for entry in ("teacher_state_dict", "actor_state_dict"):
+        if entry in checkpoint:
+            return entry, MODEL, _numpy(file, entry, checkpoint[entry])
+    inside = checkpoint
+    if "model_state_dict" in checkpoint:
+        inside = _numpy(file, "model_state_dict", checkpoint["model_state_dict"])
+        names = next((n for n in (TEACHER, ACTOR) if any(name.startswith(f"{n.mlp}.") for name in inside)), None)
+        if names:
+            entry = "privileged_obs_norm_state_dict" if names is TEACHER else "obs_norm_state_dict"
+            separate = _numpy(file, entry, checkpoint.get(entry) or {})
+            return "model_state_dict", names, {**inside, **{f"{names.normalizer}.{k}": v for k, v in separate.items()}}
+    entries = ", ".join(sorted(map(str, inside))[:6]) or "nothing"
+    raise PolicyFileError(f"{file}: no teacher and no actor in it; its entries are {entries}")
+
+
+def _numpy(file: Path, entry: str, state_dict: Any) -> dict[str, np.ndarray]:
+    if not isinstance(state_dict, Mapping):
+        raise PolicyFileError(f"{file}: entry '{entry}' is a {type(state_dict).__name__}, expected tensors by name")
+    arrays = {}
+    for name, tensor in state_dict.items():
+        if not hasattr(tensor, "detach"):
+            raise PolicyFileError(f"{file}: '{name}' is a {type(tensor).__name__}, expected a tensor")
+        is_count = str(name).endswith("count")
+        if tensor.is_meta or tensor.is_sparse or not (tensor.is_floating_point() or is_count):
+            raise PolicyFileError(f"{file}: tensor '{name}' is {tensor.layout} {tensor.dtype}, expected dense floats")
+        # Half precisions have no counterpart in NumPy.
+        arrays[str(name)] = (tensor if is_count else tensor.float()).detach().numpy()
+    return arrays
+
+
+def _outputs(tensors: Tensors, names: Names) -> int:
+    """Width of the last layer."""
+    biases = [(int(m[1]), v) for k, v in tensors.items() if (m := re.fullmatch(rf"{names.mlp}\.(\d+)\.bias", k))]
+    return max(biases, key=lambda pair: pair[0])[1].shape[0] if biases else 0
+
+
+class Recorded(NamedTuple):
+    """What Isaac Lab wrote down of a network."""
+
+    activation: str | None = None
+    output_activation: str | None = None
+    """Known only where a distribution is recorded."""
+    state_dependent_std: bool = False
+    obs_normalization: bool = False
+
+
+SECTIONS = {
+    "teacher_state_dict": ("teacher", "policy"),
+    "actor_state_dict": ("actor", "policy"),
+    "model_state_dict": ("policy",),
+}
+"""Where ``agent.yaml`` describes the network of a checkpoint's entry, the newest name first."""
+
+
+def _recorded_settings(file: Path, entry: str) -> Recorded:
+    """What Isaac Lab's ``params/agent.yaml`` beside the checkpoint says; nothing if there is none."""
+    record = file.absolute().parent / "params" / "agent.yaml"
+    try:
+        agent = yaml.load(record.read_text(), _Plain) if record.is_file() else {}
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as e:
+        raise PolicyFileError(f"{record}: cannot be read; move it away to go without it") from e
+    agent = agent if isinstance(agent, dict) else {}
+    section: dict[str, Any] = next((agent[name] for name in SECTIONS[entry] if isinstance(agent.get(name), dict)), {})
+    activation = section.get("activation")
+    if activation is not None and str(activation).lower() not in ACTIVATIONS:
+        raise PolicyFileError(f"{record}: activation {activation}, expected one of {', '.join(ACTIVATIONS)}")
+    distribution = section.get("distribution_cfg")
+    distribution = distribution if isinstance(distribution, dict) else {}
+    kind = str(distribution.get("class_name", ""))
+    span = distribution.get("action_range") or (-1, 1)
+    if kind.endswith("BetaDistribution") and list(span) != [-1, 1]:
+        raise PolicyFileError(f"{file}: its Beta distribution spans {list(span)}, expected -1 to 1")
+    ours = "beta" if kind.endswith("BetaDistribution") else "identity"
+    return Recorded(
+        activation=None if activation is None else str(activation).lower(),
+        output_activation=ours if kind else None,
+        state_dependent_std=kind.endswith("HeteroscedasticGaussianDistribution"),
+        obs_normalization=section.get("obs_normalization") is True,
+    )
+
+
+class _Plain(yaml.SafeLoader):
+    """Reads what Isaac Lab dumps: Python's tuples and slices become plain lists and mappings, and nothing is run."""
+
+
+def _plain(loader: yaml.SafeLoader, suffix: str, node: yaml.Node) -> Any:
+    if isinstance(node, yaml.SequenceNode):
+        return loader.construct_sequence(node, deep=True)
+    if isinstance(node, yaml.MappingNode):
+        return loader.construct_mapping(node, deep=True)
+    return node.value
+
+
+_Plain.add_multi_constructor("tag:yaml.org,2002:python/", _plain)
+
+
+# -- out -----------------------------------------------------------------------------------------------------------
+
+
+def distillation_checkpoint(
+    student: tuple[Policy, PolicyState],
+    teacher: tuple[Policy, PolicyState],
+    init_std: float,
+    optimizer: str,
+    learning_rate: float,
+    iteration: int,
+) -> dict[str, Any]:
+    """What rsl_rl 5.x's ``DistillationRunner.load`` reads; the optimizer begins anew.
+
+    ``init_std`` is the deviation of the actions' distribution; rsl_rl needs one of either model.
+    """
+    import torch
+
+    optimizers = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
+    optimizers |= {"sgd": torch.optim.SGD, "rmsprop": torch.optim.RMSprop}
+    tensors = model_tensors(*student, init_std)
+    buffers = [name for name in tensors if name.startswith(f"{MODEL.normalizer}.")]
+    parameters = [torch.nn.Parameter(v) for name, v in tensors.items() if name not in buffers]
+    return {
+        "student_state_dict": tensors,
+        "teacher_state_dict": model_tensors(*teacher, init_std),
+        "optimizer_state_dict": optimizers[optimizer](parameters, lr=learning_rate).state_dict(),
+        "iter": iteration,
+        "infos": None,
+    }
+
+
+def actor_checkpoint(student: tuple[Policy, PolicyState], init_std: float, iteration: int) -> dict[str, Any]:
+    """What rsl_rl 5.x's ``OnPolicyRunner.load(..., load_cfg={"actor": True})`` reads, to fine-tune by PPO."""
+    return {"actor_state_dict": model_tensors(*student, init_std), "iter": iteration, "infos": None}
+
+
+def model_tensors(policy: Policy, state: PolicyState, init_std: float) -> dict[str, Any]:
+    """The torch tensors of a model built from :func:`jdistill.export.rsl_rl.model_cfg`."""
+    import torch
+
+    tensors = {k: torch.from_numpy(v) for k, v in to_tensors(policy, state).items()}
+    if policy.output_activation != "beta":
+        tensors["distribution.std_param"] = torch.full((policy.num_actions,), init_std)
+    return tensors

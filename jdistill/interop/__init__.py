@@ -1,1 +1,0 @@
-"""Policies from and to other programs."""

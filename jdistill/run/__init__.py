@@ -1,0 +1,1 @@
+"""A training run: settings, the loop and its callbacks, checkpoints, the run folder."""

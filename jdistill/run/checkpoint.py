@@ -1,0 +1,142 @@
+"""Checkpoints through Orbax: ``RUN/checkpoints/<iteration>`` and the best one under ``RUN/best``.
+
+A checkpoint is the whole training state as a flat mapping from leaf path to array, so a state can be restored into
+any pytree of the same leaves, and a mismatch can be told by name.
+"""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint as ocp
+from jax import Array
+
+from jdistill.errors import CheckpointError
+
+STATE, INFO = "state", "info"
+OTHER_SETTINGS = "the checkpoint was made with other settings"
+ADVICE = "leave out what differs from the run's config.yaml, or begin a new run"
+
+
+class Checkpoints:
+    """Writes and reads the checkpoints of one run. Saving goes on in the background; :meth:`close` waits for it."""
+
+    def __init__(self, run_dir: Path, max_to_keep: int):
+        # Orbax reports every step of its work through absl; a user has no use for it.
+        logging.getLogger("absl").setLevel(logging.ERROR)
+        self._latest = _manager(run_dir / "checkpoints", max_to_keep)
+        self._best = _manager(run_dir / "best", 1)
+        self._best_return = self._read_best_return()
+
+    def save(self, iteration: int, state: Any, mean_return: float | None) -> bool:
+        """Save ``state`` after ``iteration`` iterations; returns whether it is the best so far.
+
+        ``mean_return`` is None where it says nothing about the student; such a state is never the best.
+        """
+        arrays, info = _to_host(state), {"iteration": iteration, "mean_return": mean_return}
+        args = ocp.args.Composite(**{STATE: ocp.args.StandardSave(arrays), INFO: ocp.args.JsonSave(info)})
+        self._write(self._latest, iteration, args)
+        if mean_return is None or mean_return <= self._best_return:
+            return False
+        self._best_return = mean_return
+        self._write(self._best, iteration, args)
+        return True
+
+    def latest(self) -> int | None:
+        """Iterations completed at the newest checkpoint, or None."""
+        return self._latest.latest_step()
+
+    def restore(self, template: Any) -> Any:
+        """The newest checkpoint as a pytree like ``template`` (arrays or their shapes).
+
+        Raises:
+            CheckpointError: there is none, it is damaged, or its leaves have other names, shapes or types.
+        """
+        step = self._latest.latest_step()
+        if step is None:
+            raise CheckpointError(f"{self._latest.directory}: no checkpoint")
+        try:
+            args = ocp.args.Composite(**{STATE: ocp.args.StandardRestore()})
+            arrays = self._latest.restore(step, args=args)[STATE]
+        except Exception as e:  # Orbax raises a dozen kinds for a damaged folder.
+            folder = self._latest.directory / str(step)
+            raise CheckpointError(
+                f"{folder}: damaged; delete this folder to go on from the checkpoint before it"
+            ) from e
+        return _from_host(arrays, template)
+
+    def close(self) -> None:
+        """Wait until everything is on disk."""
+        try:
+            self._latest.close()
+            self._best.close()
+        except Exception as e:  # What went wrong in the background comes out here.
+            raise CheckpointError(f"{self._latest.directory}: the last checkpoint is incomplete ({_line(e)})") from e
+
+    @staticmethod
+    def _write(manager: ocp.CheckpointManager, iteration: int, args: Any) -> None:
+        try:
+            manager.save(iteration, args=args)
+        except Exception as e:  # A full disk, a vanished folder: Orbax raises a dozen kinds.
+            raise CheckpointError(f"{manager.directory}: cannot save ({_line(e)})") from e
+
+    def _read_best_return(self) -> float:
+        step = self._best.latest_step()
+        if step is None:
+            return -np.inf
+        try:
+            info = self._best.restore(step, args=ocp.args.Composite(**{INFO: ocp.args.JsonRestore()}))[INFO]
+            return float(info["mean_return"])
+        except Exception:  # A damaged best checkpoint must not keep a run from going on; the next best replaces it.
+            return -np.inf
+
+
+def _manager(directory: Path, max_to_keep: int) -> ocp.CheckpointManager:
+    # Orbax wants absolute paths.
+    options = ocp.CheckpointManagerOptions(max_to_keep=max_to_keep)
+    try:
+        return ocp.CheckpointManager(directory.absolute(), options=options)
+    except OSError as e:
+        raise CheckpointError(f"{directory}: cannot hold checkpoints ({e.strerror})") from e
+
+
+def _to_host(state: Any) -> dict[str, np.ndarray]:
+    """Leaves by path, copied: the device may reuse its buffers while Orbax still writes."""
+    leaves = jax.tree_util.tree_leaves_with_path(state)
+    return {_name(path): np.array(jax.random.key_data(x) if _is_key(x) else x) for path, x in leaves}
+
+
+def _from_host(arrays: dict[str, np.ndarray], template: Any) -> Any:
+    paths, treedef = jax.tree_util.tree_flatten_with_path(template)
+    expected = {_name(path): like for path, like in paths}
+    if missing := sorted(expected.keys() ^ arrays.keys()):
+        raise CheckpointError(f"{OTHER_SETTINGS}: '{missing[0]}' is in one of the two only; {ADVICE}")
+    leaves = []
+    for name, like in expected.items():
+        leaf = jnp.array(arrays[name])
+        leaf = jax.random.wrap_key_data(leaf) if _is_key(like) else leaf
+        if leaf.shape != like.shape or leaf.dtype != like.dtype:
+            raise CheckpointError(
+                f"{OTHER_SETTINGS}: '{name}' is {leaf.dtype}{list(leaf.shape)} there, "
+                f"{like.dtype}{list(like.shape)} here; {ADVICE}"
+            )
+        leaves.append(leaf)
+    return jax.tree.unflatten(treedef, leaves)
+
+
+def _name(path: Any) -> str:
+    return jax.tree_util.keystr(path, simple=True, separator=".")
+
+
+def _is_key(x: Array | jax.ShapeDtypeStruct) -> bool:
+    return jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
+
+
+def _line(error: Exception) -> str:
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) < 200 else text[:200] + "..."

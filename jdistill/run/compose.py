@@ -1,0 +1,148 @@
+"""How files, flags and overrides become the config of a run.
+
+It has four parts: ``task`` (a name), ``agent`` (:class:`jdistill.core.config.AgentCfg`), ``env`` (the task's own
+dataclass) and ``bridge`` (:class:`BridgeCfg`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from jdistill.core.config import AgentCfg, one_of
+from jdistill.errors import ConfigError, nearest
+
+
+@dataclass
+class BridgeCfg:
+    """How a simulator that is not JAX is reached."""
+
+    mode: str = "auto"
+    """``callback``: stepped from inside the compiled program; ``host``: the same, by the main thread, for simulators
+    that insist on it; ``auto``: ``host`` where Isaac Sim's Kit runs, else ``callback``. The numbers are the same."""
+
+    def validate(self) -> None:
+        """Raise :class:`ConfigError` for a mode that there is not."""
+        one_of("bridge.mode", self.mode, ("auto", "callback", "host"))
+
+
+@dataclass
+class RunCfg:
+    """Everything a run is made of."""
+
+    task: str
+    """Name of the task."""
+    agent: AgentCfg
+    """The learner's settings."""
+    env: Any
+    """The task's settings, an instance of its dataclass."""
+    bridge: BridgeCfg = field(default_factory=BridgeCfg)
+    """How the simulator is reached."""
+
+    def save(self, path: Path) -> None:
+        """Write as YAML that :func:`load_file` reads."""
+        data: dict[str, Any] = {"task": self.task}
+        data |= {name: dataclasses.asdict(getattr(self, name)) for name in ("agent", "env", "bridge")}
+        path.write_text(yaml.safe_dump(data, sort_keys=False))
+
+
+def load_file(path: Path) -> dict[str, Any]:
+    """Read a YAML config (``task``, ``agent``, ``env``, ``bridge``; all optional)."""
+    try:
+        data = yaml.safe_load(path.read_text())
+    except OSError as e:
+        raise ConfigError(f"{path}: {e.strerror}") from e
+    except (yaml.YAMLError, UnicodeDecodeError) as e:
+        raise ConfigError(f"{path}: not a YAML file ({' '.join(str(e).split())})") from e
+    data = {} if data is None else data
+    sections = [data, *(data.get(k) or {} for k in ("agent", "env", "bridge"))] if isinstance(data, dict) else [data]
+    if not all(isinstance(section, dict) for section in sections) or not isinstance(data.get("task", ""), str):
+        raise ConfigError(f"{path}: expected the keys task (a name), agent, env and bridge (settings)")
+    return data
+
+
+def compose(task: str, env_cls: type, layers: Iterable[dict[str, Any]], overrides: Iterable[str]) -> RunCfg:
+    """Merge the defaults, the ``layers`` (nested dicts, later wins), then dotted ``overrides`` (``key=value``).
+
+    Raises:
+        ConfigError: an unknown key (with the nearest known one), a value of the wrong type, or one that makes no sense.
+    """
+    sections = {"agent": AgentCfg, "env": env_cls, "bridge": BridgeCfg}
+    cfg = OmegaConf.create({name: OmegaConf.structured(cls) for name, cls in sections.items()})
+    known = sorted(_keys(cfg))
+    for layer in layers:
+        part = {k: v for k, v in layer.items() if k != "task"}
+        for key, value in _flatten(part):
+            _set(cfg, known, key, value)
+    for override in overrides:
+        key, separator, text = override.partition("=")
+        if not separator:
+            raise ConfigError(f"{override}: expected key=value")
+        try:
+            value = yaml.safe_load(text)
+        except yaml.YAMLError as e:
+            raise ConfigError(f"{override}: the value is no valid YAML") from e
+        # YAML 1.1 reads 5e-4 as a string; as a number is what everybody means.
+        for path, part in _flatten({key: value}) if isinstance(value, dict) else [(key, value)]:
+            _set(cfg, known, path, text if isinstance(part, str) and path == key else part)
+    agent: Any = OmegaConf.to_object(cfg.agent)
+    env: Any = OmegaConf.to_object(cfg.env)
+    bridge: Any = OmegaConf.to_object(cfg.bridge)
+    if agent.empirical_normalization is not None:
+        agent.student.obs_normalization = agent.empirical_normalization
+    agent.validate()
+    bridge.validate()
+    try:
+        env.validate()
+    except ValueError as e:
+        raise ConfigError(str(e)) from e
+    return RunCfg(task=task, agent=agent, env=env, bridge=bridge)
+
+
+def _set(cfg: Any, known: list[str], key: str, value: Any) -> None:
+    # Observation groups are the user's own names, so anything below them is allowed.
+    if key not in known and not key.startswith("agent.obs_groups."):
+        # Dotted names share their sections, and many letters by chance.
+        hint = nearest(key, known, likeness=0.65) or f"; there are {', '.join(_siblings(key, known))}"
+        raise ConfigError(f"{key}: unknown setting{hint}")
+    if key.startswith("agent.obs_groups.") and isinstance(value, str):
+        value = [value]
+    if key in ("agent", "env", "bridge"):
+        raise ConfigError(f"{key}={value}: is a section, set what is in it: {', '.join(_siblings(key + '.', known))}")
+    try:
+        OmegaConf.update(cfg, key, value, merge=False)
+    except OmegaConfBaseException as e:
+        raise ConfigError(f"{key}={value}: {str(e).splitlines()[0]}") from e
+
+
+def _siblings(key: str, known: list[str]) -> list[str]:
+    """The known names at the deepest level up to which ``key`` makes sense."""
+    above = key
+    while above:
+        above = above.rpartition(".")[0]
+        if names := [k for k in known if k.rpartition(".")[0] == above]:
+            return names
+    return []
+
+
+def _flatten(tree: dict[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            yield from _flatten(value, f"{prefix}{key}.")
+        elif value is not None or prefix:  # An empty section of a file is None.
+            yield f"{prefix}{key}", value
+
+
+def _keys(cfg: Any, prefix: str = "") -> Iterable[str]:
+    for key in cfg:
+        child = cfg._get_node(key)
+        yield f"{prefix}{key}"
+        if OmegaConf.is_dict(child) and not child._is_none():
+            yield from _keys(child, f"{prefix}{key}.")

@@ -1,0 +1,246 @@
+"""The algorithm: phases, rollouts, gradient windows, resets, statistics."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from jdistill.core import networks
+from jdistill.core.config import StudentCfg
+from jdistill.core.distillation import EPISODES, Episodes, make_optimizer
+from jdistill.core.networks import Policy
+
+GRU = Policy(4, (8,), pre_dims=(8,), rnn_type="gru", rnn_hidden_dim=8, output_activation="tanh")
+LSTM = Policy(4, (8,), rnn_type="lstm", rnn_hidden_dim=6, rnn_num_layers=2)
+MLP = Policy(4, (8,))
+
+
+def leaves_equal(a, b) -> bool:
+    return all(bool((x == y).all()) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True))
+
+
+def random_rollout(alg, state, steps: int, seed: int = 0):
+    """A rollout with random observations, labels and frequent dones, of the algorithm's own structure."""
+    shapes = jax.eval_shape(alg.rollout, state)[1]
+    envs = alg.env.num_envs
+    keys = jax.random.split(jax.random.key(seed), 3)
+    return shapes._replace(
+        obs={"student": jax.random.normal(keys[0], (steps, envs, 22)), "teacher": jnp.zeros((steps, envs, 26))},
+        teacher_action=jnp.tanh(jax.random.normal(keys[1], (steps, envs, 4))),
+        done=jax.random.bernoulli(keys[2], 0.1, (steps, envs)),
+    )
+
+
+def reference_update(alg, state, rollout):
+    """rsl_rl's update, step by step as it is written there, by plain autodiff: the check on our windows and scans."""
+    cfg, steps = alg.cfg.algorithm, rollout.done.shape[0]
+    obs = alg.obs_for("student", rollout.obs)
+    first = networks.initial_carry(alg.student, state.student, alg.env.num_envs)
+
+    def run(params, carry, window):
+        """Sum of the step losses over ``window``, a list of (t, whether an epoch starts)."""
+        total = 0.0
+        for t, epoch_starts in window:
+            carry = state.student_carry if epoch_starts else carry
+            carry, actions = networks.act(alg.student, state.student.replace(params=params), carry, obs[t])
+            error = actions - rollout.teacher_action[t]
+            loss = jnp.square(error) if cfg.loss_type == "mse" else optax.huber_loss(error, delta=1.0)
+            total += loss.mean()
+            carry = jax.tree.map(lambda f, c, t=t: jnp.where(rollout.done[t][:, None], f, c), first, carry)
+        return total, carry
+
+    optimizer = make_optimizer(cfg)
+    params, opt_state, carry = state.student.params, optimizer.init(state.student.params), state.student_carry
+    schedule = [(t, t == 0) for _ in range(cfg.num_learning_epochs) for t in range(steps)]
+    losses = 0.0
+    for start in range(0, len(schedule), cfg.gradient_length):
+        window = schedule[start : start + cfg.gradient_length]
+        (loss, carry), grads = jax.value_and_grad(run, has_aux=True)(params, jax.lax.stop_gradient(carry), window)
+        losses += loss
+        if len(window) == cfg.gradient_length:
+            updates, opt_state = optimizer.update(grads, opt_state, params)
+            params = optax.apply_updates(params, updates)
+    return params, carry, losses / len(schedule)
+
+
+@pytest.mark.parametrize("student", [GRU, LSTM, MLP], ids=["gru", "lstm", "mlp"])
+@pytest.mark.parametrize(
+    ("steps", "settings"),
+    [
+        (6, {"gradient_length": 3}),
+        (7, {"gradient_length": 3}),  # windows straddle epochs, one step is left over
+        (4, {"gradient_length": 6, "num_learning_epochs": 4}),  # a window longer than an epoch
+        (6, {"gradient_length": 3, "loss_type": "huber", "optimizer": "adamw", "max_grad_norm": None}),
+        (6, {"gradient_length": 4, "optimizer": "rmsprop"}),
+        (6, {"gradient_length": 4, "optimizer": "sgd", "learning_rate": 0.1}),
+    ],
+    ids=["even", "straddling", "long window", "huber adamw unclipped", "rmsprop", "sgd"],
+)
+def test_update_matches_plain_autodiff(make_distillation, teacher_state, student, steps, settings):
+    settings = {"num_learning_epochs": 2, "max_grad_norm": 0.5, **settings}
+    alg = make_distillation(student, steps, **settings)
+    state = alg.init(jax.random.key(0), teacher_state)
+    carry = jax.tree.map(lambda x: x + 0.3, state.student_carry)  # A run that is under way has no zero carry.
+    state = state.replace(student_carry=carry)
+    rollout = random_rollout(alg, state, steps)
+    after, loss = jax.jit(alg.update)(state, rollout)
+    params, carry, reference_loss = reference_update(alg, state, rollout)
+    assert float(loss) == pytest.approx(float(reference_loss), rel=1e-5)
+    for ours, theirs in zip(jax.tree.leaves(after.student.params), jax.tree.leaves(params), strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=2e-6, rtol=1e-5)
+    for ours, theirs in zip(jax.tree.leaves(after.student_carry), jax.tree.leaves(carry), strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=1e-5)
+
+
+def test_update_uses_the_old_normaliser_and_then_updates_it(make_distillation, teacher_state):
+    alg = make_distillation(GRU, 6, gradient_length=3)
+    state = alg.init(jax.random.key(0), teacher_state)
+    rollout = random_rollout(alg, state, 6)
+    after, _ = alg.update(state, rollout)
+    obs = np.asarray(rollout.obs["student"]).reshape(-1, 22)
+    np.testing.assert_allclose(after.student.normalizer.mean, obs.mean(axis=0), atol=1e-5)
+    np.testing.assert_allclose(after.student.normalizer.var, obs.var(axis=0), rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("settings", "drivers"),
+    [
+        ({"use_two_stage_training": True, "phase1_iterations": 2}, ["teacher", "teacher", "student", "student"]),
+        ({"use_two_stage_training": True, "phase1_iterations": 0}, ["student", "student"]),
+        ({"use_two_stage_training": False, "phase1_iterations": 2}, ["student", "student"]),
+    ],
+)
+def test_the_phase_decides_whose_action_steps_the_environment(make_distillation, teacher_state, settings, drivers):
+    alg = make_distillation(num_steps=4, **settings)
+    state, fly = alg.init(jax.random.key(0), teacher_state), jax.jit(alg.rollout)
+    for iteration, driver in enumerate(drivers):
+        _, rollout = fly(state.replace(iteration=jnp.array(iteration, jnp.int32)))
+        flown = rollout.pipeline_state.last_action[1:]  # The command that each step after the first one remembers.
+        commands = {
+            "teacher": 0.5 * (rollout.teacher_action[:-1] + 1),
+            "student": 0.5 * (rollout.student_action[:-1] + 1),
+        }
+        other = "student" if driver == "teacher" else "teacher"
+        kept = ~rollout.done[:-1]
+        np.testing.assert_allclose(flown[kept], commands[driver][kept], atol=1e-6)
+        assert float(jnp.abs(flown - commands[other])[kept].max()) > 1e-2
+
+
+def test_rollout_stores_what_both_policies_say_of_the_same_observations(make_distillation, teacher_state):
+    alg = make_distillation(num_steps=12)
+    state = alg.init(jax.random.key(0), teacher_state)
+    after, rollout = jax.jit(alg.rollout)(state)
+    assert rollout.obs["student"].shape == (12, 8, 22) and rollout.obs["teacher"].shape == (12, 8, 26)
+    assert rollout.reward.shape == rollout.done.shape == (12, 8)
+    assert rollout.pipeline_state.craft.pos.shape == (12, 8, 3)
+    _, teacher_actions = networks.act(alg.teacher, teacher_state, (), rollout.obs["teacher"].reshape(-1, 26))
+    np.testing.assert_allclose(rollout.teacher_action.reshape(-1, 4), teacher_actions, atol=1e-6)
+    carry = state.student_carry
+    for t in range(12):
+        carry, action = networks.act(alg.student, state.student, carry, rollout.obs["student"][t])
+        np.testing.assert_allclose(rollout.student_action[t], action, atol=1e-6)
+        first = networks.initial_carry(alg.student, state.student, 8)
+        carry = jax.tree.map(lambda f, c, t=t: jnp.where(rollout.done[t][:, None], f, c), first, carry)
+    assert leaves_equal(after.student_carry, state.student_carry), "the update starts where the rollout started"
+
+
+def test_exploration_noise_is_in_the_rollout_and_not_in_the_labels(make_distillation, teacher_state):
+    noisy = make_distillation(num_steps=50, student_cfg=StudentCfg(init_noise_std=0.2))
+    quiet = make_distillation(num_steps=50)
+    state = noisy.init(jax.random.key(0), teacher_state)
+    first = [jax.jit(alg.rollout)(state)[1] for alg in (noisy, quiet)]
+    noise = np.asarray(first[0].student_action[0] - first[1].student_action[0])
+    assert 0.1 < noise.std() < 0.3
+    assert (first[0].teacher_action[0] == first[1].teacher_action[0]).all()
+
+
+def test_iteration_trains_the_student_and_leaves_the_teacher(make_distillation, teacher_state):
+    alg = make_distillation(use_two_stage_training=True, phase1_iterations=1)
+    state = alg.init(jax.random.key(0), teacher_state)
+    iteration = jax.jit(alg.iteration)
+    for number in range(2):
+        after, scalars = iteration(state)
+        assert leaves_equal(after.teacher, teacher_state)
+        moved = [
+            float(jnp.abs(x - y).max())
+            for x, y in zip(jax.tree.leaves(after.student.params), jax.tree.leaves(state.student.params), strict=True)
+        ]
+        assert min(moved) > 0, "every layer learns, in either phase"
+        assert int(after.iteration) == number + 1
+        assert all(bool(v) for k, v in scalars.items() if k.startswith("finite/"))
+        state = after
+    assert iteration._cache_size() == 1
+
+
+def test_finite_flags_name_the_broken_group(make_distillation, teacher_state):
+    alg = make_distillation(num_steps=3, gradient_length=3)
+    state = alg.init(jax.random.key(0), teacher_state)
+    rollout = jax.jit(alg.rollout)(state)[1]
+    rollout = rollout._replace(obs={**rollout.obs, "teacher": rollout.obs["teacher"].at[1, 2, 3].set(jnp.nan)})
+    scalars = alg.scalars(state, rollout, jnp.array(0.0))
+    broken = [k for k, v in scalars.items() if k.startswith("finite/") and not v]
+    assert [k.split("/", 2)[2] for k in broken] == ["observation group 'teacher'"]
+
+
+def test_short_distillation_lowers_the_loss_tenfold(make_distillation, teacher_state):
+    alg = make_distillation(num_steps=100, use_two_stage_training=True, phase1_iterations=20)
+    state = jax.jit(alg.init)(jax.random.key(0), teacher_state)  # Compiled, it copies what will be donated.
+    iteration = jax.jit(alg.iteration, donate_argnums=0)
+    losses = []
+    for _ in range(40):
+        state, scalars = iteration(state)
+        losses.append(float(scalars["Loss/behavior"]))
+    assert losses[19] < losses[0] / 10, "in phase 1"
+    assert losses[-1] < losses[0] / 10, "in phase 2"
+
+
+def test_learning_rate_halves(make_distillation, teacher_state):
+    fixed, halved = (
+        make_distillation(GRU, 6, gradient_length=6, num_learning_epochs=1, learning_rate_half_life=h)
+        for h in (None, 10)
+    )
+    state = fixed.init(jax.random.key(0), teacher_state).replace(iteration=jnp.array(20))
+    rollout = random_rollout(fixed, state, 6)
+
+    def steps(alg):
+        after, _ = alg.update(state, rollout)
+        return jnp.concatenate(
+            [
+                (x - y).ravel()
+                for x, y in zip(
+                    jax.tree.leaves(after.student.params), jax.tree.leaves(state.student.params), strict=True
+                )
+            ]
+        )
+
+    np.testing.assert_allclose(steps(halved), steps(fixed) / 4, atol=1e-6)
+
+
+def test_episode_ring_keeps_the_newest():
+    ring = Episodes.create()
+    assert np.isnan(ring.means()[0])
+    returns = []
+    rng = np.random.default_rng(0)
+    for _ in range(5):
+        done = rng.random((30, 4)) < 0.5
+        values = rng.normal(size=(30, 4)).astype(np.float32)
+        returns += values[done].tolist()
+        ring = ring.extend(jnp.array(done), jnp.array(values), jnp.array(2 * values))
+        newest = np.array(returns[-EPISODES:])
+        assert float(ring.means()[0]) == pytest.approx(newest.mean(), abs=1e-5)
+        assert float(ring.means()[1]) == pytest.approx(2 * newest.mean(), abs=1e-5)
+    assert len(returns) > 2 * EPISODES
+
+
+def test_episode_statistics_start_anew_at_the_switch(make_distillation, teacher_state):
+    alg = make_distillation(num_steps=2, gradient_length=2, use_two_stage_training=True, phase1_iterations=3)
+    state = alg.init(jax.random.key(0), teacher_state)
+    old = state.episodes.replace(count=jnp.array(50, jnp.int32), returns=jnp.full(EPISODES, 7.0))
+    counts, iteration = {}, jax.jit(alg.iteration)
+    for at in (2, 3, 4):
+        after, _ = iteration(state.replace(episodes=old, iteration=jnp.array(at, jnp.int32)))
+        counts[at] = int(after.episodes.count)
+    assert counts[2] >= 50 and counts[4] >= 50 and counts[3] < 20

@@ -1,0 +1,159 @@
+"""Policies and the normaliser."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jdistill.core import networks
+from jdistill.core.networks import ACTIVATIONS, Normalizer, Policy
+
+POLICIES = {
+    "mlp": Policy(4, (8, 8)),
+    "gru": Policy(4, (16,), pre_dims=(16,), rnn_type="gru", output_activation="tanh"),
+    "gru of two layers": Policy(4, (), rnn_type="gru", rnn_hidden_dim=5, rnn_num_layers=2),
+    "lstm": Policy(4, (8,), rnn_type="lstm", rnn_hidden_dim=6),
+    "lstm of two layers, learnt start": Policy(
+        4, (8,), rnn_type="lstm", rnn_hidden_dim=6, rnn_num_layers=2, learn_initial_carry=True
+    ),
+}
+
+
+def sigmoid(x):
+    return 1 / (1 + np.exp(-x))
+
+
+@pytest.fixture(params=POLICIES.values(), ids=POLICIES.keys())
+def policy(request):
+    return request.param
+
+
+@pytest.fixture
+def state(policy):
+    state = networks.init(policy, jax.random.key(0), 22, normalize=True)
+    # Learnt starts begin at zero; anything else shows whether they are used.
+    params = jax.tree.map_with_path(lambda p, x: x + 0.3 if "initial" in str(p) else x, state.params)
+    return state.replace(params=params)
+
+
+def test_parameter_counts_of_the_presets():
+    fork = Policy(4, (16,), pre_dims=(16,), rnn_type="gru", output_activation="tanh")
+    raptor = Policy(4, (), pre_dims=(16,), rnn_type="gru", activation="relu", learn_initial_carry=True)
+    # Dense 22->16 and 16->16 and 16->4, and a GRU with two biases per gate.
+    assert networks.num_parameters(networks.init(fork, jax.random.key(0), 22, True)) == 368 + 1632 + 272 + 68
+    assert networks.num_parameters(networks.init(raptor, jax.random.key(0), 22, False)) == 2084
+
+
+def test_unroll_is_step_after_step_with_resets_and_restarts(policy, state):
+    steps, batch = 9, 3
+    obs = jax.random.normal(jax.random.key(1), (steps, batch, 22))
+    dones = jax.random.bernoulli(jax.random.key(2), 0.3, (steps, batch))
+    restart = jnp.arange(steps) == 5
+    first = networks.initial_carry(policy, state, batch)
+    elsewhere = jax.tree.map(lambda x: x + 0.5, first)
+
+    carry, actions = elsewhere, []
+    for t in range(steps):
+        carry, action = networks.act(policy, state, carry, obs[t])
+        actions.append(action)
+        carry = jax.tree.map(lambda f, c, t=t: jnp.where(dones[t][:, None], f, c), first, carry)
+        if restart[t]:
+            carry = elsewhere
+    end, unrolled = policy.apply(
+        {"params": state.params}, elsewhere, state.normalize(obs), dones, restart, elsewhere, method=Policy.unroll
+    )
+    np.testing.assert_allclose(unrolled, jnp.stack(actions), atol=1e-6)
+    for a, b in zip(jax.tree.leaves(end), jax.tree.leaves(carry), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-6)
+
+
+def test_no_gradient_crosses_a_reset():
+    policy = POLICIES["gru"]
+    state = networks.init(policy, jax.random.key(0), 22, normalize=False)
+    carry = networks.initial_carry(policy, state, 1)
+
+    def last_action(obs, done_at_2):
+        dones = jnp.zeros((5, 1), bool).at[2].set(done_at_2)
+        args = (carry, obs, dones, jnp.zeros(5, bool), carry)
+        return policy.apply({"params": state.params}, *args, method=Policy.unroll)[1][-1].sum()
+
+    obs = jax.random.normal(jax.random.key(1), (5, 1, 22))
+    through = jnp.abs(jax.grad(last_action)(obs, False)).sum(axis=(1, 2))
+    cut = jnp.abs(jax.grad(last_action)(obs, True)).sum(axis=(1, 2))
+    assert (through > 0).all()
+    assert (cut[:3] == 0).all() and (cut[3:] > 0).all()
+
+
+def test_gru_follows_torch_equations():
+    policy = Policy(4, (), rnn_type="gru", rnn_hidden_dim=5)
+    state = networks.init(policy, jax.random.key(0), 7, normalize=False)
+    p = {k: np.array(v, np.float64) for k, v in state.params["rnn_0"].items()}
+    x, h = np.random.default_rng(0).normal(size=(2, 7)), np.random.default_rng(1).normal(size=(2, 5))
+    (gi, gh) = (x @ p["weight_ih"] + p["bias_ih"], h @ p["weight_hh"] + p["bias_hh"])
+    r, z = sigmoid(gi[:, :5] + gh[:, :5]), sigmoid(gi[:, 5:10] + gh[:, 5:10])
+    n = np.tanh(gi[:, 10:] + r * gh[:, 10:])
+    ((ours,),), _ = networks.act(policy, state, ((jnp.array(h),),), jnp.array(x))
+    np.testing.assert_allclose(ours, (1 - z) * n + z * h, atol=1e-5)
+
+
+def test_lstm_follows_torch_equations():
+    policy = Policy(4, (), rnn_type="lstm", rnn_hidden_dim=5)
+    state = networks.init(policy, jax.random.key(0), 7, normalize=False)
+    p = {k: np.array(v, np.float64) for k, v in state.params["rnn_0"].items()}
+    rng = np.random.default_rng(0)
+    x, h, c = rng.normal(size=(2, 7)), rng.normal(size=(2, 5)), rng.normal(size=(2, 5))
+    i, f, g, o = np.split(x @ p["weight_ih"] + p["bias_ih"] + h @ p["weight_hh"] + p["bias_hh"], 4, axis=1)
+    expected_c = sigmoid(f) * c + sigmoid(i) * np.tanh(g)
+    (((our_h, our_c),), _) = networks.act(policy, state, ((jnp.array(h), jnp.array(c)),), jnp.array(x))
+    np.testing.assert_allclose(our_c, expected_c, atol=1e-5)
+    np.testing.assert_allclose(our_h, sigmoid(o) * np.tanh(expected_c), atol=1e-5)
+
+
+def test_initialisation_is_torchs_uniform():
+    state = networks.init(Policy(4, (64, 64)), jax.random.key(0), 25, normalize=False)
+    layer = state.params["mlp_0"]["dense"]
+    for x in (layer["kernel"], layer["bias"]):
+        assert 0.15 < float(jnp.abs(x).max()) <= 0.2
+    assert float(layer["kernel"].std()) == pytest.approx(0.2 / 3**0.5, rel=0.05)
+
+
+@pytest.mark.parametrize("name", ACTIVATIONS)
+def test_activations_at_a_few_points(name):
+    x = np.array([-2.0, -0.5, 0.0, 0.7, 3.0])
+    erf = np.array([-0.9544997, -0.3829249, 0.0, 0.5160727, 0.9973002])  # erf(x / sqrt 2)
+    alpha, scale = 1.6732632423543772, 1.0507009873554805
+    expected = {
+        "elu": np.where(x > 0, x, np.expm1(x)),
+        "selu": scale * np.where(x > 0, x, alpha * np.expm1(x)),
+        "relu": np.maximum(x, 0),
+        "crelu": np.where(x > 0, x, np.expm1(x)),
+        "lrelu": np.where(x > 0, x, 0.01 * x),
+        "tanh": np.tanh(x),
+        "sigmoid": sigmoid(x),
+        "softplus": np.log1p(np.exp(x)),
+        "gelu": 0.5 * x * (1 + erf),
+        "swish": x * sigmoid(x),
+        "mish": x * np.tanh(np.log1p(np.exp(x))),
+        "identity": x,
+    }[name]
+    np.testing.assert_allclose(ACTIVATIONS[name](jnp.array(x)), expected, atol=1e-5)
+
+
+def test_normaliser_holds_the_moments_of_everything_seen():
+    rng = np.random.default_rng(0)
+    batches = [rng.normal(loc=3, scale=5, size=(4, n, 2)) for n in (5, 11, 50)]
+    normalizer = Normalizer.create(2)
+    for batch in batches:
+        normalizer = normalizer.update(jnp.array(batch, jnp.float32))
+    seen = np.concatenate([b.reshape(-1, 2) for b in batches])
+    np.testing.assert_allclose(normalizer.mean, seen.mean(axis=0), rtol=1e-5)
+    np.testing.assert_allclose(normalizer.var, seen.var(axis=0), rtol=1e-4)
+    assert float(normalizer.count) == len(seen)
+    expected = (seen - seen.mean(axis=0)) / (seen.std(axis=0) + 1e-2)
+    np.testing.assert_allclose(normalizer(jnp.array(seen, jnp.float32)), expected, atol=1e-4)
+
+
+def test_a_fresh_normaliser_barely_touches():
+    np.testing.assert_allclose(Normalizer.create(3)(jnp.ones((2, 3))), 1 / 1.01, rtol=1e-6)

@@ -1,0 +1,384 @@
+"""Recording, reading back, and files that are none."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+from itertools import pairwise
+from pathlib import Path
+
+import h5py
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jdistill.core import networks
+from jdistill.core.config import AlgorithmCfg
+from jdistill.core.distillation import Transition
+from jdistill.core.networks import Policy
+from jdistill.core.samplers import Source, make_sampler
+from jdistill.data import dataset
+from jdistill.data.dataset import Labeller, info, load, open_dataset
+from jdistill.data.recorder import Recorder, check_new
+from jdistill.errors import ConfigError, DatasetError
+from tests.conftest import ROOT
+
+STEPS, ENVS = 10, 3
+BEGINS = np.array([True, True, False])
+
+
+def rollout(number: int) -> Transition:
+    """A rollout with random content and ends."""
+    rng = np.random.default_rng(number)
+
+    def draw(*shape):
+        return jnp.asarray(rng.normal(size=(STEPS, ENVS, *shape)).astype(np.float32))
+
+    return Transition(
+        pipeline_state={"pos": draw(3), "age": jnp.asarray(rng.integers(0, 9, (STEPS, ENVS)))},
+        obs={"student": draw(5), "teacher": draw(7)},
+        student_action=draw(2),
+        teacher_action=draw(2),
+        teacher_steps=jnp.asarray(rng.random((STEPS, ENVS)) < 0.5) if number % 2 else jnp.ones(STEPS, bool),
+        reward=draw(),
+        done=jnp.asarray(rng.random((STEPS, ENVS)) < 0.15),
+        metrics={"unused": draw()},
+    )
+
+
+@pytest.fixture(scope="module")
+def recorded(tmp_path_factory):
+    """A file of four rollouts, and those."""
+    path = tmp_path_factory.mktemp("recorded") / "flights.hdf5"
+    recorder, rollouts = Recorder(path, {"env_name": "crazyflie"}, BEGINS, 1.0), [rollout(n) for n in range(4)]
+    for r in rollouts:
+        recorder.put(r)
+    message = recorder.close()
+    return path, rollouts, message
+
+
+def test_episodes_are_whole_and_in_robomimics_layout(recorded):
+    path, rollouts, message = recorded
+    line = jax.tree.map(lambda *x: np.concatenate(x), *[r._replace(teacher_steps=None, metrics={}) for r in rollouts])
+    expected = []
+    for env in range(ENVS):
+        ends = [-1, *np.flatnonzero(line.done[:, env])]
+        first = 0 if BEGINS[env] else 1
+        expected += [(end, env, start + 1) for start, end in list(pairwise(ends))[first:]]
+    # By the rollout in which they end, then by environment.
+    expected.sort(key=lambda e: (e[0] // STEPS, e[1], e[0]))
+    with h5py.File(path) as file:
+        data = file["data"]
+        assert data.attrs["total"] == sum(end - start + 1 for end, _, start in expected)
+        assert json.loads(data.attrs["env_args"]) == {
+            "env_name": "crazyflie",
+            "states": [["age", 1], ["pos", 3]],
+        }
+        assert set(data) == {f"demo_{n}" for n in range(len(expected))}
+        assert message == f"Recorded {len(expected)} episodes, {data.attrs['total']} steps in {path}"
+        for number, (end, env, start) in enumerate(expected):
+            group, part = data[f"demo_{number}"], slice(start, end + 1)
+            assert group.attrs["num_samples"] == end + 1 - start
+            np.testing.assert_array_equal(group["obs/student"], line.obs["student"][part, env])
+            np.testing.assert_array_equal(group["obs/teacher"], line.obs["teacher"][part, env])
+            np.testing.assert_array_equal(group["teacher_actions"], line.teacher_action[part, env])
+            np.testing.assert_array_equal(group["rewards"], line.reward[part, env])
+            np.testing.assert_array_equal(group["states"][:, 1:], line.pipeline_state["pos"][part, env])
+            assert group["dones"][()].tolist() == [0] * (end - start) + [1]
+            by_teacher = group["phase"][()][:, None] == 1
+            action = np.where(by_teacher, group["teacher_actions"], group["student_actions"])
+            np.testing.assert_array_equal(group["actions"], np.clip(action, -1, 1))
+    assert not path.with_name(path.name + ".journal").exists()
+
+
+def test_info_tells_what_is_in_it(recorded, capsys):
+    path, _, message = recorded
+    assert dataset.main(["info", str(path)]) == 0
+    text = capsys.readouterr().out
+    episodes, steps = message.split()[1], message.split()[3]
+    assert f"episodes  {episodes}\n" in text and f"steps     {steps} (" in text and "task crazyflie" in text
+    with h5py.File(path) as file:
+        returns = [g["rewards"][()].sum() for g in file["data"].values()]
+        lowest = min(float(g["obs/student"][()].min()) for g in file["data"].values())
+    assert f"returns   {min(returns):.2f} to {max(returns):.2f}, mean {np.mean(returns):.2f}" in text
+    assert f"{lowest:>12.5g}" in text and "obs/student              T x 5" in text
+
+
+def test_loaded_episodes_stand_behind_each_other(recorded):
+    path = recorded[0]
+    cfg = AlgorithmCfg(dataset=[str(path), str(path)])
+    recording = load(cfg, ["student[:4]"], (4, 2), flights=2, horizon=8)
+    history = recording.history
+    assert history.obs.shape[0] % 8 == 0
+    with open_dataset(path) as episodes:
+        obs = [group["obs/student"][:, :4] for _, group in episodes]
+    wanted = sorted(x.tobytes() for x in obs + obs)
+    found = []
+    for flight in range(2):
+        length = int(history.length[flight])
+        starts = [*np.flatnonzero(history.first[:length, flight]), length]
+        assert starts[0] == 0 and not history.first[length:, flight].any()
+        found += [np.asarray(history.obs[a:b, flight]).tobytes() for a, b in pairwise(starts)]
+    assert sorted(found) == wanted
+    everything = np.concatenate(obs)
+    np.testing.assert_allclose(recording.normalizer.mean, everything.mean(axis=0), atol=1e-5)
+    np.testing.assert_allclose(recording.normalizer.var, everything.var(axis=0), rtol=1e-4)
+    assert recording.summary.startswith(f"Dataset: {2 * len(obs)} episodes, {2 * len(everything)} steps")
+
+
+def test_a_teacher_labels_a_dataset_anew(recorded):
+    policy = Policy(2, (4,), rnn_type="gru", rnn_hidden_dim=4)
+    state = networks.init(policy, jax.random.key(0), 7, normalize=False)
+    cfg = AlgorithmCfg(dataset=[str(recorded[0])])
+    history = load(cfg, ["student"], (5, 2), 1, 1, Labeller(policy, state, ["teacher"], 7)).history
+    at = 0
+    with open_dataset(recorded[0]) as episodes:
+        for _, group in episodes:
+            carry = networks.initial_carry(policy, state, 1)
+            for obs in group["obs/teacher"][()]:
+                carry, action = networks.act(policy, state, carry, jnp.asarray(obs)[None])
+                np.testing.assert_allclose(history.label[at, 0], action[0], atol=1e-5)
+                at += 1
+    assert at == int(history.length[0])
+
+
+def test_a_teacher_needs_no_recorded_labels(recorded, tmp_path):
+    """Other programs' recordings have none."""
+    policy = Policy(2, (4,))
+    labeller = Labeller(policy, networks.init(policy, jax.random.key(0), 5, normalize=False), ["student"], 5)
+    path = tmp_path / "bare.hdf5"
+    with h5py.File(recorded[0]) as source, h5py.File(path, "w") as file:
+        file["data/demo_0/obs/student"] = source["data/demo_0/obs/student"][()]
+    with pytest.raises(
+        DatasetError, match=r"no teacher_actions to learn from; .*relabel=true lets the teacher make them"
+    ):
+        load(AlgorithmCfg(dataset=[str(path)]), ["student"], (5, 2), 1, 1)
+    history = load(AlgorithmCfg(dataset=[str(path)]), ["student"], (5, 2), 1, 1, labeller).history
+    assert history.label.shape == (int(history.length[0]), 1, 2) and bool(jnp.abs(history.label).min() > 0)
+
+
+@pytest.mark.parametrize("sampler", ["uniform", "recent", "packed"])
+def test_of_a_small_dataset_every_sequence_is_worth_something(recorded, sampler):
+    """Fewer episodes than environments, shorter than a rollout: nothing is drawn where nothing is."""
+    algorithm = AlgorithmCfg(dataset=[str(recorded[0])], sampler=sampler, gradient_length=3, burn_in_steps=2)
+    history = load(algorithm, ["student"], (5, 2), flights=500, horizon=400).history
+    assert 3 < history.length.size < 20 and int(history.length.max()) < 40
+    drawn = make_sampler(algorithm, 500, 400, 30, "burn_in")
+    source = Source(lambda x: x, jax.random.key(0), carry=(jnp.zeros((500, 4)),), history=history)
+    window = drawn.window(source, jnp.array(0), (), drawn.length)
+    assert bool((window.weight > 0).any(axis=0).all())
+    # As many as the flight is long, of each.
+    seen = np.asarray(window.obs[0])
+    per_flight = [
+        sum((seen == x).all(axis=1).sum() for x in np.asarray(history.obs[:n, f])) for f, n in lengths(history)
+    ]
+    np.testing.assert_allclose(per_flight, 500 * history.length / history.length.sum(), atol=40)
+
+
+def lengths(history):
+    return enumerate(history.length.tolist())
+
+
+def cut(path: Path, keep: float) -> None:
+    content = path.read_bytes()
+    path.write_bytes(content[: int(keep * len(content))])
+
+
+def foreign(path: Path, name: str = "images", size: int = 3) -> None:
+    with h5py.File(path, "w") as file:
+        file[name] = np.zeros((4, size))
+
+
+def replaced(path: Path, *pairs) -> None:
+    """Another content of arrays of the second episode."""
+    with h5py.File(path, "r+") as file:
+        for name, value in zip(pairs[::2], pairs[1::2], strict=True):
+            del file[f"data/demo_1/{name}"]
+            file[f"data/demo_1/{name}"] = value
+
+
+@pytest.mark.parametrize(
+    ("spoil", "expected"),
+    [
+        (lambda p: p.unlink(), "no such file"),
+        (lambda p: p.write_text("hello"), "truncated, damaged or no HDF5 file"),
+        (lambda p: cut(p, 0.5), "truncated, damaged or no HDF5 file"),
+        (lambda p: cut(p, 0.99), "truncated, damaged or no HDF5 file"),
+        (lambda p: foreign(p), "an HDF5 file without the group 'data'"),
+        (lambda p: foreign(p, "data/images"), "holds no complete episode"),
+        (lambda p: foreign(p, "data/demo_0/actions"), "data/demo_0: has no teacher_actions"),
+        (lambda p: replaced(p, "obs", np.zeros((4, 5))), "data/demo_1: has no obs"),
+        (lambda p: replaced(p, "obs/student", 1.0), "data/demo_1: obs/student is [], expected [steps, size]"),
+        (lambda p: replaced(p, "teacher_actions", [b"text"]), "teacher_actions is no array of numbers"),
+        (lambda p: replaced(p, "teacher_actions", h5py.Empty("f")), "teacher_actions is no array of numbers"),
+        (lambda p: replaced(p, "teacher_actions", np.zeros((1, 2))), "teacher_actions has 1 steps, the student's obs"),
+        (lambda p: replaced(p, "actions", 1.0, "teacher_actions", np.full((4, 2), np.inf)), "data/demo_1: "),
+    ],
+    ids=[
+        "missing",
+        "text",
+        "half",
+        "nearly whole",
+        "foreign",
+        "empty",
+        "without labels",
+        "obs an array",
+        "obs a number",
+        "labels text",
+        "labels nothing",
+        "labels too short",
+        "actions a number",
+    ],
+)
+def test_files_that_cannot_be_used_are_told_in_one_line(recorded, tmp_path, spoil, expected):
+    path = tmp_path / "spoilt.hdf5"
+    path.write_bytes(recorded[0].read_bytes())
+    spoil(path)
+    with pytest.raises(DatasetError) as error:
+        load(AlgorithmCfg(dataset=[str(path)]), ["student"], (5, 2), 1, 1)
+    assert expected in str(error.value) and str(path) in str(error.value) and "\n" not in str(error.value)
+    # Whatever has actions can be looked into.
+    assert dataset.main(["info", str(path)]) == (
+        0 if "demo_" in str(error.value) and expected != "data/demo_1: " else 1
+    )
+
+
+def test_a_recording_under_way_is_told_from_a_broken_file(tmp_path):
+    recorder = Recorder(tmp_path / "f.hdf5", {}, BEGINS, None)
+    with pytest.raises(DatasetError, match=r"f.hdf5: is being recorded; try again when that run has ended"):
+        info(tmp_path / "f.hdf5")
+    recorder.close()
+
+
+@pytest.mark.parametrize(
+    ("entries", "sizes", "expected"),
+    [
+        (["student"], (6, 2), "obs student is"),
+        (["student"], (5, 4), "the environment takes 4 actions"),
+        (["policy"], (5, 2), "has no observation group 'policy'; there are student, teacher"),
+        (["student[:9]"], (9, 2), "reaches beyond the group, which has 5 numbers"),
+    ],
+)
+def test_other_dimensions_are_told(recorded, entries, sizes, expected):
+    with pytest.raises(DatasetError) as error:
+        load(AlgorithmCfg(dataset=[str(recorded[0])]), entries, sizes, 1, 1)
+    assert expected in str(error.value) and "data/demo_0" in str(error.value)
+
+
+def test_more_than_the_memory_holds(recorded, monkeypatch):
+    from jdistill.core import history
+
+    monkeypatch.setattr(history, "available_host_memory", lambda: 100)
+    with pytest.raises(ConfigError, match=r"the dataset needs .* train on fewer files"):
+        load(AlgorithmCfg(dataset=[str(recorded[0])]), ["student"], (5, 2), 1, 1)
+
+
+def test_recordings_overwrite_nothing(recorded, tmp_path):
+    with pytest.raises(DatasetError, match="exists already"):
+        check_new(recorded[0])
+    with pytest.raises(DatasetError, match="no folder that can be written to"):
+        check_new(tmp_path / "nowhere" / "x.hdf5")
+
+
+def test_a_disk_that_takes_no_more_stops_the_run_with_a_line(tmp_path):
+    recorder = Recorder(tmp_path / "f.hdf5", {}, BEGINS, None)
+    resource.prlimit(recorder.process.pid, resource.RLIMIT_FSIZE, (100_000, 100_000))
+    message = r"f.hdf5: cannot be written \(File too large\); it holds [1-9]\d* episodes"
+    with pytest.raises(DatasetError, match=message):
+        for number in range(100):
+            recorder.put(rollout(number % 4))
+    with pytest.raises(DatasetError, match=message) as error:
+        recorder.close()
+    with open_dataset(tmp_path / "f.hdf5") as episodes:
+        assert f"it holds {len(episodes)} episodes" in str(error.value)
+
+
+def test_a_writer_that_is_killed_stops_the_run_with_a_line(tmp_path):
+    recorder = Recorder(tmp_path / "f.hdf5", {}, BEGINS, None)
+    for number in range(20):
+        recorder.put(rollout(number % 4))
+    recorder.process.kill()
+    with pytest.raises(DatasetError, match=r"f.hdf5: cannot be written \(the writing process ended with status -9\)"):
+        for number in range(100):
+            recorder.put(rollout(number % 4))
+    with open_dataset(tmp_path / "f.hdf5") as episodes:
+        assert len(episodes) > 10
+
+
+def test_a_writer_outlives_what_ends_a_run(tmp_path):
+    """A terminal's Ctrl-C and a batch system's SIGTERM reach it as well; the run still has something to save."""
+    recorder = Recorder(tmp_path / "f.hdf5", {}, BEGINS, None)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        recorder.process.send_signal(number)
+    recorder.put(rollout(0))
+    assert recorder.close().startswith("Recorded 3 episodes")
+    assert recorder.process.returncode == 0
+
+
+def test_a_recording_that_cannot_begin_is_told(recorded):
+    with pytest.raises(DatasetError, match=r"flights.hdf5: cannot be written \(File exists\); it holds 0 episodes"):
+        Recorder(recorded[0], {}, BEGINS, None)
+
+
+def test_a_recording_leaves_nothing_open(tmp_path):
+    for number in range(3):
+        before = set(os.listdir("/proc/self/fd"))
+        recorder = Recorder(tmp_path / f"{number}.hdf5", {}, BEGINS, None)
+        recorder.put(rollout(0))
+        recorder.close()
+        del recorder
+        assert number == 0 or set(os.listdir("/proc/self/fd")) == before
+
+
+def test_a_program_that_forgets_to_close_ends_and_leaves_a_whole_file(tmp_path):
+    code = ENDLESS.replace("itertools.count()", "range(4)")
+    subprocess.run([sys.executable, "-c", code, str(tmp_path / "f.hdf5")], check=True, timeout=60, cwd=ROOT)
+    with open_dataset(tmp_path / "f.hdf5") as episodes:
+        assert len(episodes) == 7
+
+
+ENDLESS = """
+import itertools, pathlib, sys
+from jdistill.data.recorder import Recorder
+from tests.jdistill.test_dataset import BEGINS, rollout
+recorder = Recorder(pathlib.Path(sys.argv[1]), {"env_name": "crazyflie"}, BEGINS, None)
+rollouts = [rollout(n) for n in range(4)]
+for number in itertools.count():
+    recorder.put(rollouts[number % 4])
+    print(number, flush=True)
+"""
+
+
+@pytest.mark.parametrize("moment", [40, 153])
+def test_a_killed_recording_holds_its_complete_episodes(tmp_path, moment):
+    path = tmp_path / "killed.hdf5"
+    command = [sys.executable, "-c", ENDLESS, str(path)]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    process = subprocess.Popen(command, **pipes, text=True, cwd=ROOT)
+    for line in process.stdout:
+        if int(line) == moment:
+            time.sleep(0.0003 * moment)
+            break
+    process.send_signal(signal.SIGKILL)
+    assert process.communicate()[1] == "", "nor is there a traceback of the writer"
+    # Those that wait may be lost, and the one being handed over. What has been, the other process still writes.
+    for _ in range(100):
+        with contextlib.suppress(DatasetError), open_dataset(path):
+            break
+        time.sleep(0.1)
+    done = sum(int(rollout(n % 4).done.sum()) for n in range(moment - 3)) - 1
+    with open_dataset(path) as episodes:
+        assert len(episodes) >= done > 20
+        for _, group in episodes:
+            assert group["dones"][()].tolist() == [0] * (group.attrs["num_samples"] - 1) + [1]
+            assert group["obs/student"].shape == (group.attrs["num_samples"], 5)
+        total = episodes[0][1].parent.attrs["total"]
+        assert total == sum(group.attrs["num_samples"] for _, group in episodes)
+    assert "episodes" in info(path)

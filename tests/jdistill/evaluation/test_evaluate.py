@@ -1,0 +1,245 @@
+"""Evaluation: the bundled teacher's promise, the counting, the command."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from bridge.crazyflie import PointControl, PointControlCfg
+from bridge.crazyflie.cfg import TargetCfg
+from bridge.env import AutoReset, State
+from bridge.tasks import TASKS
+from jdistill.core import networks
+from jdistill.core.networks import Policy, PolicyState
+from jdistill.evaluation import evaluate as command
+from jdistill.evaluation import rollouts as flight
+from jdistill.evaluation.evaluate import evaluate
+from jdistill.evaluation.rollouts import Flights
+from jdistill.export.policy_file import load_policy, save_policy
+from jdistill.run.compose import compose, load_file
+from tests.conftest import BUNDLED_TEACHER, ROOT
+
+
+def test_bundled_teacher_holds_a_point():
+    policy, learnt, _ = load_policy(BUNDLED_TEACHER)
+    env = AutoReset(PointControl(PointControlCfg(num_envs=200, target=TargetCfg(kind="fixed"))))
+    numbers = evaluate(env, policy, learnt, ["teacher"], seed=5)
+    assert numbers["survival"] >= 0.99
+    assert numbers["steady"]["position_error"] <= 0.05
+    assert numbers["length"] > 990 and numbers["return"] > 1000
+
+
+def test_a_policy_that_falls_is_counted_as_such():
+    env = AutoReset(PointControl(PointControlCfg(num_envs=50, episode_length_s=3.0)))
+    policy = Policy(4, ())
+    learnt = networks.init(policy, jax.random.key(0), 22, normalize=False)
+    off = jax.tree.map(jnp.zeros_like, learnt.params)
+    off["mlp_0"]["dense"]["bias"] = jnp.full(4, -1.0)
+    numbers = evaluate(env, policy, learnt.replace(params=off), ["student"], settle_s=0.0)
+    assert numbers["survival"] == 0.0 and numbers["episodes"] == 50
+    assert sum(numbers["terminations"].values()) >= 50, "free fall breaks the speed limit"
+    assert 20 < numbers["length"] < 100
+    assert numbers["return"] < 0
+    assert numbers["action_change"] == pytest.approx(0.0)
+
+
+class Line:
+    """Three points on a line that begin at 0, 1 and 2 and move by their actions; beyond 2.5 an episode ends."""
+
+    num_envs, num_actions, max_episode_length, step_dt = 3, 1, 4, 1.0
+
+    def __init__(self):
+        self.obs_sizes = {"place": 1}
+
+    def reset(self, rng) -> State:
+        place = jnp.arange(3.0)
+        return State(place, {"place": place[:, None]}, jnp.zeros(3), jnp.zeros(3, bool), self.metrics(place), {})
+
+    def step(self, state: State, action) -> State:
+        place = state.pipeline_state + action[:, 0]
+        metrics = self.metrics(place)
+        done = metrics["Episode_Termination/far"] > 0
+        fields = {"pipeline_state": place, "obs": {"place": place[:, None]}, "reward": -place}
+        return state.replace(**fields, done=done, metrics=metrics)
+
+    def metrics(self, place):
+        return {"Metrics/position_error": jnp.abs(place), "Episode_Termination/far": (place > 2.5).astype(jnp.float32)}
+
+    def trace(self, state: State):
+        return {"position": state.pipeline_state}
+
+
+def linear(gain: float, offset: float):
+    """The policy ``action = gain * place + offset``."""
+    params = {"mlp_0": {"dense": {"kernel": jnp.array([[gain]]), "bias": jnp.array([offset])}}}
+    return flight.make_pilot(Policy(1, ()), PolicyState(params=params, normalizer=None), ["place"])
+
+
+@pytest.fixture(scope="module")
+def flown():
+    """A student that drifts up by half a metre a step, and a teacher that halves the place, on the line."""
+    flights = Flights({"student": linear(0.0, 0.5), "teacher": linear(-0.5, 0.0)}, "teacher", settle_s=2.0)
+    env = AutoReset(Line())
+    return {name: flights.fly(env, name, seed=0) for name in flights.pilots}
+
+
+def test_numbers_by_hand(flown):
+    """The student's points go 0 .5 1 1.5 2, 1 1.5 2 2.5 3 (ended by the last step), 2 2.5 3 (ended by the second)."""
+    numbers = flown["student"].numbers
+    assert numbers["survival"] == pytest.approx(1 / 3) and numbers["terminations"] == {"far": 2}
+    assert numbers["length"] == pytest.approx((4 + 4 + 2) / 3)
+    assert numbers["return"] == pytest.approx(-(0.5 + 1 + 1.5 + 2 + 1.5 + 2 + 2.5 + 3 + 2.5 + 3) / 3)
+    assert numbers["action_change"] == 0.0
+    going_on = [0.5, 1.0, 1.5, 1.5, 2.0, 2.5, 2.5]  # Without the steps that ended an episode.
+    error = numbers["metrics"]["position_error"]
+    assert error["mean"] == pytest.approx(np.mean(going_on)) and error["p95"] == pytest.approx(2.5)
+    assert error["steady"] == pytest.approx((1.5 + 2.5) / 2) and sorted(flown["student"].settled["position_error"]) == [
+        1.5,
+        2.5,
+    ]
+
+
+def test_agreement_by_hand(flown):
+    """On the student's own states, and on the teacher's: place 0, 1, 2 halved again and again."""
+    drift = np.array([0, 0.5, 1, 1.5, 1, 1.5, 2, 2.5, 2, 2.5])
+    for driver, places in (("student", drift), ("teacher", np.outer([1, 0.5, 0.25, 0.125], [0, 1, 2]).ravel())):
+        label = -0.5 * places
+        agreement = flown[driver].numbers["agreement"]
+        assert agreement["student"]["rmse"] == pytest.approx(np.sqrt(np.mean((0.5 - label) ** 2)), rel=1e-5)
+        r2 = 1 - np.sum((0.5 - label) ** 2) / np.sum((label - label.mean()) ** 2)
+        assert agreement["student"]["r2"] == pytest.approx(r2, rel=1e-5)
+        assert agreement["teacher"] == {"rmse": 0.0, "r2": 1.0}
+
+
+def test_a_teacher_that_never_changes_has_no_r2():
+    flights = Flights({"teacher": linear(0.0, 0.3)}, "teacher")
+    numbers = flights.fly(AutoReset(Line()), "teacher", seed=0).numbers
+    assert np.isnan(numbers["agreement"]["teacher"]["r2"]) and numbers["agreement"]["teacher"]["rmse"] == 0
+    assert np.isnan(numbers["metrics"]["position_error"]["steady"]), "no episode gets as far as three seconds"
+
+
+def test_traces_end_with_their_episodes(flown, monkeypatch):
+    first, _, last = flown["student"].traces
+    assert last == {
+        "time": [0.0, 1.0],
+        "position": [2.0, 2.5],
+        "error": [2.0, 2.5],
+        "action": [[0.5], [0.5]],
+        "teacher_action": [[-1.0], [-1.25]],
+    }
+    assert first["position"] == [0.0, 0.5, 1.0, 1.5]
+    monkeypatch.setattr(flight, "TRACE_POINTS", 3)
+    kept = {"flying": np.ones((10, 1), bool), "x": np.arange(10.0)[:, None]}
+    (course,) = flight.traces(kept, 0.1)
+    assert course == {"time": [0.0, 0.4, 0.8], "x": [0.0, 4.0, 8.0]}
+
+
+def test_histograms_count_every_settled_step(flown):
+    told = command.side_by_side(flown)
+    for name, settled in (("student", 2), ("teacher", 3)):
+        told_histogram = told[name]["histograms"]["position_error"]
+        assert sum(told_histogram["counts"]) == settled and len(told_histogram["edges"]) == command.BINS + 1
+    assert told["student"]["histograms"]["position_error"]["counts"][-1] == 1, "beyond the last edge is in the last bin"
+    assert told["student"]["agreement_on_teacher"] == flown["teacher"].numbers["agreement"]["student"]
+
+
+def test_inference_cost_of_one_layer():
+    policy = Policy(4, ())
+    pilot = flight.make_pilot(policy, networks.init(policy, jax.random.key(0), 22, normalize=False), ["obs"])
+    cost = flight.inference_cost(pilot, {"obs": jax.ShapeDtypeStruct((1, 22), jnp.float32)})
+    assert cost["parameters"] == 22 * 4 + 4
+    assert 2 * 22 * 4 <= cost["flops"] <= 2 * 22 * 4 + 16
+    assert cost["bytes"] >= 4 * (22 + 22 * 4 + 4)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A run folder with a student that has learnt nothing and the bundled teacher, of a task that compiles quickly."""
+    folder = tmp_path_factory.mktemp("logs") / "distillation" / "2026-01-01_00-00-00"
+    folder.mkdir(parents=True)
+    task = TASKS["crazyflie"]()
+    settings = ["env.physics_freq=100", "env.episode_length_s=0.1", "env.frame=world"]
+    cfg = compose(task.name, task.cfg_cls, [load_file(ROOT / "configs" / "crazyflie.yaml")], settings)
+    cfg.save(folder / "config.yaml")
+    student = Policy(4, (16,), pre_dims=(16,), rnn_type="gru", output_activation="tanh")
+    save_policy(
+        folder / "student.safetensors", student, networks.init(student, jax.random.key(0), 22, True), {"iteration": 7}
+    )
+    shutil.copy(BUNDLED_TEACHER, folder / "teacher.safetensors")
+    return folder
+
+
+def test_the_command(run, capsys):
+    assert command.main([str(run), "--episodes", "6", "--scenario", "hover,cf2x_T350", "--raptor"]) == 0
+    out = capsys.readouterr().out
+    assert [line.split()[:2] for line in out.splitlines()[1:4]] == [
+        ["hover", p] for p in ("student", "teacher", "raptor")
+    ]
+    results = json.loads((run / "evaluation" / "evaluation.json").read_text())
+    assert (results["format"], results["task"], results["iteration"], results["episodes"]) == (1, "crazyflie", 7, 6)
+    assert results["policies"]["raptor"]["parameters"] == 2084
+    assert list(results["scenarios"]) == ["hover", "cf2x_T350"]
+    policies = results["scenarios"]["hover"]["policies"]
+    starts = {name: numbers["traces"][0]["position"][0] for name, numbers in policies.items()}
+    assert starts["student"] == starts["teacher"] == starts["raptor"], "all begin in the same states"
+    assert policies["teacher"]["agreement"] == {"rmse": 0.0, "r2": 1.0}
+    assert policies["teacher"]["metrics"]["position_error"]["steady"] is None, "no episode lasts three seconds"
+    course = policies["student"]["traces"][2]
+    assert {name: np.shape(course[name]) for name in course} == {
+        "time": (10,),
+        "position": (10, 3),
+        "target": (10, 3),
+        "action": (10, 4),
+        "teacher_action": (10, 4),
+        "error": (10,),
+    }
+    rows = list(csv.DictReader((run / "evaluation" / "evaluation.csv").open()))
+    assert [(row["scenario"], row["policy"]) for row in rows[:3]] == [("hover", p) for p in policies]
+    assert float(rows[0]["return"]) == policies["student"]["return"]
+    assert out.splitlines()[-1] == str(run / "report.html") and "cf2x_T350" in (run / "report.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["nowhere"], "nowhere: no such run; 'jdistill runs' lists those in logs"),
+        (["{run}/.."], "no run folder (it has no config.yaml)"),
+        (["{run}", "--scenario", "hoover"], "--scenario hoover: not known (did you mean hover?)"),
+        (["{run}", "env.drone=cf9"], "env.drone='cf9': expected one of"),
+        (["{run}", "env.drones=cf9"], "env.drones: unknown setting (did you mean env.drone?)"),
+        (
+            ["{run}", "env.teacher_sees_physics=true", "--scenario", "hover"],
+            "the teacher takes 26 observations, teacher has 30",
+        ),
+        (["{run}", "env.policy_freq=50", "--raptor", "--scenario", "hover"], "--raptor: flies point control with 100"),
+        (["{run}", "--episode", "3"], "unknown flag --episode"),
+    ],
+)
+def test_bad_command_lines(run, capsys, arguments, expected):
+    assert command.main([a.format(run=run) for a in arguments]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("jdistill evaluate: error: ") and expected in line
+
+
+def test_a_run_of_another_version(run, tmp_path, capsys):
+    text = (run / "config.yaml").read_text()
+    (tmp_path / "config.yaml").write_text(text.replace("seed:", "sede:"))
+    assert command.main([str(tmp_path)]) == 1
+    assert "a run of another version, this is jdistill 0.1.0 (agent.sede: unknown" in capsys.readouterr().err
+    (tmp_path / "config.yaml").write_text(text)
+    assert command.main([str(tmp_path)]) == 1
+    assert "student.safetensors: no such file" in capsys.readouterr().err
+
+
+def test_raptor_is_an_extra(run, capsys, monkeypatch):
+    from jdistill.export import raptor
+
+    monkeypatch.setattr(raptor.importlib.util, "find_spec", lambda name: None)
+    assert command.main([str(run), "--raptor"]) == 1
+    assert "uv run --extra raptor" in capsys.readouterr().err

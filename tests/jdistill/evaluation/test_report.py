@@ -1,0 +1,197 @@
+"""The report, opened in a real browser."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import shutil
+import sys
+
+import pytest
+from playwright.sync_api import sync_playwright
+
+from jdistill.evaluation import report
+from jdistill.evaluation.figures import CURVES
+from jdistill.run.progress import read_progress
+
+CHROMIUM = ("chromium", "chromium-browser", "google-chrome")
+FLAGS = ["--no-sandbox", "--disable-background-networking", "--use-angle=swiftshader", "--enable-unsafe-swiftshader"]
+
+
+@pytest.fixture(scope="module")
+def browser():
+    """Headless Chromium."""
+    executable = next(filter(None, map(shutil.which, CHROMIUM)), None)
+    if executable is None:
+        pytest.fail("no Chromium: install it, on Debian with 'apt-get install chromium'")
+    with sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(executable_path=executable, args=FLAGS)
+        yield chromium
+        chromium.close()
+
+
+def trace(offset: float, steps: int = 300) -> dict:
+    """A spiral of 3 s, ``offset`` m beside its target."""
+    turn = [0.02 * i for i in range(steps)]
+    target = [[math.cos(t), math.sin(t), 0.1 * t] for t in turn]
+    action = [[math.sin(t + i) for i in range(4)] for t in turn]
+    return {
+        "time": [0.01 * i for i in range(steps)],
+        "target": target,
+        "position": [[x + offset, y, z] for x, y, z in target],
+        "error": [offset] * steps,
+        "action": [[a + offset for a in row] for row in action],
+        "teacher_action": action,
+    }
+
+
+def numbers(offset: float) -> dict:
+    """What an evaluation says of one policy in one scenario."""
+    return {
+        "survival": 1 - offset,
+        "return": 123.4 - offset,
+        "length": 300.0,
+        "action_change": 0.01,
+        "agreement": {"rmse": offset, "r2": 1 - offset},
+        "metrics": {"position_error": {"mean": offset, "p95": 2 * offset, "steady": 0.07 + offset}},
+        "terminations": {"tilt": 3},
+        "histograms": {"position_error": {"edges": [0.0, 0.1, 0.2], "counts": [3, 1]}},
+        "traces": [trace(offset), trace(offset / 2), trace(offset, steps=0)],
+    }
+
+
+@pytest.fixture
+def run(small_run, tmp_path):
+    """A copy of the small run, evaluated."""
+    folder = tmp_path / "exp" / "a&b"
+    shutil.copytree(small_run, folder)
+    crashed = {**numbers(0.4), "metrics": {"position_error": {"mean": 0.4, "p95": None, "steady": None}}}
+    evaluation = {
+        "format": 1,
+        "run": str(folder),
+        "task": "crazyflie",
+        "iteration": 6,
+        "episodes": 50,
+        "seed": 9,
+        "machine": {"cpu": "a </script> processor", "cores": 2},
+        "versions": {"jax": "0.12"},
+        "policies": {name: {"parameters": 2340, "flops": 5e3, "bytes": None} for name in ("student", "teacher")},
+        "scenarios": {
+            "default": {"description": "as trained", "policies": {"student": numbers(0.25), "teacher": numbers(0.125)}},
+            "wind": {"description": "it blows <hard>", "policies": {"student": crashed, "teacher": numbers(0.125)}},
+        },
+    }
+    (folder / "evaluation").mkdir()
+    (folder / "evaluation" / "evaluation.json").write_text(json.dumps(evaluation))
+    return folder
+
+
+def opened(browser, file):
+    """The page, drawn; it must load nothing but itself and complain of nothing."""
+    page = browser.new_page(viewport={"width": 1280, "height": 900})
+    complaints, requests = [], []
+    page.on("console", lambda m: complaints.append(m.text) if m.type == "error" else None)
+    page.on("pageerror", lambda e: complaints.append(str(e)))
+    page.on("requestfailed", lambda r: complaints.append(r.url))
+    page.on("request", lambda r: requests.append(r.url))
+    page.goto(file.as_uri())
+    page.wait_for_selector("html[data-drawn]", state="attached")
+    assert complaints == [] and {r for r in requests if not r.startswith(("data:", "blob:"))} == {file.as_uri()}
+    return page, complaints
+
+
+def test_the_page_draws_everything_and_loads_nothing(run, browser, capsys):
+    assert report.main([str(run)]) == 0
+    file = run / "report.html"
+    assert capsys.readouterr().out.strip() == str(file)
+    page, complaints = opened(browser, file)
+    assert page.title() == "exp/a&b"
+    curves = page.locator("#curves .js-plotly-plot")
+    assert (
+        curves.count() >= len([tag for tag in read_progress(run) if tag.startswith("Metrics/") or tag in CURVES]) >= 4
+    )
+    for i in range(curves.count()):
+        assert "phase 2" in curves.nth(i).text_content(), "the switch is marked in every curve"
+    rows = page.locator("table").first.locator("tbody tr")
+    assert rows.count() == 4
+    cells = ["student", "75.0%", "123.2", "0.2500", "0.5000", "0.3200"]
+    assert rows.nth(0).locator("td").all_text_contents()[1:7] == cells
+    assert rows.nth(2).locator("td").all_text_contents()[4:7] == ["0.4000", "–", "–"]
+    assert "wind" in page.locator("#overview").text_content()
+    flight = page.locator("#flight .js-plotly-plot")
+    titles = ["Path", "Position", "Position error", "Student's action, and the teacher's in its place"]
+    titles += ["Position error when settled", "Agreement, in the episodes shown"]
+    assert flight.evaluate_all("plots => plots.map(p => p.layout.title.text)") == titles
+    assert page.locator("#flight canvas").count(), "the path is drawn in space"
+    assert "python train_jax.py --phase1 4" in page.locator("pre").first.text_content()
+    assert "phase1_iterations: 4" in page.locator("details pre").text_content()
+    # Another scenario, another episode.
+    student = "document.querySelector('#flight .js-plotly-plot')._fullData.find(t => t.name === 'student').x[0]"
+    before = page.evaluate(student)
+    page.select_option("#scenario", "wind")
+    assert page.locator("#about").text_content() == "it blows <hard>"
+    assert before == pytest.approx(1.25) and page.evaluate(student) == pytest.approx(1.4)
+    page.select_option("#episode", "1")
+    assert page.evaluate(student) == pytest.approx(1.2)
+    page.select_option("#episode", "2")
+    assert flight.count() == 2, "an episode without a step has a histogram and the agreement of the others"
+    assert complaints == []
+
+
+def test_it_fits_the_screen_and_the_paper(run, browser):
+    page, _ = opened(browser, report.write_report(run, report.read_evaluation(run)))
+    page.emulate_media(media="print")
+    page.set_viewport_size({"width": 700, "height": 990})
+    right = page.locator(".main-svg").evaluate_all("all => Math.max(...all.map(s => s.getBoundingClientRect().right))")
+    assert right <= 701, "nothing is cut off at the edge of the paper"
+    page.emulate_media(media="screen")
+    page.set_viewport_size({"width": 420, "height": 900})
+    assert page.evaluate("document.documentElement.scrollWidth") <= 420
+
+
+def test_without_an_evaluation_there_are_curves(small_run, tmp_path, browser):
+    run = tmp_path / "exp" / "run"
+    shutil.copytree(small_run, run)
+    assert report.read_evaluation(run) is None
+    page, _ = opened(browser, report.write_report(run, None))
+    assert page.locator("#curves .js-plotly-plot").count() >= 4
+    assert f"jdistill evaluate {run}" in page.content()
+    (run / "progress.csv").unlink()
+    text = report.write_report(run, None).read_text()
+    assert "no progress.csv" in text and 'id="curves"' not in text
+
+
+def test_an_environment_without_positions(run, browser):
+    """Any environment has returns and actions; the page shows what there is."""
+    evaluation = report.read_evaluation(run)
+    for told in evaluation["scenarios"].values():
+        for policy in told["policies"].values():
+            policy["metrics"] = policy["histograms"] = {}
+            policy["traces"] = [{k: t[k] for k in ("time", "action", "teacher_action")} for t in policy["traces"]]
+    page, _ = opened(browser, report.write_report(run, evaluation))
+    assert page.locator("#flight .js-plotly-plot").count() == 2
+    heads = page.locator("table").first.locator("th").all_text_contents()
+    assert heads == ["scenario", "policy", "survival", "return", "action change", "RMSE", "R²"]
+    assert "Return" in page.locator("#overview").text_content()
+
+
+def test_complaints(run, tmp_path, capsys, monkeypatch):
+    def complaint(*arguments: str) -> str:
+        assert report.main(list(arguments)) == 1
+        lines = capsys.readouterr().err.splitlines()
+        assert len(lines) == 1 and lines[0].startswith("jdistill report: error: "), lines
+        return lines[0]
+
+    assert "no run folder (it has no config.yaml)" in complaint(str(tmp_path))
+    assert "no such run; 'jdistill runs' lists those" in complaint("nowhere", "--logdir", str(tmp_path / "logs"))
+    file = run / "evaluation" / "evaluation.json"
+    text = file.read_text()
+    file.write_text(text.replace('"format": 1', '"format": 2'))
+    assert re.search(r"format 2, this version reads 1; evaluate anew with 'jdistill evaluate ", complaint(str(run)))
+    file.write_text(text[:100])
+    assert "damaged (JSONDecodeError); evaluate anew" in complaint(str(run))
+    file.write_text(text)
+    monkeypatch.setitem(sys.modules, "plotly", None)
+    assert "needs plotly, which is not installed; use 'uv run --extra report" in complaint(str(run))
+    assert not (run / "report.html").exists()

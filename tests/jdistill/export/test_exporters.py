@@ -1,0 +1,278 @@
+"""Exports of real runs, read back by what will read them: torch, onnxruntime, rsl_rl."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+from rsl_rl.runners import DistillationRunner, OnPolicyRunner
+from tensordict import TensorDict
+
+from bridge.crazyflie import PointControl, PointControlCfg
+from bridge.env import AutoReset
+from bridge.tasks import TASKS, make_env
+from bridge.torch_vecenv import TorchVecEnv
+from jdistill.core import networks, observations
+from jdistill.core.config import StudentCfg
+from jdistill.core.networks import OUTPUT_ACTIVATIONS, Policy
+from jdistill.export import exporters as export
+from jdistill.export import rsl_rl_models
+from jdistill.export.onnx import to_onnx
+from jdistill.export.policy_file import load_policy, save_policy
+from jdistill.export.rsl_rl import model_cfg
+from jdistill.export.rsl_rl_checkpoint import model_tensors
+from jdistill.export.torchscript import to_torchscript
+from jdistill.run.compose import compose
+from jdistill.run.runner import make_student
+from tests.conftest import BUNDLED_TEACHER, ROOT
+
+STUDENTS = {
+    "gru": Policy(4, (8,), rnn_type="gru", rnn_hidden_dim=8),
+    "fork": Policy(4, (16,), pre_dims=(16,), rnn_type="gru", output_activation="tanh"),
+    "lstm": Policy(4, (8,), rnn_type="lstm", rnn_hidden_dim=6, rnn_num_layers=2, learn_initial_carry=True),
+    "mlp": Policy(4, (8, 8), activation="relu"),
+}
+
+
+RUNS = {
+    "fork": STUDENTS["fork"],
+    "raptor": Policy(4, (), pre_dims=(16,), rnn_type="gru", activation="relu", learn_initial_carry=True),
+    "lstm": STUDENTS["lstm"],
+    "mlp": Policy(4, (8, 8), pre_dims=(12,), activation="relu", output_activation="beta"),
+    "plain": STUDENTS["gru"],
+}
+"""Students of every kind that rsl_rl has a model for, and of every kind that it gets ours for."""
+
+
+def learnt(policy: Policy, normalize: bool = True):
+    """Parameters of a policy that has seen something."""
+    state = networks.init(policy, jax.random.key(0), 22, normalize)
+    if state.normalizer:
+        state = state.replace(
+            normalizer=state.normalizer.update(2 + 3 * jax.random.normal(jax.random.key(1), (99, 22)))
+        )
+    return state.replace(params=jax.tree.map_with_path(lambda p, x: x + 0.2 * ("initial" in str(p)), state.params))
+
+
+def act_of_onnx(policy, state):
+    session = onnxruntime.InferenceSession(to_onnx(policy, state, 22).SerializeToString())
+    carry = export.initial_states(policy, state)
+
+    def act(obs):
+        action, *states = session.run(None, {"obs": obs, **{f"{k}_in": v for k, v in carry.items()}})
+        carry.update(zip(carry, states, strict=True))
+        return action
+
+    return act
+
+
+def act_of_torch(policy, state):
+    module = to_torchscript(policy, state)
+    return lambda obs: module(torch.tensor(obs)).detach().numpy()
+
+
+@pytest.mark.parametrize("make", [act_of_onnx, act_of_torch], ids=["onnx", "torchscript"])
+@pytest.mark.parametrize("kind", STUDENTS)
+def test_every_network_acts_alike(make, kind):
+    policy, state = STUDENTS[kind], learnt(STUDENTS[kind], normalize=kind != "mlp")
+    original, exported = export.jax_policy(policy, state)(), make(policy, state)
+    for t in range(30):
+        obs = np.asarray(jax.random.normal(jax.random.key(t), (1, 22)))
+        np.testing.assert_allclose(exported(obs), original(obs), atol=2e-6)
+
+
+@pytest.mark.parametrize("make", [act_of_onnx, act_of_torch], ids=["onnx", "torchscript"])
+@pytest.mark.parametrize("activation", OUTPUT_ACTIVATIONS)
+def test_every_activation_acts_alike(make, activation):
+    hidden = "elu" if activation == "beta" else activation
+    policy = Policy(4, (8,), activation=hidden, output_activation=activation)
+    state = learnt(policy)
+    obs = np.asarray(jax.random.normal(jax.random.key(0), (1, 22))) * 3
+    np.testing.assert_allclose(make(policy, state)(obs), export.jax_policy(policy, state)()(obs), atol=5e-6)
+
+
+def test_torchscript_forgets_on_reset():
+    policy = STUDENTS["lstm"]
+    module = to_torchscript(policy, learnt(policy))
+    obs = torch.ones(1, 22)
+    first, second = module(obs).clone(), module(obs).clone()
+    module.reset()
+    assert (module(obs) == first).all() and (first != second).any()
+
+
+@pytest.fixture(params=["fork", "raptor", "lstm", "mlp", "plain"])
+def run(tmp_path, request):
+    """A run folder with a student that has learnt something, and the bundled teacher."""
+    policy = RUNS[request.param]
+    student = {name: getattr(policy, name) for name in vars(StudentCfg()) if hasattr(policy, name)}
+    cfg = compose("crazyflie", PointControlCfg, [{"agent": {"student": student}}], ["agent.student.init_noise_std=0.2"])
+    cfg.save(tmp_path / "config.yaml")
+    shutil.copy(BUNDLED_TEACHER, tmp_path / "teacher.safetensors")
+    header = {**observations.describe(make_env(TASKS["crazyflie"](), cfg.env), ["student"]), "iteration": 7}
+    save_policy(tmp_path / "student.safetensors", policy, learnt(policy), header)
+    return tmp_path
+
+
+def test_all_formats_of_a_run(run, capsys):
+    assert export.main([str(run), "--format", "rsl_rl,jit,onnx,safetensors"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split(":")[0].rsplit("/", 1)[1] for line in lines] == [
+        "model_7.pt",
+        "policy.pt",
+        "policy.onnx",
+        "policy.safetensors",
+    ]
+    assert all("100 steps beside the original, largest difference" in line for line in lines)
+    sidecar = json.loads((run / "exported" / "policy.json").read_text())
+    (group,) = sidecar["observation"]["groups"]
+    assert (group["name"], group["size"], group["frame"]) == ("student", 22, "body")
+    assert [part["name"] for part in group["layout"]][-2:] == ["body_rates", "previous_motor_commands"]
+    assert sum(part["size"] for part in group["layout"]) == sidecar["observation"]["size"] == 22
+    assert sidecar["action"]["range"] == [-1, 1] and sidecar["action"]["layout"][0] == "front_right"
+    assert sidecar["control_rate_hz"] == 100.0 and sidecar["action"]["rate_hz"] == 100
+    assert sidecar["versions"]["jax"] == jax.__version__
+    assert all(entry["largest_difference"] <= 1e-5 for entry in sidecar["files"].values())
+
+
+def test_rsl_rls_own_runners_take_the_student(run, flock, tmp_path):
+    """Distillation goes on, the inference policy acts like ours, and PPO fine-tunes the actor."""
+    assert export.main([str(run), "--format", "rsl_rl", "--actor_std", "0.3"]) == 0
+    files = json.loads((run / "exported" / "policy.json").read_text())["files"]["rsl_rl"]
+    policy, state, _ = load_policy(run / "student.safetensors")
+    common = {"num_steps_per_env": 8, "save_interval": 100, "logger": "tensorboard", "run_name": ""}
+    algorithm = {"class_name": "rsl_rl.algorithms:Distillation", "gradient_length": 4}
+    cfg = {**common, **files["distillation"], "algorithm": algorithm}
+    runner = DistillationRunner(TorchVecEnv(flock), cfg, None, "cpu")
+    runner.load(str(run / "exported" / files["file"]))
+    assert runner.current_learning_iteration == 7
+    acts_like(runner.get_inference_policy("cpu"), policy, state)
+    before = [p.clone() for p in runner.alg.student.parameters()]
+    runner.learn(1)
+    assert any((a != b).any() for a, b in zip(before, runner.alg.student.parameters(), strict=True))
+
+    critic = {"class_name": "rsl_rl.models:MLPModel", "hidden_dims": [8], "activation": "elu"}
+    algorithm = {"class_name": "rsl_rl.algorithms:PPO", "num_learning_epochs": 1, "num_mini_batches": 2}
+    cfg = {**common, **files["ppo"], "critic": critic, "algorithm": algorithm}
+    tuner = OnPolicyRunner(TorchVecEnv(flock), cfg, None, "cpu")
+    tuner.load(str(run / "exported" / files["actor_file"]), load_cfg={"actor": True})
+    acts_like(tuner.get_inference_policy("cpu"), policy, state)
+    if policy.output_activation != "beta":
+        assert torch.allclose(tuner.alg.actor.state_dict()["distribution.std_param"], torch.tensor(0.3))
+    tuner.learn(1)
+
+
+def acts_like(theirs, policy: Policy, state) -> None:
+    """rsl_rl's model and ours do the same, ends of episodes included."""
+    carry = networks.initial_carry(policy, state, 5)
+    theirs.reset()
+    for t in range(10):
+        obs = TensorDict({"student": torch.randn(5, 22)}, batch_size=[5])
+        carry, action = networks.act(policy, state, carry, jnp.array(obs["student"].numpy()))
+        np.testing.assert_allclose(theirs(obs).detach().numpy(), action, atol=1e-5)
+        done = np.arange(5) == t % 5
+        first = networks.initial_carry(policy, state, 5)
+        carry = jax.tree.map(lambda f, c, done=done: jnp.where(done[:, None], f, c), first, carry)
+        theirs.reset(torch.tensor(done))
+    theirs.reset()
+
+
+def test_rsl_rls_own_exporters_take_our_models(tmp_path):
+    policy, obs = STUDENTS["fork"], TensorDict({"student": torch.randn(1, 22)}, batch_size=[1])
+    state = learnt(policy)
+    settings = model_cfg(policy, state, 0.1)
+    assert settings.pop("class_name") == "jdistill.export.rsl_rl_models:RNNModel"
+    theirs = rsl_rl_models.RNNModel(obs, {"student": ["student"]}, "student", 4, **settings)
+    theirs.load_state_dict(model_tensors(policy, state, 0.1), strict=True)
+    scripted, ours = torch.jit.script(theirs.eval().as_jit()), export.jax_policy(policy, state)()
+    for _ in range(5):
+        np.testing.assert_allclose(scripted(obs["student"]).detach(), ours(obs["student"].numpy()), atol=1e-5)
+    assert theirs.as_onnx().input_names == ["obs", "h_in"]
+    settings |= {"learn_initial_state": True}
+    with pytest.raises(NotImplementedError, match=r"use 'python -m jdistill.export'"):
+        rsl_rl_models.RNNModel(obs, {"student": ["student"]}, "student", 4, **settings).as_jit()
+
+
+def test_the_flight_beside_the_original_goes_on_after_a_crash(flock):
+    """A policy that falls ends its episode long before 100 steps; the comparison covers the rest all the same."""
+    falls = learnt(STUDENTS["mlp"], normalize=False)
+    env = AutoReset(PointControl(PointControlCfg(num_envs=1, episode_length_s=0.05)))
+    calls = []
+
+    def original():
+        calls.append(0)
+        act = export.jax_policy(STUDENTS["mlp"], falls)()
+
+        def counted(obs):
+            calls[-1] += 1
+            return act(obs)
+
+        return counted
+
+    assert export.flown_difference(env, ["student"], original, export.jax_policy(STUDENTS["mlp"], falls)) == 0.0
+    assert sum(calls) == 100 and calls[:-1] == [5] * 20
+
+
+WITHOUT = """
+import sys
+package, *arguments = sys.argv[1:]
+class Missing:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] == package:
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+sys.meta_path.insert(0, Missing())
+from jdistill.export.exporters import main
+sys.exit(main(arguments))
+"""
+"""The command on a machine without the package that the first argument names."""
+
+
+@pytest.mark.parametrize("run", ["fork"], indirect=True)
+@pytest.mark.parametrize(("package", "format"), [("torch", "jit"), ("torch", "rsl_rl"), ("onnx", "onnx")])
+def test_missing_packages_are_told_in_one_line(run, package, format):
+    arguments = [str(run), "--format", f"safetensors,{format}"]
+    done = subprocess.run(
+        [sys.executable, "-c", WITHOUT, package, *arguments], capture_output=True, text=True, cwd=ROOT
+    )
+    assert done.returncode == 1
+    expected = f"jdistill export: error: {format}: {package} is not installed; use 'uv run --extra torch --extra onnx"
+    assert done.stderr.count("\n") == 1 and done.stderr.startswith(expected)
+
+
+def test_complaints(tmp_path, capsys, monkeypatch):
+    def complaint(*arguments: str) -> str:
+        assert export.main(list(arguments)) == 1
+        err = capsys.readouterr().err
+        assert err.count("\n") == 1 and err.startswith("jdistill export: error: ")
+        return err
+
+    assert "no run folder" in complaint(str(tmp_path))
+    cfg = compose("crazyflie", PointControlCfg, [], [])
+    cfg.save(tmp_path / "config.yaml")
+    assert "student.safetensors: no such file" in complaint(str(tmp_path))
+    policy = make_student(cfg.agent.student, 4)
+    save_policy(tmp_path / "student.safetensors", policy, learnt(policy), {})
+    assert "--format tflite: expected some of" in complaint(str(tmp_path), "--format", "onnx, tflite")
+    for actor_std in ("-1", "nan", "0", "much"):
+        with pytest.raises(SystemExit) as stop:
+            export.main([str(tmp_path), "--actor_std", actor_std])
+        err = capsys.readouterr().err
+        assert stop.value.code == 2 and err.count("\n") == 1 and f"{actor_std!r} is not a positive number" in err
+    assert "teacher.safetensors: no such file" in complaint(str(tmp_path), "--format", "rsl_rl")
+    shutil.copy(BUNDLED_TEACHER, tmp_path / "teacher.safetensors")
+    (tmp_path / "taken" / "policy.pt").mkdir(parents=True)
+    assert "jit: cannot be written" in complaint(str(tmp_path), "--format", "jit", "--out", str(tmp_path / "taken"))
+    file = tmp_path / "student.safetensors"
+    assert "File exists" in complaint(str(tmp_path), "--out", str(file))
+    monkeypatch.setattr(export, "TOLERANCE", -1.0)
+    assert "differ by" in complaint(str(tmp_path), "--format", "onnx")
+    assert "differ by" in complaint(str(tmp_path), "--format", "rsl_rl")
+    assert not list((tmp_path / "exported").glob("*.onnx")) and not list((tmp_path / "exported").glob("*.pt"))
+    assert load_policy(tmp_path / "student.safetensors")

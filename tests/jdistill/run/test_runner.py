@@ -1,0 +1,171 @@
+"""The loop, in this process: broken data, phase information."""
+
+from __future__ import annotations
+
+import re
+import resource
+
+import jax
+import jax.numpy as jnp
+import pytest
+from safetensors.numpy import load_file
+
+from bridge.crazyflie import PointControl, PointControlCfg
+from bridge.env import AutoReset
+from jdistill.errors import DatasetError, TrainingError
+from jdistill.run.compose import compose
+from jdistill.run.runner import DistillationRunner, load_recording, load_teacher
+from tests.conftest import BUNDLED_TEACHER
+
+
+class Breaking(PointControl):
+    """Crazyflies whose teacher observation becomes NaN after ``good_steps`` steps."""
+
+    good_steps = 40
+
+    def reset(self, rng):
+        state = super().reset(rng)
+        return state.replace(info={**state.info, "steps": jnp.zeros((), jnp.int32)})
+
+    def step(self, state, action):
+        after = super().step(state, action)
+        steps = state.info["steps"] + 1
+        broken = jnp.where(steps > self.good_steps, jnp.nan, after.obs["teacher"])
+        return after.replace(obs={**after.obs, "teacher": broken}, info={**after.info, "steps": steps})
+
+
+@pytest.fixture
+def make_runner(tmp_path):
+    def make(env_cls=PointControl, *overrides: str, folder=tmp_path, **more) -> DistillationRunner:
+        settings = ["env.num_envs=2", "agent.num_steps_per_env=16", "agent.save_interval=1", "agent.logger=none"]
+        cfg = compose("crazyflie", PointControlCfg, [], [*settings, *overrides])
+        env = AutoReset(env_cls(cfg.env))
+        teacher = load_teacher(BUNDLED_TEACHER, env, cfg)
+        return DistillationRunner(env, cfg, teacher, folder, load_recording(env, cfg, teacher), **more)
+
+    return make
+
+
+def test_broken_observations_stop_the_run_and_the_last_good_checkpoint_stays(make_runner, tmp_path):
+    runner = make_runner(Breaking, "agent.max_iterations=5")
+    runner.start()
+    with pytest.raises(TrainingError) as error:
+        runner.learn()
+    assert str(error.value) == (
+        "iteration 2: NaN or infinity in observation group 'teacher'; "
+        f"the checkpoint of iteration 2 is kept in {tmp_path}"
+    )
+    again = make_runner(Breaking)
+    again.load()
+    assert again.current_learning_iteration == 2
+    assert all(bool(jnp.isfinite(x).all()) for x in jax.tree.leaves(again.state.student))
+    student = load_file(tmp_path / "student.safetensors")
+    assert (student["params/mlp_1/dense/bias"] == again.state.student.params["mlp_1"]["dense"]["bias"]).all()
+
+
+def test_nothing_is_compiled_and_only_scalars_leave_the_device_after_the_first_iteration(make_runner):
+    """Through both phases, with episodes that end and a checkpoint an iteration."""
+    settings = ["agent.algorithm.use_two_stage_training=true", "agent.algorithm.phase1_iterations=2"]
+    runner = make_runner(PointControl, *settings, "env.episode_length_s=0.1", "agent.max_iterations=6")
+    runner.start()
+    compiled: list[int] = []
+
+    def count(event: str, *_: object, **__: object) -> None:
+        if event == "/jax/core/compile/backend_compile_duration":
+            compiled.append(runner.current_learning_iteration)
+
+    jax.monitoring.register_event_duration_secs_listener(count)
+    try:
+        runner.learn()
+    finally:
+        jax.monitoring.unregister_event_duration_listener(count)
+    assert compiled and max(compiled) == 0
+    program = runner._iteration.lower(runner.state).compile()
+    state, scalars = jax.eval_shape(runner.alg.iteration, runner.state)
+    assert all(x.shape == () for x in scalars.values())
+    assert jax.tree.structure(state) == jax.tree.structure(runner.state)
+    assert not re.search("callback|outfeed|infeed|send-done|recv-done", program.as_text())
+
+
+def test_phase_information(make_runner):
+    runner = make_runner(
+        PointControl, "agent.algorithm.use_two_stage_training=true", "agent.algorithm.phase1_iterations=7"
+    )
+    seen = []
+    for iteration in (0, 6, 7):
+        runner.current_learning_iteration = iteration
+        seen.append(runner.get_training_phase_info())
+    assert seen[0] == {
+        "use_two_stage_training": True,
+        "training_phase": 1,
+        "current_iteration": 0,
+        "phase1_iterations": 7,
+        "action_source": "teacher",
+    }
+    assert [(s["training_phase"], s["action_source"]) for s in seen[1:]] == [(1, "teacher"), (2, "student")]
+
+
+def test_a_history_is_gone_on_with_bitwise(make_runner, tmp_path):
+    """The ring, the end of phase 1 and who flies which episode are part of the checkpoint."""
+    settings = ["agent.algorithm.use_dagger=true", "agent.algorithm.max_buffer_size=96"]
+    settings += ["agent.algorithm.use_two_stage_training=true", "agent.algorithm.phase1_iterations=2"]
+    settings += ["agent.algorithm.phase1_until_return=1e9", "agent.algorithm.beta_schedule=linear"]
+    settings += ["agent.algorithm.beta_per=episode", "agent.save_interval=3", "env.episode_length_s=0.1"]
+    whole = make_runner(PointControl, *settings, "agent.max_iterations=6", folder=tmp_path / "whole")
+    whole.start()
+    whole.learn()
+    half = make_runner(PointControl, *settings, "agent.max_iterations=3", folder=tmp_path / "half")
+    half.start()
+    half.learn()
+    again = make_runner(PointControl, *settings, "agent.max_iterations=6", folder=tmp_path / "half")
+    again.load()
+    assert again.state.history.length.tolist() == [48, 48] and again.phase1_end == 2
+    again.learn()
+    ours, theirs = (jax.tree_util.tree_leaves_with_path(r.state.replace(rng=None)) for r in (again, whole))
+    for (path, a), (_, b) in zip(ours, theirs, strict=True):
+        if not jnp.issubdtype(a.dtype, jax.dtypes.prng_key):
+            assert (a == b).all(), path
+
+
+def test_a_recording_that_breaks_off_loses_no_training(make_runner, tmp_path):
+    short = ["env.episode_length_s=0.1", "agent.save_interval=1000", "agent.max_iterations=200"]
+    runner = make_runner(PointControl, *short, folder=tmp_path / "run", record=tmp_path / "f.hdf5")
+    runner.start()
+    begin = runner._recorder
+
+    def begin_on_a_small_disk():
+        recorder = begin()
+        resource.prlimit(recorder.process.pid, resource.RLIMIT_FSIZE, (10_000, 10_000))
+        return recorder
+
+    runner._recorder = begin_on_a_small_disk
+    with pytest.raises(DatasetError, match=r"File too large.*; the training is saved, and --resume goes on with it$"):
+        runner.learn()
+    done = runner.current_learning_iteration
+    assert 0 < done < 200 and (tmp_path / "run" / "checkpoints" / str(done)).is_dir()
+
+
+def test_what_is_recorded_can_be_trained_on(make_runner, tmp_path, capsys):
+    file = tmp_path / "flights.hdf5"
+    short = ["env.episode_length_s=0.1", "agent.num_steps_per_env=16"]
+    flown = make_runner(PointControl, *short, "agent.max_iterations=4", folder=tmp_path / "flown", record=file)
+    flown.start()
+    flown.learn()
+    # Two environments, 64 steps, episodes of at most 10 that began at once: at least 12 ended.
+    episodes = int(re.search(r"Recorded (\d+) episodes", capsys.readouterr().out)[1])
+    assert episodes >= 12
+    settings = [f"agent.algorithm.dataset=[{file}]", "agent.max_iterations=30", "agent.algorithm.gradient_steps=20"]
+    settings += ["agent.algorithm.use_two_stage_training=true", "agent.algorithm.phase1_iterations=2"]
+    settings += ["agent.algorithm.beta_schedule=linear"]
+    runner = make_runner(PointControl, *settings, "agent.algorithm.burn_in_steps=5", folder=tmp_path / "trained")
+    assert f"Dataset: {episodes} episodes" in runner.recording.summary
+    runner.start()
+    start = runner.state.env_state.pipeline_state.craft.pos.copy()
+    runner.learn()
+    out = capsys.readouterr().out
+    assert "PHASE" not in out and "Phase" not in out and "by the teacher" not in out, "nobody steps anything"
+    losses = [float(x) for x in re.findall(r"Mean behavior loss: (\S+)", out)]
+    assert len(losses) == 30 and losses[-1] < losses[0] / 3
+    assert (runner.state.env_state.pipeline_state.craft.pos == start).all(), "nothing was flown"
+    assert (tmp_path / "trained" / "student.safetensors").exists()
+    assert float(runner.state.student.normalizer.count) == float(runner.recording.normalizer.count) > 100
