@@ -1,6 +1,6 @@
 """A policy with its parameters, ready to act on an environment's observation groups.
 
-That is what a teacher is, what an evaluation rolls out, and what a film shows. Actors are pytrees, so a compiled program
+That is what a teacher is, what an evaluation rolls out, and what a film shows. Actors are pytrees: a compiled program
 takes one as an argument and serves every actor of the same structure.
 """
 
@@ -22,7 +22,7 @@ class Actor(Protocol):
     """Chooses actions for a batch of environments; a pytree."""
 
     def initial_carry(self, batch: int) -> Any:
-        """The recurrent state of ``batch`` environments whose episodes begin, a pytree of (batch, ...); ``()`` if none."""
+        """Recurrent state of ``batch`` environments whose episodes begin, a pytree of (batch, ...); ``()`` if none."""
         ...
 
     def act(self, carry: Any, obs: Mapping[str, Array]) -> tuple[Any, Array]:
