@@ -20,6 +20,7 @@ from flax import linen as nn
 from flax import struct
 from jax import Array
 
+from bridge.env import where_done
 from jdistill.core import recurrence
 from jdistill.core.recurrence import State
 
@@ -146,10 +147,10 @@ class RecurrentLayer(nn.Module):
     """The layer's function in :mod:`jdistill.core.recurrence`."""
 
     @nn.compact
-    def __call__(self, x: Array, state: State, begins: Array | None = None, first: State | None = None) -> Any:
+    def __call__(self, x: Array, state: State, reset: Array | None = None, reset_carry: State | None = None) -> Any:
         """One step: inputs (B, I) to the next state and the output (B, hidden).
 
-        With ``begins`` a whole window (T * B, I), to the state after it and the outputs (T, B, hidden).
+        With ``reset`` (T, B) a whole window (T * B, I), to the state after it and the outputs (T, B, hidden).
         """
         init = _uniform(self.hidden_dim**-0.5)
         width = self.gates * self.hidden_dim
@@ -158,9 +159,9 @@ class RecurrentLayer(nn.Module):
         bias_ih = self.param("bias_ih", init, (width,))
         bias_hh = self.param("bias_hh", init, (width,))
         projected = x @ weight_ih + bias_ih
-        if begins is None:
+        if reset is None:
             return self.cell(projected, state[0] @ weight_hh + bias_hh, state)
-        return self.unroll(projected.reshape(*begins.shape, width), weight_hh, bias_hh, state, begins, first)
+        return self.unroll(projected.reshape(*reset.shape, width), weight_hh, bias_hh, state, reset, reset_carry)
 
     def cell(self, from_input: Array, from_hidden: Array, state: State) -> tuple[State, Array]:
         """The gate equations of one step."""
@@ -263,22 +264,19 @@ class Policy(nn.Module):
             states.append(state)
         return tuple(states), self._after(x)
 
-    def unroll(
-        self, carry: Carry, obs: Array, dones: Array, restart: Array, restart_carry: Carry
-    ) -> tuple[Carry, Array]:
+    def unroll(self, carry: Carry, obs: Array, reset: Array, reset_carry: Carry) -> tuple[Carry, Array]:
         """A window of steps: observations (T, B, D) to the carry after the window and actions (T, B, A).
 
-        After step t the carry becomes the initial one where ``dones[t]`` (T, B), and ``restart_carry`` for all
-        environments where ``restart[t]`` (T,).
+        Before step t the carry becomes ``reset_carry[t]`` where ``reset[t]``; ``reset`` is (T, B) bool, the leaves of
+        ``reset_carry`` are (T, B, hidden) or can be broadcast to that.
         """
         steps, batch, size = obs.shape
-        begins = dones | restart[:, None]
         # Rows without a time axis: that is what XLA's matrix products, and their gradients, are fast at.
         x = self._before(obs.reshape(steps * batch, size))
         states = []
-        for layer, start, new, again in zip(self.rnn, carry, self.initial_carry(batch), restart_carry, strict=True):
-            first = jax.tree.map(lambda n, a: jnp.where(restart[:, None, None], a, n), new, again)
-            state, out = layer(x, start, begins, first)
+        for layer, start, new in zip(self.rnn, carry, reset_carry, strict=True):
+            every = tuple(jnp.broadcast_to(s, (steps, batch, self.rnn_hidden_dim)) for s in new)
+            state, out = layer(x, start, reset, every)
             x = out.reshape(steps * batch, self.rnn_hidden_dim)
             states.append(state)
         return tuple(states), self._after(x).reshape(steps, batch, self.num_actions)
@@ -316,19 +314,18 @@ def act(policy: Policy, state: PolicyState, carry: Carry, obs: Array) -> tuple[C
     return out
 
 
-def replay(policy: Policy, state: PolicyState, obs: Array, begins: Array) -> Array:
-    """Deterministic actions (T, B, A) along recorded raw observations (T, B, D): the labels of a teacher, anew.
+def replay(policy: Policy, state: PolicyState, obs: Array, is_first: Array) -> Array:
+    """Deterministic actions (T, B, A) along recorded raw observations (T, B, D): a teacher's actions, computed anew.
 
-    Episodes begin at the steps ``begins`` (T, B) and at the first one; there, and only there, the policy forgets.
+    Episodes begin at the steps ``is_first`` (T, B) and at the first one; there, and only there, the policy forgets.
     """
-    first = initial_carry(policy, state, obs.shape[1])
+    initial = initial_carry(policy, state, obs.shape[1])
 
     def step(carry: Carry, inputs: tuple[Array, Array]) -> tuple[Carry, Array]:
         now, new = inputs
-        carry = jax.tree.map(lambda f, c: jnp.where(new[:, None], f, c), first, carry)
-        return act(policy, state, carry, now)
+        return act(policy, state, where_done(new, initial, carry), now)
 
-    return jax.lax.scan(step, first, (obs, begins))[1]
+    return jax.lax.scan(step, initial, (obs, is_first))[1]
 
 
 def num_parameters(state: PolicyState) -> int:

@@ -23,7 +23,8 @@ from jax import Array
 from jdistill.cli.parser import Parser
 from jdistill.core import networks, observations
 from jdistill.core.config import AlgorithmCfg
-from jdistill.core.history import GIB, History, check_memory
+from jdistill.core.history import History
+from jdistill.core.memory import GIB, check_memory
 from jdistill.core.networks import Normalizer, Policy, PolicyState
 from jdistill.data.write_ahead_log import recover
 from jdistill.errors import ConfigError, DatasetError
@@ -123,8 +124,8 @@ def load(
             packed[name][start : start + len(value), flight] = value
     history = History(
         obs=jnp.asarray(packed["obs"]),
-        label=jnp.asarray(_relabel(teacher, packed["teacher"], first) if teacher else packed["label"], dtype),
-        first=jnp.asarray(first),
+        teacher_action=jnp.asarray(_relabel(teacher, packed["teacher"], first) if teacher else packed["label"], dtype),
+        is_first=jnp.asarray(first),
         carry=(),
         origin=jnp.zeros((), jnp.int32),
         length=jnp.asarray(ages, jnp.int32),
