@@ -34,14 +34,17 @@ from bridge.crazyflie import PointControl, PointControlCfg
 from bridge.crazyflie.cfg import RandomizationCfg
 from bridge.env import AutoReset
 from bridge.tasks import TASKS, make_env
-from jdistill.core.distillation import Distillation, first_steps
+from jdistill.core.actor import PolicyActor
+from jdistill.core.distillation import Distillation
+from jdistill.core.memory import plan_history
+from jdistill.core.statistics import is_first_step
 from jdistill.data.recorder import Recorder
 from jdistill.evaluation.evaluate import evaluate
 from jdistill.export.policy_file import load_policy
 from jdistill.run import compilation
 from jdistill.run.compose import compose, load_file
+from jdistill.run.inputs import make_student
 from jdistill.run.provenance import machine
-from jdistill.run.runner import make_student
 
 WIDE = {"mass": 0.2, "inertia": 0.5, "thrust": 0.15, "motor": 0.5}
 """Half-widths of the ranges, relative to the nominal craft."""
@@ -92,28 +95,28 @@ class Iterations:
         preset = load_file(ROOT / "configs" / "crazyflie.yaml")
         cfg = compose(task.name, task.cfg_cls, [preset], [*settings, *COSTS[way]])
         env = make_env(task, cfg.env)
-        teacher, learnt, _ = load_policy(TEACHER)
-        alg = Distillation(env, make_student(cfg.agent.student, env.num_actions), teacher, cfg.agent)
-        self.state = jax.jit(alg.init)(jax.random.key(SEED), learnt)
+        self.teacher = PolicyActor(*load_policy(TEACHER)[:2], tuple(cfg.agent.obs_groups["teacher"]))
+        alg = Distillation(env, make_student(cfg.agent.student, env.num_actions), cfg.agent)
+        self.state = jax.jit(alg.init)(jax.random.key(SEED), self.teacher)
         self.recorded = way == "recorded"
-        program: Any = alg.recorded_iteration if self.recorded else alg.iteration
-        self.program = jax.jit(program, donate_argnums=0).lower(self.state).compile()
-        plan = alg.plan()
+        program: Any = alg.iteration if self.recorded else lambda *args: alg.iteration(*args)[:2]
+        self.program = jax.jit(program, donate_argnums=0).lower(self.state, self.teacher).compile()
+        plan = plan_history(alg)
         self.run((plan.rollouts if plan else 0) + 2, None)
         history = self.state.history
-        assert history is None or int(history.length.min()) == history.first.shape[0], "the history is full"
+        assert history is None or int(history.length.min()) == history.is_first.shape[0], "the history is full"
 
     def run(self, iterations: int, file: Path | None) -> float:
         """Iterate; returns the seconds of an iteration, those of writing all of ``file`` included.
 
         The half second in which a run starts the process that writes is not.
         """
-        begins = np.asarray(first_steps(self.state.env_state))
-        recorder = Recorder(file, {"env_name": "crazyflie"}, begins, None) if file and self.recorded else None
+        is_first = np.asarray(is_first_step(self.state.env_state))
+        recorder = Recorder(file, {"env_name": "crazyflie"}, is_first, None) if file and self.recorded else None
         began = time.perf_counter()
         for _ in range(iterations):
-            self.state, scalars, *rollout = self.program(self.state)
-            jax.device_get(scalars)
+            self.state, metrics, *rollout = self.program(self.state, self.teacher)
+            jax.device_get(metrics)
             if recorder:
                 recorder.put(*rollout)
         if recorder:
