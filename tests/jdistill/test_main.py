@@ -7,7 +7,7 @@ from importlib.metadata import entry_points
 
 import pytest
 
-from jdistill.__main__ import COMMANDS, main
+from jdistill.cli.main import COMMANDS, main
 
 
 @pytest.fixture
@@ -45,4 +45,6 @@ def test_commands_run_and_complain(jdistill, small_run, tmp_path):
         "jdistill runs: error: argument --logdir: nowhere: no such folder\n",
     )
     status, _, err = jdistill("reprot")
-    assert status == 2 and err.startswith("jdistill: error: no command reprot (did you mean report?); there are runs, ")
+    assert status == 2 and err.startswith(
+        "jdistill: error: no command reprot (did you mean report?); there are train, "
+    )
