@@ -86,7 +86,8 @@ def find(request: Request) -> Simulator:
         return claimed
     open_ended = sorted((s for s in every.values() if s.open_ended), key=is_installed, reverse=True)
     if not open_ended:
-        raise SettingError(f"unknown task {request.task}{_near(request.task)}; there are {', '.join(task_names())}")
+        names = list(task_names())
+        raise SettingError(f"unknown task {request.task}{_near(request.task, names)}; there are {', '.join(names)}")
     return open_ended[0]
 
 
@@ -101,15 +102,16 @@ def check_installed(simulator: Simulator, request: Request) -> None:
         return
     what = "this task"
     if request.sim is None and not simulator.claims(request):
-        what = f"unknown task {request.task}{_near(request.task)}; every other"
+        others = [name for name, sim in task_names().items() if sim != simulator.name]
+        what = f"unknown task {request.task}{_near(request.task, others)}; every other"
     how = f"'uv run --extra {simulator.extra} {request.program}'" if simulator.extra else f"package {simulator.package}"
     raise SettingError(f"{what} needs {simulator.title}, use {how}")
 
 
-def _near(name: str, known: Iterable[str] = ()) -> str:
+def _near(name: str, known: Iterable[str]) -> str:
     module, _, attribute = name.rpartition(":")
     missing = f" ({module} has no '{attribute}')" if module and attribute.isidentifier() else ""
-    return missing or nearest(name, [*known, *task_names()])
+    return missing or nearest(name, known)
 
 
 def load(simulator: Simulator, name: str, options: Any = None) -> Task:
@@ -121,7 +123,7 @@ def load(simulator: Simulator, name: str, options: Any = None) -> Task:
     try:
         return simulator.load(name, options)
     except UnknownTaskError as e:
-        near, built_in = _near(name, e.known), ", ".join(TASKS)
+        near, built_in = _near(name, [*e.known, *task_names()]), ", ".join(TASKS)
         raise SettingError(
             f"unknown task {name}{near}; {simulator.title} has {len(e.known)}, and there are {built_in}"
         ) from e

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import re
 import subprocess
 import sys
 
@@ -48,3 +50,29 @@ def test_the_isaaclab_task_brings_no_jax():
 def test_registering_the_isaaclab_task_costs_no_simulator():
     loaded = modules_after("import bridge.isaaclab_tasks")
     assert "gymnasium" in loaded and not loaded & {"isaaclab", "torch", "jax", "warp"}
+
+
+def names_in(code: str) -> set[str]:
+    """Imports, identifiers and strings of a program; docstrings, those of attributes among them, aside."""
+    tree = ast.parse(code)
+    told = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
+    found: set[str] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in told:
+            found.add(node.value)
+        found |= {
+            value
+            for field in ("id", "attr", "name", "arg", "module", "asname")
+            if isinstance(value := getattr(node, field, None), str)
+        }
+    return found
+
+
+def test_simulators_are_named_in_the_bridge_alone():
+    assert names_in("'''isaaclab'''\nx = 1\n'''isaaclab'''") == {"x"}
+    assert names_in("from bridge.isaaclab import agent as a\nb = f'{a.c}d'") == {
+        *("bridge.isaaclab", "agent", "a", "b", "c", "d")
+    }
+    for file in [ROOT / "train_jax.py", *(ROOT / "jdistill").rglob("*.py")]:
+        named = {name for name in names_in(file.read_text()) if re.search("isaac|crazyfl", name, re.IGNORECASE)}
+        assert not named, f"{file.relative_to(ROOT)} names {named}"

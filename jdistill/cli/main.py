@@ -57,14 +57,19 @@ def report_errors(prog: str, command: Callable[[list[str]], int | None], argv: S
     """
     try:
         return command(list(argv)) or 0
-    except UserError as e:
-        message, status = str(e), e.status
-    except OSError as e:
-        what = e.strerror or " ".join(str(e).split()) or type(e).__name__
-        message, status = f"{e.filename}: {what}" if e.filename else what, 1
-    except KeyboardInterrupt:
-        message, status = "interrupted", 130
-    if "--traceback" in argv:
-        traceback.print_exc()
-    print(f"{prog}: error: {message}", file=sys.stderr)
-    return status
+    except (UserError, OSError, KeyboardInterrupt) as e:
+        if "--traceback" in argv:
+            traceback.print_exc()
+        message, status = _told(e)
+        print(f"{prog}: error: {message}", file=sys.stderr)
+        return status
+
+
+def _told(error: BaseException) -> tuple[str, int]:
+    """The line and the exit status."""
+    if isinstance(error, UserError):
+        return str(error), error.status
+    if isinstance(error, OSError):
+        what = error.strerror or " ".join(str(error).split()) or type(error).__name__
+        return (f"{error.filename}: {what}" if error.filename else what), 1
+    return "interrupted", 130
