@@ -9,6 +9,7 @@ from bridge.env import TrainingEnv
 from jdistill.core import observations
 from jdistill.core.actor import PolicyActor
 from jdistill.core.config import AgentCfg, StudentCfg
+from jdistill.core.distillation import Distillation
 from jdistill.core.networks import Policy, PolicyState
 from jdistill.data.dataset import Labeller, Recording, load
 from jdistill.errors import ConfigError, ObservationError
@@ -42,6 +43,11 @@ def make_student(cfg: StudentCfg, num_actions: int) -> Policy:
         rnn_num_layers=cfg.rnn_num_layers,
         learn_initial_carry=cfg.learn_initial_carry,
     )
+
+
+def make_algorithm(env: TrainingEnv, agent: AgentCfg) -> Distillation:
+    """The algorithm with the student that ``agent`` describes."""
+    return Distillation(env, make_student(agent.student, env.num_actions), agent)
 
 
 def resolve_obs_groups(agent: AgentCfg, env: TrainingEnv) -> None:

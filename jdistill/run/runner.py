@@ -15,7 +15,7 @@ import numpy as np
 
 from bridge.env import TrainingEnv
 from jdistill.core import observations
-from jdistill.core.distillation import Distillation, TrainState, Transition
+from jdistill.core.distillation import TrainState, Transition
 from jdistill.core.schedule import PhaseInfo
 from jdistill.core.statistics import Metrics
 from jdistill.data.dataset import Recording
@@ -25,7 +25,7 @@ from jdistill.run.callbacks import Callback, Checkpoint, Console, Iteration, Sca
 from jdistill.run.checkpoint import Checkpoints
 from jdistill.run.compose import RunCfg
 from jdistill.run.console import Clock, Timing
-from jdistill.run.inputs import Teacher, make_student
+from jdistill.run.inputs import Teacher, make_algorithm
 from jdistill.run.signals import caught_signals
 
 
@@ -57,8 +57,7 @@ class DistillationRunner:
         self.actor = teacher.actor(cfg.agent)
         self.run_dir = run_dir
         self.recording = recording
-        self.student = make_student(cfg.agent.student, env.num_actions)
-        self.alg = Distillation(env, self.student, cfg.agent)
+        self.alg = make_algorithm(env, cfg.agent)
         self.checkpoints = Checkpoints(run_dir, cfg.agent.max_checkpoints)
         self.scalars = Scalars()
         self.callbacks: list[Callback] = [self.scalars, Console(), Checkpoint(), *callbacks]
@@ -220,4 +219,4 @@ class DistillationRunner:
             "iteration": self.current_learning_iteration,
         }
         for name in ["student", *(["best_student"] if best else [])]:
-            save_policy(self.run_dir / f"{name}.safetensors", self.student, self.state.student, header)
+            save_policy(self.run_dir / f"{name}.safetensors", self.alg.student, self.state.student, header)
