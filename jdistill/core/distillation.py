@@ -152,7 +152,7 @@ class Distillation:
     def init(self, rng: Array, teacher: PolicyState) -> TrainState:
         """A fresh student, optimiser and environment."""
         student_key, env_key, length_key, rng = jax.random.split(rng, 4)
-        size = observations.size(self.cfg.obs_groups["student"], self.env.obs_sizes)
+        size = observations.size(self.cfg.obs_groups["student"], self.env.obs_specs)
         student = networks.init(self.student, student_key, size, self.cfg.student.obs_normalization)
         env_state = self.env.reset(env_key)
         if self.cfg.init_at_random_ep_len:
@@ -183,7 +183,7 @@ class Distillation:
         carry = networks.initial_carry(self.student, student, envs) if states else ()
         return History.create(
             rollouts * steps,
-            obs=jnp.zeros((envs, observations.size(self.cfg.obs_groups["student"], self.env.obs_sizes))),
+            obs=jnp.zeros((envs, observations.size(self.cfg.obs_groups["student"], self.env.obs_specs))),
             label=jnp.zeros((envs, self.env.num_actions)),
             carry=jax.tree.map(lambda x: jnp.zeros((states, *x.shape)), carry),
             dtype=jnp.dtype(cfg.history_dtype),
@@ -198,7 +198,7 @@ class Distillation:
         self.sampler.check()
         if not self.cfg.algorithm.use_dagger:
             return None
-        size = observations.size(self.cfg.obs_groups["student"], self.env.obs_sizes)
+        size = observations.size(self.cfg.obs_groups["student"], self.env.obs_specs)
         empty = jax.eval_shape(
             lambda: self.empty_history(networks.init(self.student, jax.random.key(0), size, normalize=False))
         )

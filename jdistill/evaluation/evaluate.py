@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from bridge.env import TrainingEnv
@@ -134,20 +133,20 @@ def make_pilots(request: Request, cfg: RunCfg, env: TrainingEnv, saved: Mapping[
     pilots = {}
     for name, (policy, state, header) in saved.items():
         entries = cfg.agent.obs_groups[name]
-        size = observations.size(entries, env.obs_sizes)
+        size = observations.size(entries, env.obs_specs)
         if header["obs_size"] != size:
             raise ConfigError(f"the {name} takes {header['obs_size']} observations, {'+'.join(entries)} has {size}")
         pilots[name] = make_pilot(policy, state, entries, cfg.agent.clip_actions)
     if request.raptor:
         from jdistill.export import raptor
 
-        pilots["raptor"] = raptor.make_pilot(env, cfg.agent.obs_groups["student"])
+        pilots["raptor"] = raptor.make_actor(env, cfg.agent.obs_groups["student"])
     return pilots
 
 
 def shapes(env: TrainingEnv) -> dict[str, jax.ShapeDtypeStruct]:
     """The observation groups of one environment."""
-    return {name: jax.ShapeDtypeStruct((1, size), jnp.float32) for name, size in env.obs_sizes.items()}
+    return {name: jax.ShapeDtypeStruct((1, *spec.shape), spec.dtype) for name, spec in env.obs_specs.items()}
 
 
 def side_by_side(flown: Mapping[str, Flight]) -> dict[str, Any]:

@@ -217,7 +217,7 @@ def test_the_command(run, capsys):
             ["{run}", "env.teacher_sees_physics=true", "--scenario", "hover"],
             "the teacher takes 26 observations, teacher has 30",
         ),
-        (["{run}", "env.policy_freq=50", "--raptor", "--scenario", "hover"], "--raptor: flies point control with 100"),
+        (["{run}", "env.policy_freq=50", "--raptor", "--scenario", "hover"], "--raptor: needs point control with 100"),
         (["{run}", "--episode", "3"], "unknown flag --episode"),
     ],
 )
