@@ -326,7 +326,8 @@ def train(args: argparse.Namespace) -> Path:
         if args.video and task.cfg_cls is not IsaacLabCfg:
             from jdistill.evaluation.video import Camera
 
-            camera = stack.enter_context(closing(Camera(env, args.video_interval or 100, args.video_length)))
+            film = args.video_interval or 100, args.video_length, task.main_metric
+            camera = stack.enter_context(closing(Camera(env, *film)))
         extras = Extras(shlex.join(PROGRAM + args.argv), profile, record, camera)
         return train_on(env, cfg, task, file, run, bool(resumed), extras)
 

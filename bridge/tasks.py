@@ -53,6 +53,9 @@ class Task:
     """Name of the preset in ``configs/`` that always applies."""
     teacher: str | None = None
     """Name of the bundled teacher."""
+    main_metric: str | None = None
+    """The metric to speak of in tables, reports and films, without its prefix ``Metrics/``; None takes the first by
+    name."""
     old_teacher_output_activation: str = "identity"
     """What ends this task's actors in checkpoints of rsl_rl 2.x and 3.x, which do not say."""
     scenarios: Callable[[Any], Mapping[str, Scenario]] = lambda cfg: {"default": Scenario("the task as it is", cfg)}
@@ -77,6 +80,7 @@ def _crazyflie() -> Task:
         scenarios=scenarios,
         preset="crazyflie",
         teacher="crazyflie",
+        main_metric="position_error",
         old_teacher_output_activation="tanh",
     )
 

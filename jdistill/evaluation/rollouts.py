@@ -6,7 +6,7 @@ known on the states that any of them visits, and one program serves for all of t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -16,6 +16,7 @@ from jax import Array
 
 from bridge.env import EPISODE_METRIC_PREFIX, Parametric, State, TrainingEnv
 from jdistill.core.actor import Actor
+from jdistill.evaluation.metrics import find_main_metric
 
 METRIC, TERMINATION = "Metrics/", "Episode_Termination/"
 TRACES = 3
@@ -47,12 +48,6 @@ def step_metrics(metrics: Mapping[str, Any]) -> dict[str, Any]:
     return {k.removeprefix(METRIC): v for k, v in steps.items()}
 
 
-def find_main_metric(declared: str | None, names: Iterable[str]) -> str | None:
-    """The one metric to speak of: the task's (``declared``), else the first by name; None where there is none."""
-    known = sorted(names)
-    return declared if declared in known else next(iter(known), None)
-
-
 class Evaluator:
     """Rolls out whole episodes with each of ``actors``; programs are compiled once per structure of environment."""
 
@@ -64,7 +59,7 @@ class Evaluator:
         main_metric: str | None = None,
     ):
         """``reference`` names the actor that the others are compared with; an episode has settled after ``settle_s``
-        seconds; ``main_metric`` is the task's, see :func:`find_main_metric`."""
+        seconds; ``main_metric`` is the task's, see :mod:`jdistill.evaluation.metrics`."""
         self.actors = dict(actors)
         self.reference = reference
         self.settle_s = settle_s

@@ -19,6 +19,7 @@ import numpy as np
 
 from bridge.env import TrainingEnv
 from jdistill.core import observations
+from jdistill.core.actor import PolicyActor
 from jdistill.core.config import AgentCfg, StudentCfg
 from jdistill.core.distillation import FINITE, Distillation, TrainState, first_steps
 from jdistill.core.history import Plan
@@ -26,7 +27,6 @@ from jdistill.core.networks import Policy, PolicyState
 from jdistill.data.dataset import Labeller, Recording, load
 from jdistill.data.recorder import Recorder
 from jdistill.errors import ConfigError, DatasetError, TrainingError
-from jdistill.evaluation.rollouts import Pilot, make_pilot
 from jdistill.evaluation.video import Camera, Film
 from jdistill.export.policy_file import load_policy, save_policy
 from jdistill.export.rsl_rl_checkpoint import is_torch_file, load_teacher_checkpoint
@@ -205,13 +205,10 @@ class DistillationRunner:
 
     def _film(self, camera: Camera) -> Film:
         assert self.state is not None
-        return camera.film(
-            self.run_dir, self.current_learning_iteration, self._pilot, self.state.student, self.cfg.agent.seed
-        )
-
-    def _pilot(self, learnt: PolicyState) -> Pilot:
         agent = self.cfg.agent
-        return make_pilot(self.student, learnt, agent.obs_groups["student"], agent.clip_actions)
+        groups = tuple(agent.obs_groups["student"])
+        actor = PolicyActor(self.student, self.state.student, groups, agent.clip_actions)
+        return camera.film(self.run_dir, self.current_learning_iteration, actor, agent.seed)
 
     def _recorder(self) -> Recorder | None:
         if self.record is None:
