@@ -198,7 +198,7 @@ def train(args: argparse.Namespace) -> tuple[Policy, PolicyState]:
     env = PointControl(training_cfg(args))
     policy = Policy(num_actions=4, hidden_dims=(64, 64, 64), activation="elu", output_activation="tanh")
     init_key, reset_key, rng = jax.random.split(jax.random.key(args.seed), 3)
-    learnt = networks.init(policy, init_key, env.obs_sizes[GROUP], normalize=True)
+    learnt = networks.init(policy, init_key, env.obs_specs[GROUP].shape[0], normalize=True)
     learnt = hovering_start(learnt, 2.0 * env.hover_action - 1.0)
     if args.init:
         policy, learnt, _ = load_policy(args.init)
@@ -270,7 +270,7 @@ def describe(env_cfg: PointControlCfg, numbers: dict[str, dict]) -> dict[str, An
         "observation": {
             "group": GROUP,
             "frame": env_cfg.teacher_frame,
-            "layout": [dict(zip(("name", "size", "unit"), part, strict=True)) for part in env.obs_layouts[GROUP]],
+            "layout": [dict(zip(("name", "size", "unit"), part, strict=True)) for part in env.obs_specs[GROUP].layout],
         },
         "action": env.action_layout,
         "drone": env_cfg.drone,

@@ -6,7 +6,6 @@ import argparse
 import shlex
 import sys
 from collections.abc import Sequence
-from contextlib import closing
 from dataclasses import fields
 from typing import Any
 
@@ -131,7 +130,8 @@ def run(argv: list[str], program: Sequence[str] = PROGRAM) -> int:
     def open_film(env: Any) -> Any:
         from jdistill.evaluation.video import Camera, FilmStudent
 
-        return closing(FilmStudent(Camera(env, args.video_interval or 100, args.video_length)))
+        metric = started.task.main_metric
+        return FilmStudent(Camera(env, args.video_length, metric), args.video_interval or 100)
 
     films = args.video and not started.simulator.records_video
     command = shlex.join([*program, *argv])

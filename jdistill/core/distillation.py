@@ -358,7 +358,7 @@ class Distillation:
     @property
     def obs_size(self) -> int:
         """Size of the student's observation."""
-        return observations.size(self.cfg.obs_groups["student"], self.env.obs_sizes)
+        return observations.size(self.cfg.obs_groups["student"], self.env.obs_specs)
 
 
 LOSS_FUNCTIONS: dict[str, Callable[[Array, Array], Array]] = {

@@ -21,13 +21,13 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
+from flax import struct
 from jax import Array
 
 from bridge.env import TrainingEnv
 from jdistill.core import networks
 from jdistill.core.networks import Policy, PolicyState
 from jdistill.errors import ConfigError
-from jdistill.evaluation import rollouts as flight
 
 PARTS = {
     "position_error": 3,
@@ -86,29 +86,50 @@ def load() -> tuple[Policy, PolicyState]:
     return policy, PolicyState(params=_as_jax(params), normalizer=None)
 
 
-def make_pilot(env: TrainingEnv, groups: Sequence[str]) -> flight.Pilot:
+class RaptorActor(struct.PyTreeNode):
+    """RAPTOR on an observation group of point control; see :class:`jdistill.core.actor.Actor`."""
+
+    policy: Policy = struct.field(pytree_node=False)
+    """The network."""
+    state: PolicyState
+    """Its weights."""
+    group: str = struct.field(pytree_node=False)
+    """The observation group (B, 22)."""
+    frame: str = struct.field(pytree_node=False)
+    """In which the group's errors are."""
+
+    def initial_carry(self, batch: int) -> Any:
+        """Recurrent state, the turn from the world's frame to RAPTOR's, and whether that is known yet."""
+        carry = networks.initial_carry(self.policy, self.state, batch)
+        return carry, jnp.zeros((batch, 3, 3)), jnp.zeros(batch, bool)
+
+    def act(self, carry: Any, obs: Mapping[str, Array]) -> tuple[Any, Array]:
+        """See :class:`jdistill.core.actor.Actor`."""
+        memory, turn, is_known = carry
+        seen = obs[self.group]
+        turn = jnp.where(is_known[:, None, None], turn, turn_back(seen))
+        memory, action = networks.act(self.policy, self.state, memory, observe(seen, self.frame, turn))
+        return (memory, turn, jnp.ones_like(is_known)), jnp.clip(action, -1.0, 1.0)
+
+    @property
+    def num_parameters(self) -> int:
+        """Trained numbers."""
+        return networks.num_parameters(self.state)
+
+
+def make_actor(env: TrainingEnv, groups: Sequence[str]) -> RaptorActor:
     """RAPTOR on the student's observation group of point control.
 
     Raises:
         ConfigError: the environment or its observation is another.
     """
-    group = groups[0]
-    layout = {name: size for name, size, _ in env.obs_layouts.get(group, ())}
+    spec = env.obs_specs.get(groups[0])
+    layout = {name: size for name, size, _ in spec.layout} if spec else {}
+    frame = spec.frame if spec else None
     motors, rate = env.action_layout.get("layout"), env.action_layout.get("rate_hz")
-    if len(groups) != 1 or layout != PARTS or motors != MOTORS or rate != RATE_HZ:
-        raise ConfigError(f"--raptor: flies point control with {RATE_HZ} commands a second and its whole observation")
-    policy, learnt = load()
-
-    def initial_carry(batch: int) -> Any:
-        return networks.initial_carry(policy, learnt, batch), jnp.zeros((batch, 3, 3)), jnp.zeros(batch, bool)
-
-    def act(carry: Any, obs: Mapping[str, Array]) -> Any:
-        memory, turn, begun = carry
-        turn = jnp.where(begun[:, None, None], turn, turn_back(obs[group]))
-        memory, action = networks.act(policy, learnt, memory, observe(obs[group], env.obs_frames[group], turn))
-        return (memory, turn, jnp.ones_like(begun)), jnp.clip(action, -1.0, 1.0)
-
-    return flight.Pilot(initial_carry, act, networks.num_parameters(learnt))
+    if len(groups) != 1 or layout != PARTS or frame is None or motors != MOTORS or rate != RATE_HZ:
+        raise ConfigError(f"--raptor: needs point control with {RATE_HZ} commands a second and its whole observation")
+    return RaptorActor(*load(), groups[0], frame)
 
 
 def turn_back(obs: Array) -> Array:

@@ -53,7 +53,7 @@ def make_algorithm(env: TrainingEnv, agent: AgentCfg) -> Distillation:
 def resolve_obs_groups(agent: AgentCfg, env: TrainingEnv) -> None:
     """Where the environment has no group of the set's own name, let the set be ``policy``, as rsl_rl does."""
     for name in ("student", "teacher"):
-        if agent.obs_groups[name] == [name] and name not in env.obs_sizes and "policy" in env.obs_sizes:
+        if agent.obs_groups[name] == [name] and name not in env.obs_specs and "policy" in env.obs_specs:
             agent.obs_groups[name] = ["policy"]
 
 
@@ -67,7 +67,7 @@ def load_recording(env: TrainingEnv, cfg: RunCfg, teacher: Teacher) -> Recording
     algorithm, groups = cfg.agent.algorithm, cfg.agent.obs_groups
     if not algorithm.dataset:
         return None
-    sizes = (observations.size(groups["student"], env.obs_sizes), env.num_actions)
+    sizes = (observations.size(groups["student"], env.obs_specs), env.num_actions)
     labeller = None
     if algorithm.relabel:
         labeller = Labeller(teacher.policy, teacher.state, groups["teacher"], teacher.description["obs_size"])
@@ -92,12 +92,12 @@ def load_teacher(file: Path, env: TrainingEnv, cfg: RunCfg, old_output_activatio
     expected = {}
     for name in ("student", "teacher"):
         try:
-            expected[name] = observations.size(cfg.agent.obs_groups[name], env.obs_sizes)
+            expected[name] = observations.size(cfg.agent.obs_groups[name], env.obs_specs)
         except ObservationError as e:
             raise ConfigError(f"agent.obs_groups.{name}: {e}") from e
     groups = cfg.agent.obs_groups["teacher"]
     if teacher.description["obs_size"] != expected["teacher"]:
-        detail = " + ".join(f"'{g}' {observations.size([g], env.obs_sizes)}" for g in groups)
+        detail = " + ".join(f"'{g}' {observations.size([g], env.obs_specs)}" for g in groups)
         raise ConfigError(
             f"{file}: the teacher takes {teacher.description['obs_size']} observations, "
             f"the environment's {detail} has {expected['teacher']}"
@@ -107,7 +107,8 @@ def load_teacher(file: Path, env: TrainingEnv, cfg: RunCfg, old_output_activatio
             f"{file}: the teacher gives {teacher.policy.num_actions} actions, the environment takes {env.num_actions}"
         )
     frame = teacher.description.get("observation", {}).get("frame")
-    actual = env.obs_frames.get(groups[0], frame)
+    spec = env.obs_specs.get(groups[0])
+    actual = (spec and spec.frame) or frame
     if frame is not None and frame != actual:
         raise ConfigError(f"{file}: the teacher sees in the {frame} frame, '{groups[0]}' is in the {actual} frame")
     return teacher

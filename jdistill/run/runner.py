@@ -15,6 +15,7 @@ import numpy as np
 
 from bridge.env import TrainingEnv
 from jdistill.core import observations
+from jdistill.core.actor import PolicyActor
 from jdistill.core.distillation import TrainState, Transition
 from jdistill.core.schedule import PhaseInfo
 from jdistill.core.statistics import Metrics
@@ -181,6 +182,13 @@ class DistillationRunner:
         return self.alg.schedule.info(self.current_learning_iteration, self.phase1_end, bool(self.recording))
 
     # -- state ---------------------------------------------------------------------------------------------------
+
+    def student_actor(self) -> PolicyActor:
+        """The student as it is now."""
+        assert self.state is not None
+        agent = self.cfg.agent
+        groups = tuple(agent.obs_groups["student"])
+        return PolicyActor(self.alg.student, self.state.student, groups, agent.clip_actions)
 
     def start(self) -> None:
         """Begin at iteration 0."""

@@ -7,7 +7,6 @@ task, :func:`train` builds everything and runs it.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -164,7 +163,7 @@ def teacher_path(cfg: RunCfg, task: Task, job: Job, run: Path | None) -> Path:
     return file
 
 
-OpenFilm = Callable[[TrainingEnv], "AbstractContextManager[Callback]"]
+OpenFilm = Callable[[TrainingEnv], "Callback"]
 """Makes the callback that films the student."""
 
 
@@ -197,10 +196,9 @@ def train(job: Job, beginning: Beginning, started: Started, command: str, open_f
         check_new(record)
     planned = run or planned_folder(job.logdir, cfg.agent.experiment_name, cfg.agent.run_name)
     callbacks: list[Callback] = [*([Profile(profile)] if profile else []), *([Record(record)] if record else [])]
-    with ExitStack() as stack:
-        env = stack.enter_context(open_env(cfg, started.task, video_dir=str(planned)))
+    with open_env(cfg, started.task, video_dir=str(planned)) as env:
         if open_film:
-            callbacks.append(stack.enter_context(open_film(env)))
+            callbacks.append(open_film(env))
         runner = make_runner(env, cfg, started.task, teacher, planned, run is not None, callbacks)
         first = runner.current_learning_iteration
         if run and profile:

@@ -54,15 +54,15 @@ def test_the_world_is_turned_by_the_first_heading(seen, frame):
     np.testing.assert_allclose(told, expected, atol=1e-5)
 
 
-def test_it_flies_in_the_frame_of_its_first_step(seen):
+def test_it_keeps_the_frame_of_its_first_step(seen):
     """A craft that yaws later is seen to have yawed."""
     position, velocity, attitude, rates, command = seen
     env = PointControl(PointControlCfg(num_envs=8, frame="world"))
-    pilot = raptor.make_pilot(env, ["student"])
+    actor = raptor.make_actor(env, ["student"])
     obs = {"student": observation("world", position, velocity, attitude, rates, command)}
-    carry, first = pilot.act(pilot.initial_carry(8), obs)
+    carry, first = actor.act(actor.initial_carry(8), obs)
     later = Rotation.from_euler("Z", 1.0) * attitude
-    _, second = pilot.act(carry, {"student": observation("world", position, velocity, later, rates, command)})
+    _, second = actor.act(carry, {"student": observation("world", position, velocity, later, rates, command)})
     policy, learnt = raptor.load()
     theirs = networks.initial_carry(policy, learnt, 8)
     for rotation, action in ((attitude, first), (later, second)):
