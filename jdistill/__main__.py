@@ -20,7 +20,7 @@ MODULES = {
     "evaluate": "jdistill.evaluation.evaluate",
     "report": "jdistill.evaluation.report",
     "play": "jdistill.evaluation.play",
-    "export": "jdistill.export.exporters",
+    "export": "jdistill.cli.export",
     "convert": "jdistill.cli.convert",
     "dataset": "jdistill.data.dataset",
 }

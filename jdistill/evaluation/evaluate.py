@@ -141,7 +141,8 @@ def make_pilots(request: Request, cfg: RunCfg, env: TrainingEnv, saved: Mapping[
     if request.raptor:
         from jdistill.export import raptor
 
-        pilots["raptor"] = raptor.make_pilot(env, cfg.agent.obs_groups["student"])
+        actor = raptor.make_actor(env, cfg.agent.obs_groups["student"])
+        pilots["raptor"] = Pilot(actor.initial_carry, actor.act, actor.num_parameters)
     return pilots
 
 
