@@ -20,9 +20,9 @@ from bridge.isaaclab.agent import agent_defaults
 from bridge.isaaclab.env import IsaacLabEnv
 from bridge.isaaclab_tasks import point_control
 from bridge.tasks import POINT_CONTROL
+from jdistill.cli import export
 from jdistill.core import networks
 from jdistill.core.networks import Policy
-from jdistill.export import exporters as export
 from jdistill.export import rsl_rl
 from jdistill.export.policy_file import load_policy, save_policy
 from tests.conftest import BUNDLED_TEACHER, ROOT

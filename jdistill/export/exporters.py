@@ -17,6 +17,7 @@ from bridge.env import TrainingEnv
 from jdistill.errors import ExportError
 from jdistill.export import formats, verify
 from jdistill.export.formats import Student
+from jdistill.export.verify import Start
 
 
 def export(
@@ -42,7 +43,8 @@ def export(
     for name in names:
         formats.check_format(name)
     out.mkdir(parents=True, exist_ok=True)
-    files = {name: _write(name, student, out, env) for name in names}
+    original = verify.jax_policy(student.policy, student.state)
+    files = {name: _write(name, student, out, env, original) for name in names}
     content = {**sidecar(student), **(notes or {}), "files": files}
     (out / "policy.json").write_text(json.dumps(content, indent=1) + "\n")
 
@@ -58,12 +60,11 @@ def sidecar(student: Student) -> dict[str, Any]:
     }
 
 
-def _write(name: str, student: Student, out: Path, env: TrainingEnv | None) -> dict[str, Any]:
+def _write(name: str, student: Student, out: Path, env: TrainingEnv | None, original: Start) -> dict[str, Any]:
     """One format; what ``policy.json`` tells of it."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # TorchScript is what was asked for.
         exported = formats.write(name, student, out)
-        original = verify.jax_policy(student.policy, student.state)
         if env is not None:
             what = f"{verify.STEPS} steps"
             groups = student.agent.obs_groups["student"]
