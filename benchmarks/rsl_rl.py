@@ -36,7 +36,7 @@ from jdistill.core.networks import Policy, PolicyState
 from jdistill.evaluation.evaluate import evaluate
 from jdistill.export.policy_file import load_policy
 from jdistill.export.rsl_rl import MODEL, from_tensors, model_cfg
-from jdistill.export.rsl_rl_checkpoint import distillation_checkpoint
+from jdistill.export.rsl_rl_export import distillation_checkpoint
 from jdistill.run import compilation
 from jdistill.run.compose import RunCfg, compose, load_file
 from jdistill.run.inputs import make_student

@@ -205,7 +205,7 @@ class AgentCfg:
         one_of("agent.algorithm.optimizer", algorithm.optimizer, OPTIMIZERS)
         one_of("agent.student.rnn_type", student.rnn_type, ("gru", "lstm", None))
         one_of("agent.logger", self.logger, LOGGERS)
-        from jdistill.core.networks import ACTIVATIONS, OUTPUT_ACTIVATIONS
+        from jdistill.core.activations import ACTIVATIONS, OUTPUT_ACTIVATIONS
 
         one_of("agent.student.activation", student.activation, tuple(ACTIVATIONS))
         one_of("agent.student.output_activation", student.output_activation, tuple(OUTPUT_ACTIVATIONS))

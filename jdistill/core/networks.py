@@ -22,55 +22,11 @@ from jax import Array
 
 from bridge.env import where_done
 from jdistill.core import recurrence
+from jdistill.core.activations import ACTIVATIONS, OUTPUT_ACTIVATIONS
 from jdistill.core.recurrence import State
 
 Carry = tuple[State, ...]
 """Recurrent states of all layers; () for a feed-forward policy."""
-
-
-@jax.custom_jvp
-def elu(x: Array) -> Array:
-    """x where positive, exp(x) - 1 elsewhere.
-
-    XLA's exp is much faster than its expm1; the absolute error is float32's at 1. The slope comes from the result.
-    """
-    return jnp.where(x > 0, x, jnp.exp(jnp.minimum(x, 0.0)) - 1.0)
-
-
-@elu.defjvp
-def _elu_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
-    y = elu(*primals)
-    return y, tangents[0] * (jnp.minimum(y, 0.0) + 1.0)
-
-
-ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
-    "elu": elu,
-    "selu": nn.selu,
-    "relu": nn.relu,
-    "crelu": nn.celu,
-    "lrelu": nn.leaky_relu,
-    "tanh": nn.tanh,
-    "sigmoid": nn.sigmoid,
-    "softplus": nn.softplus,
-    "gelu": lambda x: nn.gelu(x, approximate=False),
-    "swish": nn.swish,
-    "mish": lambda x: x * jnp.tanh(nn.softplus(x)),
-    "identity": lambda x: x,
-}
-"""Activations by rsl_rl's names (its ``crelu`` is torch's CELU)."""
-
-
-def beta_mean(x: Array) -> Array:
-    """Mean of rsl_rl's ``BetaDistribution`` on [-1, 1]: raw alphas, then raw betas (..., 2A) to actions (..., A).
-
-    alpha = 1 + softplus(raw alpha), beta likewise; the mean of Beta(alpha, beta) is alpha / (alpha + beta).
-    """
-    alpha, beta = jnp.split(1.0 + nn.softplus(x), 2, axis=-1)
-    return 2.0 * alpha / (alpha + beta) - 1.0
-
-
-OUTPUT_ACTIVATIONS: dict[str, Callable[[Array], Array]] = {**ACTIVATIONS, "beta": beta_mean}
-"""What can follow the last layer: any activation, or the mean of a Beta distribution (two outputs an action)."""
 
 
 class Normalizer(struct.PyTreeNode):
@@ -84,6 +40,8 @@ class Normalizer(struct.PyTreeNode):
     """() float32, number of observations seen."""
 
     EPS: ClassVar[float] = 1e-2
+    FORMULA: ClassVar[str] = "(obs - mean) / (sqrt(var) + 1e-2)"
+    """What a call computes; policy files tell it to readers that have the moments alone."""
 
     @staticmethod
     def create(size: int) -> Normalizer:
@@ -91,8 +49,18 @@ class Normalizer(struct.PyTreeNode):
         return Normalizer(mean=jnp.zeros(size), var=jnp.ones(size), count=jnp.zeros(()))
 
     def __call__(self, obs: Array) -> Array:
-        """(..., D) to (obs - mean) / (std + 1e-2)."""
-        return (obs - self.mean) / (jnp.sqrt(self.var) + self.EPS)
+        """Observations (..., D), normalized."""
+        return (obs - self.mean) / self.scale
+
+    @property
+    def std(self) -> Array:
+        """(D,) standard deviation."""
+        return jnp.sqrt(self.var)
+
+    @property
+    def scale(self) -> Array:
+        """(D,) what centred observations are divided by."""
+        return self.std + self.EPS
 
     def update(self, obs: Array) -> Normalizer:
         """Merge the moments of ``obs`` (..., D), all leading axes together (parallel variance, Chan et al. 1979)."""

@@ -16,7 +16,10 @@ VIDEO_TAG = "Video/student"
 class Film(Protocol):
     """A film of the student."""
 
-    file: Path
+    @property
+    def file(self) -> Path:
+        """Where it is."""
+        ...
 
     def gif(self) -> tuple[bytes, int, int]:
         """The film as a small GIF, with its height and width in pixels."""
