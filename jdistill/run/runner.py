@@ -23,7 +23,7 @@ from jdistill.core.config import AgentCfg, StudentCfg
 from jdistill.core.distillation import FINITE, Distillation, TrainState, first_steps
 from jdistill.core.history import Plan
 from jdistill.core.networks import Policy, PolicyState
-from jdistill.data.dataset import Labeller, Recording, load
+from jdistill.data.dataset import Recording, Relabeler, load
 from jdistill.data.recorder import Recorder
 from jdistill.errors import ConfigError, DatasetError, TrainingError
 from jdistill.evaluation.rollouts import Pilot, make_pilot
@@ -318,10 +318,10 @@ def load_recording(env: TrainingEnv, cfg: RunCfg, teacher: Teacher) -> Recording
     if not algorithm.dataset:
         return None
     sizes = (observations.size(groups["student"], env.obs_sizes), env.num_actions)
-    labeller = None
+    relabeler = None
     if algorithm.relabel:
-        labeller = Labeller(teacher.policy, teacher.state, groups["teacher"], teacher.description["obs_size"])
-    return load(algorithm, groups["student"], sizes, env.num_envs, cfg.agent.num_steps_per_env, labeller)
+        relabeler = Relabeler(teacher.policy, teacher.state, groups["teacher"], teacher.description["obs_size"])
+    return load(algorithm, groups["student"], sizes, env.num_envs, cfg.agent.num_steps_per_env, relabeler)
 
 
 def load_teacher(file: Path, env: TrainingEnv, cfg: RunCfg, old_output_activation: str = "identity") -> Teacher:
