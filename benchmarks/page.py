@@ -34,8 +34,8 @@ environments).
 What makes the difference: one compiled program for all windows instead of a Python loop over steps; the input
 projection, the layers around the recurrent one and all weight gradients as products over a whole window; a recurrent
 scan that holds nothing but the product with the hidden state and the gates, with its gradient written by hand
-([recurrence.py](../jdistill/recurrence.py)); parameters and optimiser as one flat vector; XLA's CPU kernels without
-LLVM's loop unrolling ([compilation.py](../jdistill/compilation.py)).
+([recurrence.py](../jdistill/core/recurrence.py)); parameters and optimizer as one flat vector; XLA's CPU kernels
+without LLVM's loop unrolling ([compilation.py](../jdistill/run/compilation.py)).
 
 ## A whole iteration
 

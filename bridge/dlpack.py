@@ -163,10 +163,7 @@ def torch_call(
                 tensors = [torch.from_dlpack(buffer) for buffer in buffers]
                 inputs = jax.tree.unflatten(in_tree, tensors[: len(flat)])
                 outputs = jax.tree.unflatten(out_tree, tensors[len(flat) :])
-                if tensors[0].is_cuda:
-                    with xla_order(ctx, tensors[0].device):
-                        function(outputs, *inputs)
-                else:
+                with xla_order(ctx, tensors[0].device) if tensors[0].is_cuda else nullcontext():
                     function(outputs, *inputs)
             if guard:
                 _check_writes(tensors, buffers)

@@ -1,5 +1,7 @@
 """Shared pieces: small real environments and policies."""
 
+import ast
+import functools
 import os
 from pathlib import Path
 
@@ -23,12 +25,39 @@ from jdistill.run.folders import new_run, note_start, planned_folder
 from jdistill.run.inputs import load_teacher
 from jdistill.run.runner import DistillationRunner
 
+OPTIONAL = {
+    *("av", "foundation_policy", "isaaclab", "newton", "onnx", "onnxruntime", "PIL", "playwright", "plotly", "rsl_rl"),
+    *("tensorboard", "tensordict", "torch", "wandb"),
+}
+"""Packages that the quick tests (``-m unit``) do without."""
 BUNDLED_TEACHER = ROOT / "jdistill" / "teachers" / "crazyflie.safetensors"
 CACHE = ROOT / ".pytest_cache" / "jax"
 # Most of the suite's time is compilation, much of it of the same programs; subprocesses get the same folder.
 jax.config.update("jax_compilation_cache_dir", str(CACHE))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 compilation.prepare()
+
+
+@functools.cache
+def needs_extras(path: Path) -> bool:
+    """Whether a test file imports one of the optional packages at its top."""
+    lines = ast.parse(path.read_text()).body
+    names = [alias.name for line in lines if isinstance(line, ast.Import) for alias in line.names]
+    names += [line.module or "" for line in lines if isinstance(line, ast.ImportFrom)]
+    return any(name.split(".")[0] in OPTIONAL for name in names)
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """``-m unit`` does not even import the files that need extras."""
+    unit = config.option.markexpr == "unit" and collection_path.suffix == ".py"
+    return True if unit and needs_extras(collection_path) else None
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark as ``unit`` what is in no file that needs extras and does not say that it is for the ``full`` suite."""
+    for item in items:
+        if not needs_extras(item.path) and not item.get_closest_marker("full"):
+            item.add_marker(pytest.mark.unit)
 
 
 @pytest.fixture(scope="session")

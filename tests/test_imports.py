@@ -1,4 +1,4 @@
-"""What importing the packages costs, and what it must not need."""
+"""Which room may import which, how long files and functions get, and what importing the packages costs."""
 
 from __future__ import annotations
 
@@ -6,8 +6,99 @@ import ast
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
 
 from tests.conftest import ROOT
+
+BELOW = {
+    "bridge": set(),
+    "jdistill.errors": {"bridge.errors"},
+    "jdistill.core": {"jdistill.errors", "bridge.env", "bridge.errors"},
+    "jdistill.data": {"jdistill.core", "jdistill.errors", "bridge.errors"},
+    "jdistill.export": {"jdistill.core", "jdistill.errors", "bridge.env", "bridge.errors"},
+    "jdistill.run": {"jdistill.export", "jdistill.data", "jdistill.core", "jdistill.errors", "bridge"},
+    "jdistill.evaluation": {
+        "jdistill.run",
+        "jdistill.export",
+        "jdistill.data",
+        "jdistill.core",
+        "jdistill.errors",
+        "bridge",
+    },
+    "jdistill.cli": {"jdistill", "bridge"},
+}
+"""What each room may import of ours, beside itself. What lies in no room (``jdistill.__init__``) may import all."""
+SIMULATORS = ("bridge.isaaclab", "bridge.isaaclab_tasks", "bridge.crazyflie", "isaaclab", "crazyflow", "mujoco")
+"""Only the bridge knows these."""
+MODULES = sorted([*(ROOT / "jdistill").rglob("*.py"), *(ROOT / "bridge").rglob("*.py")])
+MAX_FILE, MAX_FUNCTION = 400, 60
+
+
+def is_within(name: str, packages: Iterator[str] | set[str] | tuple[str, ...]) -> bool:
+    return any(name == package or name.startswith(package + ".") for package in packages)
+
+
+def module_name(path: Path) -> str:
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
+def imports(path: Path) -> Iterator[str]:
+    """All that a module imports, within functions too; ``from a import b`` as ``a.b``."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert not node.level, f"{path}: a relative import hides the room"
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+@pytest.mark.parametrize("room", sorted(BELOW))
+def test_a_room_imports_only_rooms_below_it(room):
+    modules = [path for path in MODULES if is_within(module_name(path), (room,))]
+    allowed = BELOW[room] | {room}
+    found = {
+        f"{module_name(path)} imports {name}"
+        for path in modules
+        for name in imports(path)
+        # ``import jdistill`` and ``from jdistill import __version__`` ask for no room.
+        if is_within(name, ("jdistill", "bridge")) and name not in ("jdistill", "jdistill.__version__")
+        if not is_within(name, allowed)
+    }
+    assert modules and not found, "\n".join(sorted(found))
+
+
+def test_every_module_is_in_a_room():
+    outside = {name for name in map(module_name, MODULES) if not is_within(name, set(BELOW))}
+    assert outside == {"jdistill", "jdistill.__main__"}
+
+
+def test_only_the_bridge_knows_simulators():
+    found = {
+        f"{module_name(path)} imports {name}"
+        for path in MODULES
+        if not is_within(module_name(path), ("bridge",))
+        for name in imports(path)
+        if is_within(name, SIMULATORS)
+    }
+    assert not found, "\n".join(sorted(found))
+
+
+def test_files_and_functions_are_short():
+    """What is longer usually holds two things."""
+    long = []
+    for path in [*MODULES, ROOT / "train_jax.py"]:
+        text = path.read_text()
+        if (lines := len(text.splitlines())) > MAX_FILE:
+            long.append(f"{path.relative_to(ROOT)}: {lines} lines")
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                lines = (node.end_lineno or 0) - node.lineno + 1
+                if lines > MAX_FUNCTION:
+                    long.append(f"{path.relative_to(ROOT)}: {node.name} has {lines} lines")
+    assert not long, "\n".join(long)
 
 
 def modules_after(code: str) -> set[str]:
@@ -17,10 +108,14 @@ def modules_after(code: str) -> set[str]:
     return set(out.stdout.split())
 
 
+TORCH_MODULES = {f"jdistill.export.{name}" for name in ("rsl_rl_models", "torchscript")}
+"""They are torch modules."""
+
+
 def test_the_learner_imports_no_torch_and_no_simulator():
-    files = [p.relative_to(ROOT).with_suffix("") for p in (ROOT / "jdistill").rglob("*.py")]
-    names = [".".join(p.parts) for p in files if p.stem not in ("__init__", "__main__", "rsl_rl_models", "torchscript")]
-    assert "jdistill.core.distillation" in names and "jdistill.cli.train" in names
+    rooms = [name for name in BELOW if is_within(name, ("jdistill",))]
+    names = [n for n in map(module_name, MODULES) if is_within(n, set(rooms)) and n not in TORCH_MODULES]
+    assert "jdistill.core.distillation" in names
     loaded = modules_after("\n".join(f"import {name}" for name in names))
     assert "jdistill" in loaded and "jax" in loaded
     assert not loaded & {"torch", "crazyflow", "mujoco", "isaaclab", "gymnasium", "wandb", "tensorboardX"}

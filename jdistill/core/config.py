@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -43,8 +42,8 @@ class AlgorithmCfg:
     phase1_iterations: int = 600
     """Iterations 0 .. phase1_iterations - 1 are phase 1; a third to a half of ``max_iterations`` is usual."""
     phase1_until_return: float | None = None
-    """Phase 1 ends earlier than that when the student's mean return reaches this; for that the student flies every
-    tenth environment in phase 1 too, and only those episodes are counted."""
+    """Phase 1 ends earlier than that when the student's mean return reaches this. To measure it, the student's actions
+    step every tenth environment in phase 1 too, and only those episodes are counted."""
     beta_schedule: str = "two_stage"
     """How the probability ``beta`` that the teacher steps an environment falls from 1 when phase 1 is over (at once,
     without two-stage training): ``two_stage`` to 0, ``linear`` in ``beta_iterations``, ``exponential`` by half in
@@ -62,9 +61,9 @@ class AlgorithmCfg:
     history_dtype: str = "float32"
     """``float32`` or ``bfloat16``, in which the history is stored."""
     dataset: list[str] = field(default_factory=list)
-    """Recorded HDF5 files to train on in place of flying; they are the history."""
+    """Recorded HDF5 files to train on in place of rollouts; they are the history."""
     relabel: bool = False
-    """Whether the teacher labels a dataset's observations anew, in place of the recorded labels."""
+    """Whether the teacher's actions on a dataset's observations replace the recorded ones."""
     sampler: str | None = None
     """What a gradient step trains on: of the newest rollout ``streaming`` (rsl_rl's) or ``minibatch``, of the history
     ``uniform``, ``recent`` or ``packed`` (:mod:`jdistill.core.samplers`). null: streaming; uniform with a history."""
@@ -74,13 +73,13 @@ class AlgorithmCfg:
     """Gradient steps per iteration on the history; null takes as many as pass over ``num_learning_epochs`` times the
     transitions of a rollout."""
     carry_start: str | None = None
-    """What a recurrent student's sequences begin with: the state ``stored`` when it flew, ``zero`` (an episode's
+    """What a recurrent student's sequences begin with: the state ``stored`` in the rollout, ``zero`` (an episode's
     initial state), or ``burn_in``: that, ``burn_in_steps`` earlier. null: stored, or burn_in for a dataset."""
     burn_in_steps: int = 20
-    """Steps that bring the state up to date and are not learnt from; beginnings of episodes never are such steps."""
+    """Steps that bring the state up to date and are not trained on; the first steps of an episode never are such."""
     row_length: int | None = None
-    """Steps of a row of the ``packed`` sampler, null takes the longest episode. Rows begin with episodes, so what of an
-    episode lies beyond a row is not learnt from."""
+    """Steps of a row of the ``packed`` sampler, null takes the longest episode. Rows begin with episodes, so what
+    of an episode lies beyond a row is not trained on."""
     recency_half_life: float = 10.0
     """The ``recent`` sampler draws a rollout half as often as one that is this many rollouts newer."""
 
@@ -106,9 +105,9 @@ class StudentCfg:
     learn_initial_carry: bool = False
     """Whether the recurrent state at an episode's start is learnt instead of zero."""
     obs_normalization: bool = True
-    """Whether observations are normalised by their running mean and standard deviation."""
+    """Whether observations are normalized by their running mean and standard deviation."""
     init_noise_std: float = 0.0
-    """Standard deviation of the noise on the student's actions in rollouts; labels and loss never see it."""
+    """Standard deviation of the noise on the student's actions in rollouts; the loss never sees it."""
 
 
 @dataclass
@@ -166,63 +165,11 @@ class AgentCfg:
     """The algorithm."""
 
     def validate(self) -> None:
-        """Raise :class:`ConfigError` for the first setting that makes no sense."""
-        algorithm, student = self.algorithm, self.student
-        _positive("agent.num_steps_per_env", self.num_steps_per_env)
-        _positive("agent.max_iterations", self.max_iterations)
-        _positive("agent.save_interval", self.save_interval)
-        _positive("agent.max_checkpoints", self.max_checkpoints)
-        _positive("agent.algorithm.num_learning_epochs", algorithm.num_learning_epochs)
-        _positive("agent.algorithm.gradient_length", algorithm.gradient_length)
-        _positive("agent.student.rnn_hidden_dim", student.rnn_hidden_dim)
-        _positive("agent.student.rnn_num_layers", student.rnn_num_layers)
-        for name, widths in (("pre_dims", student.pre_dims), ("hidden_dims", student.hidden_dims)):
-            for width in widths:
-                _positive(f"agent.student.{name}", width)
-        if not 0 <= algorithm.phase1_iterations < 2**31:
-            raise ConfigError(f"agent.algorithm.phase1_iterations={algorithm.phase1_iterations}: not a count")
-        if not 0 < algorithm.learning_rate < math.inf:
-            raise ConfigError(f"agent.algorithm.learning_rate={algorithm.learning_rate}: must be positive")
-        if algorithm.max_grad_norm is not None and not algorithm.max_grad_norm > 0:
-            raise ConfigError(f"agent.algorithm.max_grad_norm={algorithm.max_grad_norm}: must be positive, or null")
-        half_life = algorithm.learning_rate_half_life
-        if half_life is not None and not half_life > 0:
-            raise ConfigError(f"agent.algorithm.learning_rate_half_life={half_life}: must be positive")
-        _check_schedule(algorithm)
-        _check_sampling(algorithm)
-        if student.init_noise_std < 0:
-            raise ConfigError(f"agent.student.init_noise_std={student.init_noise_std}: must not be negative")
-        if self.clip_actions is not None and not self.clip_actions > 0:
-            raise ConfigError(f"agent.clip_actions={self.clip_actions}: must be positive, or null")
-        steps = self.num_steps_per_env * algorithm.num_learning_epochs
-        if steps < algorithm.gradient_length:
-            raise ConfigError(
-                f"agent.algorithm.gradient_length={algorithm.gradient_length}: longer than the {steps} steps of an "
-                "iteration (num_steps_per_env * num_learning_epochs), so nothing would ever be learnt"
-            )
-        one_of("agent.algorithm.class_name", algorithm.class_name, ("Distillation",))
-        one_of("agent.algorithm.loss_type", algorithm.loss_type, LOSSES)
-        one_of("agent.algorithm.optimizer", algorithm.optimizer, OPTIMIZERS)
-        one_of("agent.student.rnn_type", student.rnn_type, ("gru", "lstm", None))
-        one_of("agent.logger", self.logger, LOGGERS)
-        from jdistill.core.activations import ACTIVATIONS, OUTPUT_ACTIVATIONS
+        """Raise :class:`jdistill.errors.ConfigError` for the first setting that makes no sense."""
+        # The names of activations come from the networks, which take a second to import.
+        from jdistill.core.validation import validate
 
-        one_of("agent.student.activation", student.activation, tuple(ACTIVATIONS))
-        one_of("agent.student.output_activation", student.output_activation, tuple(OUTPUT_ACTIVATIONS))
-        one_of("agent.teacher.activation", self.teacher.activation, (*ACTIVATIONS, None))
-        one_of("agent.teacher.output_activation", self.teacher.output_activation, (*OUTPUT_ACTIVATIONS, None))
-        for name in self.obs_groups:
-            one_of("agent.obs_groups", name, ("student", "teacher"))
-        for name in ("student", "teacher"):
-            if not self.obs_groups.get(name):
-                raise ConfigError(f"agent.obs_groups.{name}: name at least one observation group")
-        for name in ("experiment_name", "run_name"):
-            if "/" in getattr(self, name) or getattr(self, name) in (".", ".."):
-                raise ConfigError(f"agent.{name}={getattr(self, name)}: not the name of a folder")
-        if not self.experiment_name:
-            raise ConfigError("agent.experiment_name: must not be empty")
-        if not 0 <= self.seed < 2**32:
-            raise ConfigError(f"agent.seed={self.seed}: expected a number from 0 to {2**32 - 1}")
+        validate(self)
 
 
 def sampler_name(cfg: AlgorithmCfg) -> str:
@@ -230,74 +177,8 @@ def sampler_name(cfg: AlgorithmCfg) -> str:
     return cfg.sampler or ("uniform" if cfg.use_dagger or cfg.dataset else "streaming")
 
 
-def _check_schedule(cfg: AlgorithmCfg) -> None:
-    one_of("agent.algorithm.beta_schedule", cfg.beta_schedule, BETA_SCHEDULES)
-    one_of("agent.algorithm.beta_per", cfg.beta_per, ("step", "episode"))
-    _positive("agent.algorithm.beta_iterations", cfg.beta_iterations)
-    if not 0 < cfg.beta_half_life < 2**24:
-        raise ConfigError(f"agent.algorithm.beta_half_life={cfg.beta_half_life}: must be positive, and below {2**24}")
-    goal = cfg.phase1_until_return
-    if goal is not None and not math.isfinite(goal):
-        raise ConfigError(f"agent.algorithm.phase1_until_return={goal}: expected a number, or null")
-    if goal is not None and not (cfg.use_two_stage_training and cfg.phase1_iterations):
-        raise ConfigError(f"agent.algorithm.phase1_until_return={goal}: there is no phase 1 to end, set --phase1 N")
-
-
-def _check_sampling(cfg: AlgorithmCfg) -> None:
-    one_of("agent.algorithm.sampler", cfg.sampler, (*SAMPLERS, None))
-    one_of("agent.algorithm.history_dtype", cfg.history_dtype, ("float32", "bfloat16"))
-    one_of("agent.algorithm.carry_start", cfg.carry_start, (*CARRY_STARTS, None))
-    for name in ("max_buffer_size", "num_mini_batches", "burn_in_steps"):
-        _positive(f"agent.algorithm.{name}", getattr(cfg, name))
-    for name in ("gradient_steps", "row_length"):
-        if getattr(cfg, name) is not None:
-            _positive(f"agent.algorithm.{name}", getattr(cfg, name))
-    if not cfg.recency_half_life > 0:
-        raise ConfigError(f"agent.algorithm.recency_half_life={cfg.recency_half_life}: must be positive")
-    sampler = sampler_name(cfg)
-    if (cfg.use_dagger or cfg.dataset) and sampler not in HISTORY_SAMPLERS:
-        raise ConfigError(
-            f"agent.algorithm.sampler={sampler}: trains on the newest rollout alone; with use_dagger=true or a dataset "
-            f"it is one of {', '.join(HISTORY_SAMPLERS)}"
-        )
-    if not (cfg.use_dagger or cfg.dataset) and sampler in HISTORY_SAMPLERS:
-        raise ConfigError(
-            f"agent.algorithm.sampler={sampler}: draws from a history, set agent.algorithm.use_dagger=true"
-        )
-    if cfg.use_dagger and cfg.dataset:
-        raise ConfigError("agent.algorithm.use_dagger=true: the dataset is the history already, leave one of them out")
-    if cfg.dataset and cfg.carry_start == "stored":
-        raise ConfigError("agent.algorithm.carry_start=stored: a dataset keeps no states, choose zero or burn_in")
-    if cfg.relabel and not cfg.dataset:
-        raise ConfigError("agent.algorithm.relabel=true: there is no dataset to relabel, name one with --dataset")
-    if sampler == "streaming" and cfg.carry_start is not None:
-        raise ConfigError(
-            f"agent.algorithm.carry_start={cfg.carry_start}: streaming windows go on from each other; only the other "
-            "samplers leave the choice"
-        )
-    if sampler != "packed" and cfg.row_length is not None:
-        raise ConfigError(f"agent.algorithm.row_length={cfg.row_length}: the {sampler} sampler has no rows")
-    if sampler == "streaming" and cfg.num_mini_batches > 1:
-        raise ConfigError(
-            f"agent.algorithm.num_mini_batches={cfg.num_mini_batches}: streaming windows take all environments at "
-            "once; set agent.algorithm.sampler=minibatch"
-        )
-    if sampler not in HISTORY_SAMPLERS and cfg.gradient_steps is not None:
-        raise ConfigError(
-            f"agent.algorithm.gradient_steps={cfg.gradient_steps}: the {sampler} sampler takes every window of a "
-            "rollout, num_learning_epochs times; only a history (use_dagger=true) leaves the choice"
-        )
-
-
-def _positive(name: str, value: int) -> None:
-    if value < 1:
-        raise ConfigError(f"{name}={value}: must be positive")
-    if value >= 2**31:
-        raise ConfigError(f"{name}={value}: too large, the most is {2**31 - 1}")
-
-
 def one_of(name: str, value: Any, allowed: tuple[Any, ...]) -> None:
-    """Raise :class:`ConfigError` unless ``value`` is among the ``allowed`` ones."""
+    """Raise :class:`jdistill.errors.ConfigError` unless ``value`` is among the ``allowed`` ones."""
     if value not in allowed:
         hint = nearest(str(value), [str(a) for a in allowed])
         raise ConfigError(f"{name}={value}: expected one of {', '.join(str(a) for a in allowed)}{hint}")

@@ -1,8 +1,8 @@
 """Recorded episodes: what a file holds, and how it becomes a history to train on.
 
-    jdistill dataset info flights.hdf5
+    jdistill dataset info rollouts.hdf5
 
-The layout is described in :mod:`jdistill.data.episode_writer`. To train on, ``obs`` and ``teacher_actions`` suffice.
+The layout is described in :mod:`jdistill.data.episode_writer`. Training needs only ``obs`` and ``teacher_actions``.
 """
 
 from __future__ import annotations
@@ -28,34 +28,35 @@ from jdistill.data.write_ahead_log import recover
 from jdistill.errors import ConfigError, DatasetError
 
 
-class Labeller(NamedTuple):
-    """A teacher that labels a dataset's observations anew."""
+class Relabeler(NamedTuple):
+    """A teacher whose actions on a dataset's observations replace the recorded ones (DAgger's relabelling)."""
 
     policy: Policy
     state: PolicyState
     entries: Sequence[str]
-    """What makes up its observation."""
+    """The entries of its observation, see :mod:`jdistill.core.observations`."""
     obs_size: int
-    """How many numbers that are."""
+    """Numbers in its observation."""
 
 
 class Recording(NamedTuple):
-    """A dataset that is ready to be trained on."""
+    """A dataset in memory, ready to be trained on."""
 
     history: History
-    """All episodes; several stand behind each other in each of its flights."""
+    """All episodes. Each of its columns holds several, one after the other."""
     normalizer: Normalizer
-    """Moments of all observations of the student."""
+    """Mean and variance of all observations of the student."""
     summary: str
+    """What was read, in one line."""
 
     def describe(self) -> str:
-        """One line, for the start of a run."""
+        """The line about it that a run begins with."""
         return self.summary
 
 
 @contextmanager
 def open_dataset(path: Path) -> Iterator[list[tuple[str, h5py.Group]]]:
-    """The episodes of a file in order, by name.
+    """Open a file: its episodes in order, each as a name for messages and its group.
 
     Raises:
         DatasetError: there is no such file, it is broken, or it holds no episodes.
@@ -84,94 +85,101 @@ def load(
     cfg: AlgorithmCfg,
     entries: Sequence[str],
     sizes: tuple[int, int],
-    flights: int,
+    num_columns: int,
     horizon: int,
-    teacher: Labeller | None = None,
+    teacher: Relabeler | None = None,
 ) -> Recording:
-    """Read the files ``cfg.dataset`` into a history of ``flights`` flights, or as many as there are episodes if fewer.
+    """Read the files ``cfg.dataset`` into a history of ``num_columns`` columns, or one per episode if those are fewer.
 
     Args:
+        cfg: names the files, and the dtype of the history.
         entries: what makes up the student's observation (see :mod:`jdistill.core.observations`).
         sizes: of the student's observation and of an action.
-        horizon: the history's length becomes a multiple of this.
-        teacher: labels the observations in place of the recorded labels.
+        num_columns: the episodes are distributed over so many columns (a rollout's environments).
+        horizon: the history's length becomes a multiple of this many steps.
+        teacher: its actions replace the recorded ones.
 
     Raises:
         DatasetError: a file that cannot be read, or whose episodes have other dimensions.
         ConfigError: more than the memory holds.
     """
     lengths = list(_of_all(cfg.dataset, lambda where, group: _length(where, group, entries, teacher)))
-    # A flight without an episode would be drawn from in vain.
-    flights = min(flights, len(lengths))
-    places, ages = _places(lengths, flights)
-    rows = -(-int(ages.max()) // horizon) * horizon
+    # Of an empty column nothing could be drawn.
+    num_columns = min(num_columns, len(lengths))
+    places, filled = _places(lengths, num_columns)
+    rows = -(-int(filled.max()) // horizon) * horizon
     dtype = np.dtype(jnp.dtype(cfg.history_dtype))
-    columns: dict[str, tuple[int, Any]] = {"obs": (sizes[0], dtype), "label": (sizes[1], dtype)}
+    arrays: dict[str, tuple[int, Any]] = {"obs": (sizes[0], dtype), "teacher_action": (sizes[1], dtype)}
     if teacher:
-        columns["teacher"] = teacher.obs_size, np.dtype(np.float32)
-    nbytes = rows * flights * (sum(width * kind.itemsize for width, kind in columns.values()) + 1)
+        arrays["teacher_obs"] = teacher.obs_size, np.dtype(np.float32)
+    nbytes = rows * num_columns * (sum(width * kind.itemsize for width, kind in arrays.values()) + 1)
     what = f"--dataset {', '.join(cfg.dataset)}: with {sum(lengths)} steps the dataset"
-    # It is read on the host, and brought to the device from there.
+    # It is read into the host's memory first, and copied to the device from there.
     check_memory(nbytes, what, "train on fewer files", copies=1)
-    packed = {name: np.zeros((rows, flights, width), kind) for name, (width, kind) in columns.items()}
-    first = np.zeros((rows, flights), bool)
+    packed = {name: np.zeros((rows, num_columns, width), kind) for name, (width, kind) in arrays.items()}
+    is_first = np.zeros((rows, num_columns), bool)
     episodes = _of_all(cfg.dataset, lambda where, group: _episode(where, group, entries, sizes, teacher))
-    for (flight, start), episode in zip(places, episodes, strict=True):
-        first[start, flight] = True
+    for (column, start), episode in zip(places, episodes, strict=True):
+        is_first[start, column] = True
         for name, value in episode.items():
-            packed[name][start : start + len(value), flight] = value
+            packed[name][start : start + len(value), column] = value
+    teacher_action = _relabel(teacher, packed["teacher_obs"], is_first) if teacher else packed["teacher_action"]
     history = History(
         obs=jnp.asarray(packed["obs"]),
-        teacher_action=jnp.asarray(_relabel(teacher, packed["teacher"], first) if teacher else packed["label"], dtype),
-        is_first=jnp.asarray(first),
+        teacher_action=jnp.asarray(teacher_action, dtype),
+        is_first=jnp.asarray(is_first),
         carry=(),
         origin=jnp.zeros((), jnp.int32),
-        length=jnp.asarray(ages, jnp.int32),
+        length=jnp.asarray(filled, jnp.int32),
     )
     size = sum(x.nbytes for x in jax.tree.leaves(history)) / GIB
     on = jax.devices()[0].platform
     summary = f"Dataset: {len(lengths)} episodes, {sum(lengths)} steps, {size:.3f} GiB on {on}"
-    return Recording(history, _moments(packed["obs"], ages), summary)
+    return Recording(history, _moments(packed["obs"], filled), summary)
 
 
 def _of_all[T](files: Sequence[str], read: Callable[[str, h5py.Group], T]) -> Iterator[T]:
-    """What ``read(name, episode)`` finds in the episodes of all files."""
+    """Yield ``read(name, episode)`` for the episodes of all files."""
     for path in map(Path, files):
         with open_dataset(path) as episodes:
             for where, group in episodes:
                 yield read(where, group)
 
 
-def _relabel(teacher: Labeller, obs: np.ndarray, first: np.ndarray) -> Array:
-    """What the teacher says along all flights (P, B, A)."""
+def _relabel(teacher: Relabeler, obs: np.ndarray, is_first: np.ndarray) -> Array:
+    """The teacher's actions (P, B, A) on its observations ``obs`` (P, B, D), recurrent along each column."""
     replay = jax.jit(networks.replay, static_argnums=0)
-    return replay(teacher.policy, teacher.state, obs, first)
+    return replay(teacher.policy, teacher.state, obs, is_first)
 
 
-def _places(lengths: Sequence[int], flights: int) -> tuple[list[tuple[int, int]], np.ndarray]:
-    """Flight and first row of every episode, each behind what is the shortest flight so far; the flights' lengths."""
-    ages, places = np.zeros(flights, np.int64), []
+def _places(lengths: Sequence[int], num_columns: int) -> tuple[list[tuple[int, int]], np.ndarray]:
+    """Column and first row of every episode, and the rows filled of each column (B,).
+
+    Each episode goes to the end of the column that is shortest so far.
+    """
+    filled, places = np.zeros(num_columns, np.int64), []
     for length in lengths:
-        flight = int(ages.argmin())
-        places.append((flight, int(ages[flight])))
-        ages[flight] += length
-    return places, ages
+        column = int(filled.argmin())
+        places.append((column, int(filled[column])))
+        filled[column] += length
+    return places, filled
 
 
-def _moments(obs: np.ndarray, ages: np.ndarray) -> Normalizer:
-    """The normaliser of all that was seen: ``obs`` (P, B, D), of which the first ``ages`` (B,) rows count."""
-    total = ages.sum()
+def _moments(obs: np.ndarray, filled: np.ndarray) -> Normalizer:
+    """The normalizer of all observations: of ``obs`` (P, B, D) the first ``filled`` (B,) rows of each column."""
+    total = filled.sum()
 
     def mean(value: Any) -> np.ndarray:
-        return sum(value(obs[:age, flight].astype(np.float64)).sum(axis=0) for flight, age in enumerate(ages)) / total
+        sums = (value(obs[:rows, column].astype(np.float64)).sum(axis=0) for column, rows in enumerate(filled))
+        return sum(sums) / total
 
     mu = mean(lambda x: x)
     var = mean(lambda x: np.square(x - mu))
     return Normalizer(*(jnp.asarray(x, jnp.float32) for x in (mu, var, total)))
 
 
-def _length(where: str, group: h5py.Group, entries: Sequence[str], teacher: Labeller | None) -> int:
-    """Steps of an episode that has what is needed."""
+def _length(where: str, group: h5py.Group, entries: Sequence[str], teacher: Relabeler | None) -> int:
+    """The number of steps of an episode; raises if it lacks something that training needs."""
     if not teacher and "teacher_actions" not in group:
         raise DatasetError(
             f"{where}: has no teacher_actions to learn from; agent.algorithm.relabel=true lets the teacher make them"
@@ -202,22 +210,22 @@ def _is_numeric(item: Any) -> bool:
 
 
 def _episode(
-    where: str, group: h5py.Group, entries: Sequence[str], sizes: tuple[int, int], teacher: Labeller | None
+    where: str, group: h5py.Group, entries: Sequence[str], sizes: tuple[int, int], teacher: Relabeler | None
 ) -> dict[str, np.ndarray]:
-    """One episode's ``obs`` and ``label``, or for a teacher ``teacher`` in the label's place, each (T, size)."""
+    """One episode's ``obs`` and ``teacher_action``, or ``teacher_obs`` if a teacher relabels it; each (T, size)."""
     episode = {"obs": _observation(where, group, entries, sizes[0])}
     steps = len(episode["obs"])
     if teacher:
-        episode["teacher"] = _observation(where, group, teacher.entries, teacher.obs_size)
+        episode["teacher_obs"] = _observation(where, group, teacher.entries, teacher.obs_size)
     else:
-        label = _array(where, group, "teacher_actions")
-        if label.shape[1] != sizes[1]:
+        actions = _array(where, group, "teacher_actions")
+        if actions.shape[1] != sizes[1]:
             raise DatasetError(
-                f"{where}: teacher_actions is {list(label.shape)}, the environment takes {sizes[1]} actions"
+                f"{where}: teacher_actions is {list(actions.shape)}, the environment takes {sizes[1]} actions"
             )
-        episode["label"] = _float32(label)
+        episode["teacher_action"] = _float32(actions)
     for name, value in episode.items():
-        what = "teacher_actions" if name == "label" else "obs"
+        what = "teacher_actions" if name == "teacher_action" else "obs"
         if len(value) != steps:
             raise DatasetError(f"{where}: {what} has {len(value)} steps, the student's obs {steps}")
         if not np.isfinite(value).all():
@@ -226,7 +234,7 @@ def _episode(
 
 
 def _observation(where: str, group: h5py.Group, entries: Sequence[str], size: int) -> np.ndarray:
-    """What a policy that sees ``entries`` saw, (T, size)."""
+    """The observation (T, size) that ``entries`` make up."""
     names = observations.group_names(entries)
     groups = {name: _float32(_observation_group(where, group, name)) for name in names}
     if len({len(x) for x in groups.values()}) > 1:
@@ -243,12 +251,12 @@ def _observation(where: str, group: h5py.Group, entries: Sequence[str], size: in
 
 
 def _float32(array: h5py.Dataset) -> np.ndarray:
-    with np.errstate(over="ignore"):  # What it cannot hold becomes infinity, and is told as such.
+    with np.errstate(over="ignore"):  # Numbers too large become infinity, which is reported as such.
         return np.asarray(array, np.float32)
 
 
 def info(path: Path) -> str:
-    """What a file holds: episodes, steps, returns, ranges of all arrays; several lines.
+    """Describe what a file holds: episodes, steps, returns, ranges of all arrays; several lines.
 
     Raises:
         DatasetError: it cannot be read.
@@ -262,7 +270,7 @@ def info(path: Path) -> str:
             if _is_numeric(item) and item.size:
                 value = item[()]
                 low, high, shape = ranges.get(name, (np.nan, np.nan, item.shape[1:]))
-                # Of these two NaN is neither the smaller nor the larger.
+                # Unlike min and max, these two pass over NaN.
                 low = np.fmin(low, float(np.fmin.reduce(value, axis=None)))
                 high = np.fmax(high, float(np.fmax.reduce(value, axis=None)))
                 ranges[name] = low, high, shape
@@ -281,12 +289,12 @@ def info(path: Path) -> str:
         env = json.loads(args).get("env_name", "unknown")
     except (ValueError, TypeError, AttributeError):
         env = "unknown"
-    flown = f" ({by_teacher / phases:.1%} by the teacher)" if phases else ""
+    by_whom = f" ({by_teacher / phases:.1%} by the teacher)" if phases else ""
     earned = f"{min(returns):.2f} to {max(returns):.2f}, mean {np.mean(returns):.2f}" if returns else "not recorded"
     lines = [
         f"{path}: task {env}",
         f"episodes  {len(lengths)}",
-        f"steps     {sum(lengths)}{flown}",
+        f"steps     {sum(lengths)}{by_whom}",
         f"lengths   {min(lengths)} to {max(lengths)}, mean {np.mean(lengths):.1f}",
         f"returns   {earned}",
         f"{'array':<24} {'shape':<10} {'from':>12} {'to':>12}",

@@ -5,15 +5,15 @@ from its first step to its last, with the attribute ``num_samples``; ``data`` ha
 all episodes) and ``env_args`` (JSON). Arrays have the time as their first axis:
 
 - ``obs/<group>``: the observation groups that teacher and student see, before the step;
-- ``actions``: what stepped the environment; ``student_actions``, ``teacher_actions``: what the two said;
+- ``actions``: what stepped the environment; ``student_actions``, ``teacher_actions``: what each policy chose;
 - ``rewards``, ``dones`` (1 at the last step), ``phase`` (1 where the teacher's action stepped, 2 where the student's);
 - ``states``: the simulator's state before the step, flat; ``env_args["states"]`` names its parts.
 
 HDF5 works with the interpreter's lock held, so a thread would make the training wait. :mod:`jdistill.data.recorder`
-starts this module as a program, with the descriptor of the memory in which it hands over rollouts, and tells it of each
-through its standard input. The program answers with a line of JSON when it has begun the file, when it has written a
-rollout and when it has closed the file: how much that holds, or what went wrong. It ends when its input does, so a
-recording whose training is killed still becomes whole.
+starts this module as a program, gives it the descriptor of the shared buffer that rollouts come in, and announces each
+rollout on its standard input. The program answers with a line of JSON when it has begun the file, when it has written a
+rollout and when it has closed the file: how much the file holds, or what went wrong. It ends when its input ends, so a
+recording whose training is killed is still completed.
 """
 
 from __future__ import annotations
@@ -30,45 +30,46 @@ from typing import Any
 import h5py
 import numpy as np
 
-from jdistill.data.shared_buffer import Handover
-from jdistill.data.write_ahead_log import JournaledFile
+from jdistill.data.shared_buffer import SharedBuffer
+from jdistill.data.write_ahead_log import CrashSafeFile
 
 TYPES = {np.dtype(kind): h5py.h5t.py_create(np.dtype(kind)) for kind in (np.float32, np.uint8)}
 """All that is written is one of these two."""
 COUNT, SCALAR = h5py.h5t.NATIVE_INT64, h5py.h5s.create(h5py.h5s.SCALAR)
 PARENTS = h5py.h5p.create(h5py.h5p.LINK_CREATE)
-"""Makes the groups that a path needs."""
+"""Creates the groups on the way to a path."""
 PARENTS.set_create_intermediate_group(True)
 
 
 class EpisodeFile:
-    """A new file of episodes; one is safe as soon as the :meth:`add` of the rollout that it ends in has returned."""
+    """A new file of episodes. An episode is safe when the :meth:`add` of the rollout in which it ends has returned."""
 
-    def __init__(self, path: Path, env_args: dict[str, Any], begins: np.ndarray, clip_actions: float | None):
+    def __init__(self, path: Path, env_args: dict[str, Any], is_first: np.ndarray, clip_actions: float | None):
         """Begin the file ``path``, which must not exist.
 
         Args:
-            env_args: what the episodes were flown in, for the file's head.
-            begins: (B,) bool, where an episode begins with the first step that comes.
-            clip_actions: what actions are clipped to before they step the environments.
+            env_args: the task and its settings, for the file's header.
+            is_first: (B,) bool, whether the first step to come is the first of an episode.
+            clip_actions: actions were clipped to [-clip_actions, clip_actions] before they stepped the environments;
+                None if not.
         """
         self._env_args = env_args
         self._clip = clip_actions
-        # Episodes under way have lost their beginnings; they are not recorded.
-        self._open: list[list[dict[str, np.ndarray]] | None] = [[] if new else None for new in begins]
+        # The beginnings of episodes that are under way are lost, so those are not recorded.
+        self._open: list[list[dict[str, np.ndarray]] | None] = [[] if new else None for new in is_first]
         self.episodes = self.steps = self.committed = 0
-        self._raw = JournaledFile(path)
+        self._raw = CrashSafeFile(path)
         self._file = h5py.File(self._raw, "w")
         self._data = self._file.create_group("data")
         self._data.attrs["env_args"] = json.dumps(env_args)
         self._commit()
 
     def add(self, rollout: dict[str, Any]) -> None:
-        """Take the next steps of all environments.
+        """Add the next steps of all environments.
 
         Args:
-            rollout: arrays (T, B, ...) ``student_actions``, ``teacher_actions``, ``teacher_steps`` (or (T,)),
-                ``rewards``, ``dones``; ``states`` and ``obs``, those by name.
+            rollout: arrays (T, B, ...) ``student_actions``, ``teacher_actions``, ``teacher_acts`` (or (T,)),
+                ``rewards``, ``dones``; ``states`` and ``obs``, dicts of such arrays.
         """
         if "states" not in self._env_args:
             parts = [[name, int(np.prod(x.shape[2:]))] for name, x in rollout["states"].items()]
@@ -86,15 +87,15 @@ class EpisodeFile:
         self._commit()
 
     def close(self) -> None:
-        """No more will come."""
+        """Complete the file."""
         self._file.close()
         self._raw.commit()
         self._raw.close()
 
     def _arrays(self, rollout: dict[str, Any]) -> dict[str, np.ndarray]:
         """All that is written of a rollout, (B, T, ...), in memory of its own."""
-        dones, steps = rollout["dones"], rollout["teacher_steps"]
-        teacher = np.broadcast_to(steps.reshape(*steps.shape, *[1] * (2 - steps.ndim)), dones.shape)
+        dones, acts = rollout["dones"], rollout["teacher_acts"]
+        teacher = np.broadcast_to(acts.reshape(*acts.shape, *[1] * (2 - acts.ndim)), dones.shape)
         action = np.where(teacher[..., None], rollout["teacher_actions"], rollout["student_actions"])
         values = {
             "actions": action if self._clip is None else np.clip(action, -self._clip, self._clip),
@@ -133,16 +134,16 @@ class EpisodeFile:
 
 
 def answer(**message: Any) -> None:
-    """Tell the recorder something, if it still lives: what it handed over is written without it, too."""
+    """Tell the recorder something. If it is gone, the rollouts that it left are written all the same."""
     with contextlib.suppress(BrokenPipeError):
         print(json.dumps(message), flush=True)
 
 
-def serve(file: EpisodeFile, handover: Handover) -> None:
-    """Write what is handed over until the end of it, or of the program that does."""
+def serve(file: EpisodeFile, buffer: SharedBuffer) -> None:
+    """Write the rollouts that come until the recorder says that there are no more, or is gone."""
     try:
-        while (handed := pickle.load(sys.stdin.buffer)) is not None:
-            file.add(handover.get(handed))
+        while (ticket := pickle.load(sys.stdin.buffer)) is not None:
+            file.add(buffer.get(ticket))
             answer(episodes=file.episodes)
     except (EOFError, pickle.UnpicklingError):
         pass  # The training was killed.
@@ -151,7 +152,7 @@ def serve(file: EpisodeFile, handover: Handover) -> None:
 
 
 def main(descriptor: str) -> int:
-    """Write to the file that the first message tells of; returns the exit status."""
+    """Write the file that the first message names; returns the exit status."""
     # Ctrl-C and what ends a batch job are sent to this process too. It ends when the training does.
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
@@ -159,7 +160,7 @@ def main(descriptor: str) -> int:
     try:
         file = EpisodeFile(*pickle.load(sys.stdin.buffer))
         answer(episodes=0)
-        serve(file, Handover(int(descriptor)))
+        serve(file, SharedBuffer(int(descriptor)))
     except Exception as e:  # h5py raises many kinds.
         reason = e.strerror if isinstance(e, OSError) and e.strerror else " ".join(str(e).split())
         answer(error=reason, episodes=file.committed if file else 0)

@@ -1,4 +1,4 @@
-"""Hands rollouts to a process that writes them to an HDF5 file, :mod:`jdistill.data.episode_writer`."""
+"""Records rollouts: passes them to a process that writes their episodes, :mod:`jdistill.data.episode_writer`."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from jdistill.data import episode_writer as episodes
-from jdistill.data.shared_buffer import HALVES, Handover, shared_memory
+from jdistill.data import episode_writer
+from jdistill.data.shared_buffer import HALVES, SharedBuffer, shared_memory
 from jdistill.errors import DatasetError
 
 WAITING = 2
@@ -26,9 +26,9 @@ WAITING = 2
 
 
 class Recorder:
-    """Takes rollouts, whose episodes are written in the background."""
+    """Writes the episodes of rollouts to a file, in the background."""
 
-    def __init__(self, path: Path, env_args: dict[str, Any], begins: np.ndarray, clip_actions: float | None):
+    def __init__(self, path: Path, env_args: dict[str, Any], is_first: np.ndarray, clip_actions: float | None):
         """Begin the file ``path``, which must not exist; the arguments are those of
         :class:`jdistill.data.episode_writer.EpisodeFile`.
 
@@ -37,11 +37,11 @@ class Recorder:
         """
         self.path = path
         memory = shared_memory()
-        self._handover = Handover(memory)
+        self._buffer = SharedBuffer(memory)
         # The other process finds the same packages, wherever this one has them from.
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(os.path.abspath(entry) for entry in sys.path)}
         self.process = subprocess.Popen(
-            [sys.executable, "-m", episodes.__name__, str(memory)],
+            [sys.executable, "-m", episode_writer.__name__, str(memory)],
             pass_fds=[memory],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -49,7 +49,7 @@ class Recorder:
         )
         self._written: dict[str, Any] = {"episodes": 0}
         try:
-            self._tell((path.absolute(), env_args, begins, clip_actions))
+            self._tell((path.absolute(), env_args, is_first, clip_actions))
             self._written = self._listen()
         except DatasetError:
             self._release()
@@ -61,7 +61,7 @@ class Recorder:
         atexit.register(self._finish)
 
     def put(self, rollout: Any) -> None:
-        """Take a :class:`jdistill.core.distillation.Transition` (T, B, ...).
+        """Add a rollout, a :class:`jdistill.core.distillation.Transition` of arrays (T, B, ...).
 
         Raises:
             DatasetError: an earlier one could not be written.
@@ -73,7 +73,7 @@ class Recorder:
         self._queue.put(rollout)
 
     def close(self) -> str:
-        """Write what waits; returns a line about the file.
+        """Write what still waits; returns a line about the file.
 
         Raises:
             DatasetError: not all could be written.
@@ -91,24 +91,24 @@ class Recorder:
     def _release(self) -> None:
         with contextlib.suppress(BrokenPipeError), self.process:  # Closes the pipes and waits.
             pass
-        self._handover.close()
+        self._buffer.close()
 
     def _check(self) -> None:
         if self._error is not None:
             raise DatasetError(" ".join(str(self._error).split())) from self._error
 
     def _feed(self) -> None:
-        """Hand over what is in the queue."""
+        """Pass on what comes through the queue, in a thread."""
         waiting = iter(self._queue.get, None)
         try:
             for number, rollout in enumerate(waiting):
                 if number >= HALVES:  # The half is free when what lay there is written.
                     self._written = self._listen()
-                self._tell(self._handover.put(_on_host(rollout), number % HALVES))
+                self._tell(self._buffer.put(_on_host(rollout), number % HALVES))
             self._tell(None)
             while "steps" not in self._written:
                 self._written = self._listen()
-        except Exception as e:  # It is told where somebody listens.
+        except Exception as e:  # ``put`` and ``close`` raise it.
             self._error = e
             # Whoever waits for room in the queue must not wait for ever.
             for _ in waiting:
@@ -139,13 +139,13 @@ class Recorder:
 
 
 def _on_host(rollout: Any) -> dict[str, Any]:
-    """What :meth:`jdistill.data.episode_writer.EpisodeFile.add` takes."""
+    """The argument of :meth:`jdistill.data.episode_writer.EpisodeFile.add`."""
     host = jax.tree.map(np.asarray, rollout)
     states = jax.tree_util.tree_leaves_with_path(host.pipeline_state)
     return {
         "student_actions": host.student_action,
         "teacher_actions": host.teacher_action,
-        "teacher_steps": host.teacher_acts,
+        "teacher_acts": host.teacher_acts,
         "rewards": host.reward,
         "dones": host.done,
         "states": {jax.tree_util.keystr(path, simple=True, separator="."): x for path, x in states},

@@ -1,4 +1,4 @@
-"""Hands messages with large arrays to another process through memory that both see."""
+"""Passes messages with large arrays to another process through memory that both have mapped: a double buffer."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from typing import Any
 import numpy as np
 
 HALVES = 2
-"""The memory is filled in turns: one half while the other process reads the other one."""
+"""Halves of the memory, filled in turns: the other process reads one while this one fills the other."""
 _ALIGNMENT = 64
 
 
 def shared_memory() -> int:
     """A descriptor of new memory that lives as long as a process has it open."""
     if hasattr(os, "memfd_create"):
-        return os.memfd_create("handover")
+        return os.memfd_create("shared_buffer")
     with tempfile.TemporaryFile() as file:
         return os.dup(file.fileno())
 
 
-class Handover:
-    """One process's view of the memory; the other one has its own, on the inherited descriptor."""
+class SharedBuffer:
+    """One process's view of the memory; the other process has its own, on the inherited descriptor."""
 
     def __init__(self, descriptor: int):
         """On a descriptor of :func:`shared_memory`."""
@@ -32,9 +32,9 @@ class Handover:
         self._halves: list[memoryview] = []
 
     def put(self, message: Any, half: int) -> bytes:
-        """Copy the arrays of a message into a half; returns what :meth:`get` makes the message of.
+        """Copy the arrays of a message into a half; returns the bytes from which :meth:`get` restores the message.
 
-        No message may be larger than the first.
+        The first message sets the size of the buffer; no later one may be larger.
         """
         buffers: list[pickle.PickleBuffer] = []
         skeleton = pickle.dumps(message, protocol=5, buffer_callback=buffers.append)
@@ -48,13 +48,16 @@ class Handover:
             np.copyto(np.frombuffer(self._part(half, start, view.size), np.uint8), view)
         return pickle.dumps((skeleton, half, [(start, view.size) for start, view in zip(starts, views, strict=True)]))
 
-    def get(self, handed: bytes) -> Any:
-        """The message; its arrays lie in the memory, so they change when the half is used again."""
-        skeleton, half, parts = pickle.loads(handed)
+    def get(self, ticket: bytes) -> Any:
+        """The message that :meth:`put` returned ``ticket`` for.
+
+        Its arrays are views of the buffer, so they change when the half is filled again.
+        """
+        skeleton, half, parts = pickle.loads(ticket)
         return pickle.loads(skeleton, buffers=[self._part(half, start, size) for start, size in parts])
 
     def close(self) -> None:
-        """Let go of the memory."""
+        """Release the memory."""
         os.close(self._descriptor)
         self._halves = []
 

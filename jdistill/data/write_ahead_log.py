@@ -1,9 +1,10 @@
 """A file that HDF5 can write to and that survives being killed at any moment.
 
 HDF5 overwrites its indices in place, so a program that dies while it writes leaves a file that nobody can read. Here
-all waits in memory for a commit. That writes what lies beyond the last commit in one piece, as no index points there
-yet. Changes to what was committed go to a journal beside the file, then into the file, then the journal is dropped;
-whoever opens the file next finishes what a killed program began (the redo log of databases).
+everything waits in memory for a commit. A commit first writes what lies beyond the last commit, in one piece: no
+index points there yet. Changes to what was committed earlier go to a log beside the file, then into the file, and then
+the log is removed. If the program dies in between, whoever opens the file next applies the log (:func:`recover`), as
+databases do with their write-ahead logs.
 """
 
 from __future__ import annotations
@@ -21,21 +22,31 @@ from typing import Any
 
 PAGE = 4096
 CAPACITY = 1 << 20
-"""Bytes between two commits that there is memory for at first."""
+"""Bytes of memory for what is written between two commits, at first; it grows."""
 MAGIC = b"JDJOURN1"
+"""A log begins with this. Its text and the suffix ``.journal`` are older than the name of this module."""
 _HEADER = struct.Struct("<8sQQ")
 _OFFSET = struct.Struct("<Q")
 
 
-class JournaledFile(io.RawIOBase):
-    """A new file for h5py (``h5py.File(JournaledFile(path), "w")``); :meth:`commit` after each ``flush``."""
+class CrashSafeFile(io.RawIOBase):
+    """A new file for h5py; each :meth:`commit` is kept whatever happens later.
+
+    ::
+
+        raw = CrashSafeFile(path)
+        file = h5py.File(raw, "w")
+        file["x"] = np.arange(3)
+        file.flush()
+        raw.commit()
+    """
 
     def __init__(self, path: Path):
         self._path = path
         self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
-        fcntl.flock(self._fd, fcntl.LOCK_EX)  # Tells readers that the journal is in living hands.
-        journal = _journal_of(path)
-        for stale in (journal, _part_of(journal)):  # Of a file of this name that was removed since.
+        fcntl.flock(self._fd, fcntl.LOCK_EX)  # Tells readers that the writer is alive and the log its own.
+        log = _log_of(path)
+        for stale in (log, _part_of(log)):  # Of a file of this name that was removed since.
             stale.unlink(missing_ok=True)
         self._position = self._size = 0
         self._pages: dict[int, bytearray] = {}
@@ -58,7 +69,7 @@ class JournaledFile(io.RawIOBase):
         return True
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        """Move; returns the position."""
+        """Move to a position; returns it."""
         base = {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self._size}[whence]
         self._position = base + offset
         return self._position
@@ -74,7 +85,7 @@ class JournaledFile(io.RawIOBase):
         return self._size
 
     def readinto(self, buffer: Any) -> int:
-        """Read what was written, committed or not."""
+        """Read what was written, committed or not; returns the number of bytes."""
         view = memoryview(buffer).cast("B")[: max(self._size - self._position, 0)]
         for at, part in self._by_page(view):
             page, inside = divmod(at, PAGE)
@@ -91,7 +102,7 @@ class JournaledFile(io.RawIOBase):
         return len(view)
 
     def write(self, data: Any) -> int:
-        """Write; the disk sees it at the next commit."""
+        """Write into memory, for the next commit; returns the number of bytes."""
         view = memoryview(data).cast("B")
         end = self._position + len(view)
         if (inside := self._position - self._border) >= 0:
@@ -131,17 +142,17 @@ class JournaledFile(io.RawIOBase):
         return self._pages[page]
 
     def commit(self) -> None:
-        """From here on, the file holds what was written so far, whatever happens."""
-        journal = _journal_of(self._path)
+        """Make what was written so far permanent: from here on the file holds it, whatever happens."""
+        log = _log_of(self._path)
         self._flush_beyond()
         if self._pages:
             body = b"".join(_OFFSET.pack(page * PAGE) + bytes(data) for page, data in sorted(self._pages.items()))
             body = _HEADER.pack(MAGIC, len(self._pages), self._size) + body
-            part = _part_of(journal)
+            part = _part_of(log)
             part.write_bytes(body + struct.pack("<I", zlib.crc32(body)))
-            os.replace(part, journal)
+            os.replace(part, log)
             _apply(self._fd, body)
-            journal.unlink()
+            log.unlink()
         os.ftruncate(self._fd, self._size)
         self._pages, self._filled = {}, 0
         self._border = -(-self._size // PAGE) * PAGE
@@ -169,18 +180,18 @@ class JournaledFile(io.RawIOBase):
 
 
 def recover(path: Path) -> None:
-    """Finish the commit that a killed program left half done, if it did."""
-    journal = _journal_of(path)
-    if not (journal.is_file() or _part_of(journal).is_file()):
+    """Finish the commit in which a program was killed; does nothing where there is none."""
+    log = _log_of(path)
+    if not (log.is_file() or _part_of(log).is_file()):
         return
     fd = os.open(path, os.O_RDWR)
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        content = journal.read_bytes() if journal.is_file() else b""
+        content = log.read_bytes() if log.is_file() else b""
         body, checksum = content[:-4], content[-4:]
         if body.startswith(MAGIC) and struct.pack("<I", zlib.crc32(body)) == checksum:
             _apply(fd, body)
-        for done in (journal, _part_of(journal)):
+        for done in (log, _part_of(log)):
             done.unlink(missing_ok=True)
     except BlockingIOError:  # A recording is under way and will finish this itself.
         return
@@ -213,10 +224,10 @@ def _open_direct(path: Path, otherwise: int) -> int:
         return otherwise
 
 
-def _journal_of(path: Path) -> Path:
+def _log_of(path: Path) -> Path:
     return path.with_name(path.name + ".journal")
 
 
-def _part_of(journal: Path) -> Path:
-    """A journal under way; it counts for nothing."""
-    return journal.with_name(journal.name + ".part")
+def _part_of(log: Path) -> Path:
+    """A log that is still being written; recovery ignores it."""
+    return log.with_name(log.name + ".part")

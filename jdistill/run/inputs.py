@@ -11,7 +11,7 @@ from jdistill.core.actor import PolicyActor
 from jdistill.core.config import AgentCfg, StudentCfg
 from jdistill.core.distillation import Distillation
 from jdistill.core.networks import Policy, PolicyState
-from jdistill.data.dataset import Labeller, Recording, load
+from jdistill.data.dataset import Recording, Relabeler, load
 from jdistill.errors import ConfigError, ObservationError
 from jdistill.export.policy_file import load_policy
 from jdistill.export.rsl_rl_checkpoint import is_torch_file, load_teacher_checkpoint
@@ -68,10 +68,10 @@ def load_recording(env: TrainingEnv, cfg: RunCfg, teacher: Teacher) -> Recording
     if not algorithm.dataset:
         return None
     sizes = (observations.size(groups["student"], env.obs_specs), env.num_actions)
-    labeller = None
+    relabeler = None
     if algorithm.relabel:
-        labeller = Labeller(teacher.policy, teacher.state, groups["teacher"], teacher.description["obs_size"])
-    return load(algorithm, groups["student"], sizes, env.num_envs, cfg.agent.num_steps_per_env, labeller)
+        relabeler = Relabeler(teacher.policy, teacher.state, groups["teacher"], teacher.description["obs_size"])
+    return load(algorithm, groups["student"], sizes, env.num_envs, cfg.agent.num_steps_per_env, relabeler)
 
 
 def load_teacher(file: Path, env: TrainingEnv, cfg: RunCfg, old_output_activation: str = "identity") -> Teacher:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from operator import attrgetter
+
 import pytest
 import yaml
 
@@ -67,9 +69,18 @@ def test_saved_configs_load_as_they_were(tmp_path):
 @pytest.mark.parametrize("preset", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda p: p.stem)
 def test_presets_load(preset):
     data = load_file(preset)
-    cfg = run_cfg(layers=[data])
-    assert data["task"] == "crazyflie"
-    assert cfg != run_cfg(), "a preset changes something"
+    assert data.pop("task") == "crazyflie"
+    cfg, default = run_cfg(layers=[data]), run_cfg()
+    settings = dict(leaves(data))
+    for path, value in settings.items():
+        assert attrgetter(path)(cfg) == value, path
+    assert any(attrgetter(path)(default) != value for path, value in settings.items())
+
+
+def leaves(tree: dict, path: str = ""):
+    """The settings of a YAML file by their dotted paths."""
+    for name, value in tree.items():
+        yield from leaves(value, f"{path}{name}.") if isinstance(value, dict) else [(path + name, value)]
 
 
 @pytest.mark.parametrize(

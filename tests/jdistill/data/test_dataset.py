@@ -25,13 +25,13 @@ from jdistill.core.config import AlgorithmCfg
 from jdistill.core.distillation import Transition
 from jdistill.core.networks import Policy
 from jdistill.core.samplers import Source, make_sampler
-from jdistill.data.dataset import Labeller, info, load, open_dataset
+from jdistill.data.dataset import Relabeler, info, load, open_dataset
 from jdistill.data.recorder import Recorder, check_new
 from jdistill.errors import ConfigError, DatasetError
 from tests.conftest import ROOT
 
 STEPS, ENVS = 10, 3
-BEGINS = np.array([True, True, False])
+IS_FIRST = np.array([True, True, False])
 
 
 def rollout(number: int) -> Transition:
@@ -56,8 +56,8 @@ def rollout(number: int) -> Transition:
 @pytest.fixture(scope="module")
 def recorded(tmp_path_factory):
     """A file of four rollouts, and those."""
-    path = tmp_path_factory.mktemp("recorded") / "flights.hdf5"
-    recorder, rollouts = Recorder(path, {"env_name": "crazyflie"}, BEGINS, 1.0), [rollout(n) for n in range(4)]
+    path = tmp_path_factory.mktemp("recorded") / "rollouts.hdf5"
+    recorder, rollouts = Recorder(path, {"env_name": "crazyflie"}, IS_FIRST, 1.0), [rollout(n) for n in range(4)]
     for r in rollouts:
         recorder.put(r)
     message = recorder.close()
@@ -70,7 +70,7 @@ def test_episodes_are_whole_and_in_robomimics_layout(recorded):
     expected = []
     for env in range(ENVS):
         ends = [-1, *np.flatnonzero(line.done[:, env])]
-        first = 0 if BEGINS[env] else 1
+        first = 0 if IS_FIRST[env] else 1
         expected += [(end, env, start + 1) for start, end in list(pairwise(ends))[first:]]
     # By the rollout in which they end, then by environment.
     expected.sort(key=lambda e: (e[0] // STEPS, e[1], e[0]))
@@ -114,18 +114,18 @@ def test_info_tells_what_is_in_it(recorded, capsys):
 def test_loaded_episodes_stand_behind_each_other(recorded):
     path = recorded[0]
     cfg = AlgorithmCfg(dataset=[str(path), str(path)])
-    recording = load(cfg, ["student[:4]"], (4, 2), flights=2, horizon=8)
+    recording = load(cfg, ["student[:4]"], (4, 2), num_columns=2, horizon=8)
     history = recording.history
     assert history.obs.shape[0] % 8 == 0
     with open_dataset(path) as episodes:
         obs = [group["obs/student"][:, :4] for _, group in episodes]
     wanted = sorted(x.tobytes() for x in obs + obs)
     found = []
-    for flight in range(2):
-        length = int(history.length[flight])
-        starts = [*np.flatnonzero(history.first[:length, flight]), length]
-        assert starts[0] == 0 and not history.first[length:, flight].any()
-        found += [np.asarray(history.obs[a:b, flight]).tobytes() for a, b in pairwise(starts)]
+    for column in range(2):
+        length = int(history.length[column])
+        starts = [*np.flatnonzero(history.first[:length, column]), length]
+        assert starts[0] == 0 and not history.first[length:, column].any()
+        found += [np.asarray(history.obs[a:b, column]).tobytes() for a, b in pairwise(starts)]
     assert sorted(found) == wanted
     everything = np.concatenate(obs)
     np.testing.assert_allclose(recording.normalizer.mean, everything.mean(axis=0), atol=1e-5)
@@ -133,11 +133,11 @@ def test_loaded_episodes_stand_behind_each_other(recorded):
     assert recording.summary.startswith(f"Dataset: {2 * len(obs)} episodes, {2 * len(everything)} steps")
 
 
-def test_a_teacher_labels_a_dataset_anew(recorded):
+def test_a_teacher_relabels_a_dataset(recorded):
     policy = Policy(2, (4,), rnn_type="gru", rnn_hidden_dim=4)
     state = networks.init(policy, jax.random.key(0), 7, normalize=False)
     cfg = AlgorithmCfg(dataset=[str(recorded[0])])
-    history = load(cfg, ["student"], (5, 2), 1, 1, Labeller(policy, state, ["teacher"], 7)).history
+    history = load(cfg, ["student"], (5, 2), 1, 1, Relabeler(policy, state, ["teacher"], 7)).history
     at = 0
     with open_dataset(recorded[0]) as episodes:
         for _, group in episodes:
@@ -149,10 +149,10 @@ def test_a_teacher_labels_a_dataset_anew(recorded):
     assert at == int(history.length[0])
 
 
-def test_a_teacher_needs_no_recorded_labels(recorded, tmp_path):
+def test_relabelling_needs_no_recorded_teacher_actions(recorded, tmp_path):
     """Other programs' recordings have none."""
     policy = Policy(2, (4,))
-    labeller = Labeller(policy, networks.init(policy, jax.random.key(0), 5, normalize=False), ["student"], 5)
+    relabeler = Relabeler(policy, networks.init(policy, jax.random.key(0), 5, normalize=False), ["student"], 5)
     path = tmp_path / "bare.hdf5"
     with h5py.File(recorded[0]) as source, h5py.File(path, "w") as file:
         file["data/demo_0/obs/student"] = source["data/demo_0/obs/student"][()]
@@ -160,7 +160,7 @@ def test_a_teacher_needs_no_recorded_labels(recorded, tmp_path):
         DatasetError, match=r"no teacher_actions to learn from; .*relabel=true lets the teacher make them"
     ):
         load(AlgorithmCfg(dataset=[str(path)]), ["student"], (5, 2), 1, 1)
-    history = load(AlgorithmCfg(dataset=[str(path)]), ["student"], (5, 2), 1, 1, labeller).history
+    history = load(AlgorithmCfg(dataset=[str(path)]), ["student"], (5, 2), 1, 1, relabeler).history
     assert history.label.shape == (int(history.length[0]), 1, 2) and bool(jnp.abs(history.label).min() > 0)
 
 
@@ -168,18 +168,18 @@ def test_a_teacher_needs_no_recorded_labels(recorded, tmp_path):
 def test_of_a_small_dataset_every_sequence_is_worth_something(recorded, sampler):
     """Fewer episodes than environments, shorter than a rollout: nothing is drawn where nothing is."""
     algorithm = AlgorithmCfg(dataset=[str(recorded[0])], sampler=sampler, gradient_length=3, burn_in_steps=2)
-    history = load(algorithm, ["student"], (5, 2), flights=500, horizon=400).history
+    history = load(algorithm, ["student"], (5, 2), num_columns=500, horizon=400).history
     assert 3 < history.length.size < 20 and int(history.length.max()) < 40
     drawn = make_sampler(algorithm, 500, 400, 30, "burn_in")
     source = Source(lambda x: x, jax.random.key(0), carry=(jnp.zeros((500, 4)),), history=history)
     window = drawn.window(source, jnp.array(0), (), drawn.length)
     assert bool((window.weight > 0).any(axis=0).all())
-    # As many as the flight is long, of each.
+    # Of each column as many as it has steps.
     seen = np.asarray(window.obs[0])
-    per_flight = [
-        sum((seen == x).all(axis=1).sum() for x in np.asarray(history.obs[:n, f])) for f, n in lengths(history)
+    per_column = [
+        sum((seen == x).all(axis=1).sum() for x in np.asarray(history.obs[:n, c])) for c, n in lengths(history)
     ]
-    np.testing.assert_allclose(per_flight, 500 * history.length / history.length.sum(), atol=40)
+    np.testing.assert_allclose(per_column, 500 * history.length / history.length.sum(), atol=40)
 
 
 def lengths(history):
@@ -228,12 +228,12 @@ def replaced(path: Path, *pairs) -> None:
         "nearly whole",
         "foreign",
         "empty",
-        "without labels",
+        "without teacher actions",
         "obs an array",
         "obs a number",
-        "labels text",
-        "labels nothing",
-        "labels too short",
+        "actions text",
+        "actions nothing",
+        "actions too short",
         "actions a number",
     ],
 )
@@ -251,7 +251,7 @@ def test_files_that_cannot_be_used_are_told_in_one_line(recorded, tmp_path, spoi
 
 
 def test_a_recording_under_way_is_told_from_a_broken_file(tmp_path):
-    recorder = Recorder(tmp_path / "f.hdf5", {}, BEGINS, None)
+    recorder = Recorder(tmp_path / "f.hdf5", {}, IS_FIRST, None)
     with pytest.raises(DatasetError, match=r"f.hdf5: is being recorded; try again when that run has ended"):
         info(tmp_path / "f.hdf5")
     recorder.close()
@@ -288,7 +288,7 @@ def test_recordings_overwrite_nothing(recorded, tmp_path):
 
 
 def test_a_disk_that_takes_no_more_stops_the_run_with_a_line(tmp_path):
-    recorder = Recorder(tmp_path / "f.hdf5", {}, BEGINS, None)
+    recorder = Recorder(tmp_path / "f.hdf5", {}, IS_FIRST, None)
     resource.prlimit(recorder.process.pid, resource.RLIMIT_FSIZE, (100_000, 100_000))
     message = r"f.hdf5: cannot be written \(File too large\); it holds [1-9]\d* episodes"
     with pytest.raises(DatasetError, match=message):
@@ -301,7 +301,7 @@ def test_a_disk_that_takes_no_more_stops_the_run_with_a_line(tmp_path):
 
 
 def test_a_writer_that_is_killed_stops_the_run_with_a_line(tmp_path):
-    recorder = Recorder(tmp_path / "f.hdf5", {}, BEGINS, None)
+    recorder = Recorder(tmp_path / "f.hdf5", {}, IS_FIRST, None)
     for number in range(20):
         recorder.put(rollout(number % 4))
     recorder.process.kill()
@@ -314,7 +314,7 @@ def test_a_writer_that_is_killed_stops_the_run_with_a_line(tmp_path):
 
 def test_a_writer_outlives_what_ends_a_run(tmp_path):
     """A terminal's Ctrl-C and a batch system's SIGTERM reach it as well; the run still has something to save."""
-    recorder = Recorder(tmp_path / "f.hdf5", {}, BEGINS, None)
+    recorder = Recorder(tmp_path / "f.hdf5", {}, IS_FIRST, None)
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         recorder.process.send_signal(number)
     recorder.put(rollout(0))
@@ -323,14 +323,14 @@ def test_a_writer_outlives_what_ends_a_run(tmp_path):
 
 
 def test_a_recording_that_cannot_begin_is_told(recorded):
-    with pytest.raises(DatasetError, match=r"flights.hdf5: cannot be written \(File exists\); it holds 0 episodes"):
-        Recorder(recorded[0], {}, BEGINS, None)
+    with pytest.raises(DatasetError, match=r"rollouts.hdf5: cannot be written \(File exists\); it holds 0 episodes"):
+        Recorder(recorded[0], {}, IS_FIRST, None)
 
 
 def test_a_recording_leaves_nothing_open(tmp_path):
     for number in range(3):
         before = set(os.listdir("/proc/self/fd"))
-        recorder = Recorder(tmp_path / f"{number}.hdf5", {}, BEGINS, None)
+        recorder = Recorder(tmp_path / f"{number}.hdf5", {}, IS_FIRST, None)
         recorder.put(rollout(0))
         recorder.close()
         del recorder
@@ -347,8 +347,8 @@ def test_a_program_that_forgets_to_close_ends_and_leaves_a_whole_file(tmp_path):
 ENDLESS = """
 import itertools, pathlib, sys
 from jdistill.data.recorder import Recorder
-from tests.jdistill.test_dataset import BEGINS, rollout
-recorder = Recorder(pathlib.Path(sys.argv[1]), {"env_name": "crazyflie"}, BEGINS, None)
+from tests.jdistill.data.test_dataset import IS_FIRST, rollout
+recorder = Recorder(pathlib.Path(sys.argv[1]), {"env_name": "crazyflie"}, IS_FIRST, None)
 rollouts = [rollout(n) for n in range(4)]
 for number in itertools.count():
     recorder.put(rollouts[number % 4])
@@ -368,7 +368,7 @@ def test_a_killed_recording_holds_its_complete_episodes(tmp_path, moment):
             break
     process.send_signal(signal.SIGKILL)
     assert process.communicate()[1] == "", "nor is there a traceback of the writer"
-    # Those that wait may be lost, and the one being handed over. What has been, the other process still writes.
+    # Rollouts in the queue may be lost, and the one being copied. What the other process has, it still writes.
     for _ in range(100):
         with contextlib.suppress(DatasetError), open_dataset(path):
             break

@@ -7,7 +7,7 @@ import os
 import numpy as np
 import pytest
 
-from jdistill.data.shared_buffer import HALVES, Handover, shared_memory
+from jdistill.data.shared_buffer import HALVES, SharedBuffer, shared_memory
 
 
 @pytest.fixture(params=["memory", "file"])
@@ -17,10 +17,10 @@ def views(request, monkeypatch):
         monkeypatch.delattr(os, "memfd_create")
     descriptor = shared_memory()
     assert os.fstat(descriptor).st_nlink == 0, "nothing stays behind"
-    giver, taker = Handover(descriptor), Handover(os.dup(descriptor))
-    yield giver, taker
-    giver.close()
-    taker.close()
+    writer, reader = SharedBuffer(descriptor), SharedBuffer(os.dup(descriptor))
+    yield writer, reader
+    writer.close()
+    reader.close()
 
 
 def message(number: int) -> dict:
@@ -36,23 +36,23 @@ def message(number: int) -> dict:
 
 
 def test_what_is_got_is_what_was_put(views):
-    giver, taker = views
+    writer, reader = views
     for number in range(5):
-        handed = giver.put(message(number), number % HALVES)
-        got, wanted = taker.get(handed), message(number)
+        ticket = writer.put(message(number), number % HALVES)
+        got, wanted = reader.get(ticket), message(number)
         np.testing.assert_equal(got, wanted)
         assert got["plain"].dtype == np.float32 and got["plain"].base is not None
 
 
 def test_a_message_stays_until_its_half_is_used_again(views):
-    giver, taker = views
-    first = taker.get(giver.put(message(0), 0))
-    giver.put(message(1), 1)
+    writer, reader = views
+    first = reader.get(writer.put(message(0), 0))
+    writer.put(message(1), 1)
     np.testing.assert_equal(first, message(0))
-    giver.put(message(2), 0)
+    writer.put(message(2), 0)
     np.testing.assert_equal(first["plain"], message(2)["plain"])
 
 
 def test_a_message_without_content(views):
-    giver, taker = views
-    assert taker.get(giver.put({"empty": np.zeros(0)}, 1))["empty"].size == 0
+    writer, reader = views
+    assert reader.get(writer.put({"empty": np.zeros(0)}, 1))["empty"].size == 0

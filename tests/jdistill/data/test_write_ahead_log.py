@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import errno
 import shutil
+import struct
+import zlib
 
 import h5py
 import numpy as np
 import pytest
 
-from jdistill.data import write_ahead_log as journal
-from jdistill.data.write_ahead_log import JournaledFile, recover
+from jdistill.data import write_ahead_log
+from jdistill.data.write_ahead_log import CrashSafeFile, recover
 
 
 class Killed(Exception):
@@ -19,7 +21,7 @@ class Killed(Exception):
 
 def test_it_is_a_file_like_any_other(tmp_path):
     """Random reads and writes with commits in between, beside a plain array of bytes."""
-    rng, file, plain = np.random.default_rng(0), JournaledFile(tmp_path / "f"), bytearray()
+    rng, file, plain = np.random.default_rng(0), CrashSafeFile(tmp_path / "f"), bytearray()
     for _ in range(300):
         at = int(rng.integers(0, len(plain) + 1))
         data = rng.bytes(int(rng.integers(1, 9000)))
@@ -39,11 +41,11 @@ def test_it_is_a_file_like_any_other(tmp_path):
 def test_every_moment_of_a_commit_leaves_a_readable_file(tmp_path, monkeypatch):
     """Die before each of the writes that the second commit makes."""
     writes: list[int] = []
-    write_at = journal._write_at
+    write_at = write_ahead_log._write_at
     outcomes = []
     for deadline in range(1000):
         path = tmp_path / f"{deadline}.hdf5"
-        file = JournaledFile(path)
+        file = CrashSafeFile(path)
         with h5py.File(file, "w") as h5:
             h5["data/demo_0"] = np.arange(1000)
             h5.flush()
@@ -63,7 +65,7 @@ def test_every_moment_of_a_commit_leaves_a_readable_file(tmp_path, monkeypatch):
                 write_at(*arguments)
 
             with monkeypatch.context() as patch:
-                patch.setattr(journal, "_write_at", dying)
+                patch.setattr(write_ahead_log, "_write_at", dying)
                 try:
                     file.commit()
                     dead = False
@@ -81,12 +83,12 @@ def test_every_moment_of_a_commit_leaves_a_readable_file(tmp_path, monkeypatch):
         if not dead:
             break
     assert outcomes[0] == 1 and len(outcomes) >= 4, "nothing of the second commit is on the disk yet"
-    assert set(outcomes[1:]) == {200}, "the journal is complete before anything is overwritten"
+    assert set(outcomes[1:]) == {200}, "the log is complete before anything is overwritten"
 
 
 def test_filesystems_that_cannot_be_written_past_their_cache(tmp_path, monkeypatch):
     """Some refuse to open a file so, some open it and refuse to write. (No such one is at hand.)"""
-    write_at = journal._write_at
+    write_at = write_ahead_log._write_at
 
     def refusing(fd, *arguments):
         if fd != file._fd:
@@ -98,8 +100,8 @@ def test_filesystems_that_cannot_be_written_past_their_cache(tmp_path, monkeypat
             if refusal == "opening":
                 patch.delattr("os.O_DIRECT", raising=False)
             else:
-                patch.setattr(journal, "_write_at", refusing)
-            file = JournaledFile(tmp_path / refusal)
+                patch.setattr(write_ahead_log, "_write_at", refusing)
+            file = CrashSafeFile(tmp_path / refusal)
             for number in range(3):
                 file.write(bytes([number]) * 5000)
                 file.commit()
@@ -107,21 +109,32 @@ def test_filesystems_that_cannot_be_written_past_their_cache(tmp_path, monkeypat
         assert (tmp_path / refusal).read_bytes() == b"".join(bytes([n]) * 5000 for n in range(3))
 
 
-def test_a_torn_journal_is_dropped(tmp_path):
+def test_the_log_of_an_earlier_version_is_applied(tmp_path):
+    """Byte for byte what version 0.1 left beside a recording that was killed."""
+    page = bytes(range(256)) * (4096 // 256)
+    (tmp_path / "f").write_bytes(b"\0" * 5000)
+    body = b"JDJOURN1" + struct.pack("<QQ", 1, 4500) + struct.pack("<Q", 0) + page
+    (tmp_path / "f.journal").write_bytes(body + struct.pack("<I", zlib.crc32(body)))
+    recover(tmp_path / "f")
+    assert (tmp_path / "f").read_bytes() == page + b"\0" * (4500 - 4096)
+    assert not (tmp_path / "f.journal").exists()
+
+
+def test_a_torn_log_is_dropped(tmp_path):
     (tmp_path / "f").write_bytes(b"content")
-    (tmp_path / "f.journal").write_bytes(journal._HEADER.pack(journal.MAGIC, 1, 3) + b"torn")
+    (tmp_path / "f.journal").write_bytes(write_ahead_log._HEADER.pack(write_ahead_log.MAGIC, 1, 3) + b"torn")
     recover(tmp_path / "f")
     assert (tmp_path / "f").read_bytes() == b"content" and not (tmp_path / "f.journal").exists()
 
 
 def test_what_an_earlier_file_of_the_name_left_is_dropped(tmp_path):
-    """Else the journal of a removed file would be applied to its successor."""
+    """Else the log of a removed file would be applied to its successor."""
     left = [tmp_path / "f.journal", tmp_path / "f.journal.part"]
     for path in left:
         path.write_bytes(b"of another file")
-    JournaledFile(tmp_path / "f").close()
+    CrashSafeFile(tmp_path / "f").close()
     assert not any(path.exists() for path in left)
-    left[1].write_bytes(b"half a journal, by a killed program")
+    left[1].write_bytes(b"half a log, by a killed program")
     recover(tmp_path / "f")
     assert not left[1].exists()
 
@@ -129,4 +142,4 @@ def test_what_an_earlier_file_of_the_name_left_is_dropped(tmp_path):
 def test_nothing_is_overwritten(tmp_path):
     (tmp_path / "f").write_bytes(b"mine")
     with pytest.raises(FileExistsError):
-        JournaledFile(tmp_path / "f")
+        CrashSafeFile(tmp_path / "f")
