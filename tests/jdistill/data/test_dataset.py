@@ -69,7 +69,9 @@ def recorded(tmp_path_factory):
 
 def test_episodes_are_whole_and_in_robomimics_layout(recorded):
     path, rollouts, message = recorded
-    line = jax.tree.map(lambda *x: np.concatenate(x), *[r._replace(teacher_steps=None, metrics={}) for r in rollouts])
+    line = jax.tree.map(
+        lambda *x: np.concatenate(x), *[r._replace(teacher_acts=None, is_first=None, metrics={}) for r in rollouts]
+    )
     expected = []
     for env in range(ENVS):
         ends = [-1, *np.flatnonzero(line.done[:, env])]
@@ -278,9 +280,9 @@ def test_other_dimensions_are_told(recorded, entries, sizes, expected):
 
 
 def test_more_than_the_memory_holds(recorded, monkeypatch):
-    from jdistill.core import history
+    from jdistill.core import memory
 
-    monkeypatch.setattr(history, "available_host_memory", lambda: 100)
+    monkeypatch.setattr(memory, "available_host_memory", lambda: 100)
     with pytest.raises(ConfigError, match=r"the dataset needs .* train on fewer files"):
         load(AlgorithmCfg(dataset=[str(recorded[0])]), ["student"], (5, 2), 1, 1)
 
