@@ -10,8 +10,8 @@ from pathlib import Path
 from bridge.tasks import TASKS, make_env
 from jdistill.cli.parser import Parser
 from jdistill.errors import ConfigError, ExportError, PolicyFileError
-from jdistill.export import exporters
-from jdistill.export.formats import Student, check_format, known_formats
+from jdistill.export import exporters, formats
+from jdistill.export.formats import Student
 from jdistill.run import compilation
 from jdistill.run.folders import open_run
 from jdistill.run.provenance import versions
@@ -22,7 +22,7 @@ def main(argv: list[str]) -> int:
     """The command."""
     parser = Parser(prog="jdistill export", description=__doc__.split("\n")[0])
     parser.add_argument("run", metavar="RUN", help="run folder, or its name in 'jdistill runs'")
-    known = ", ".join(known_formats())
+    known = ", ".join(formats.known_formats())
     parser.add_argument("--format", default="safetensors", help=f"any of {known}, separated by commas")
     parser.add_argument("--out", type=Path, help="folder for the files (default: RUN/exported)")
     parser.add_argument(
@@ -46,7 +46,7 @@ def export_run(args: argparse.Namespace) -> None:
     """Export the student of the run that the command line names."""
     names = [name.strip() for name in args.format.split(",")]
     for name in names:
-        check_format(name)
+        formats.load(name)
     run = open_run(args.run)
     cfg = load_config(run, ["env.num_envs=1"])
     policy, state, header = load_student(run, args.best)
