@@ -16,7 +16,7 @@ from typing import Any
 from bridge.env import TrainingEnv
 from jdistill.errors import ExportError
 from jdistill.export import formats, verify
-from jdistill.export.formats import Student
+from jdistill.export.formats import Exported, Student
 from jdistill.export.verify import Start
 
 
@@ -40,11 +40,16 @@ def export(
         ExportError: no such format, a missing package, or a file whose actions are not the student's.
         PolicyFileError: the teacher's file is needed and cannot be read.
     """
-    for name in names:
-        formats.check_format(name)
+    functions = {name: formats.load(name) for name in names}
     out.mkdir(parents=True, exist_ok=True)
     original = verify.jax_policy(student.policy, student.state)
-    files = {name: _write(name, student, out, env, original) for name in names}
+    files = {}
+    for name, function in functions.items():
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # TorchScript is what was asked for.
+            exported = function(student, out)
+            difference = _check(exported, student, original, env)
+        files[name] = {"file": exported.file.name, "largest_difference": difference, **exported.notes}
     content = {**sidecar(student), **(notes or {}), "files": files}
     (out / "policy.json").write_text(json.dumps(content, indent=1) + "\n")
 
@@ -60,23 +65,19 @@ def sidecar(student: Student) -> dict[str, Any]:
     }
 
 
-def _write(name: str, student: Student, out: Path, env: TrainingEnv | None, original: Start) -> dict[str, Any]:
-    """One format; what ``policy.json`` tells of it."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # TorchScript is what was asked for.
-        exported = formats.write(name, student, out)
-        if env is not None:
-            what = f"{verify.STEPS} steps"
-            groups = student.agent.obs_groups["student"]
-            difference = verify.rollout_difference(env, groups, original, exported.start)
-        else:
-            what = f"{verify.STEPS} drawn observations (its simulator is not the embedded one)"
-            difference = verify.drawn_difference(student.layers, original, exported.start)
+def _check(exported: Exported, student: Student, original: Start, env: TrainingEnv | None) -> float:
+    """Compare what was written with the student; prints a line, returns the largest difference."""
+    if env is not None:
+        what = f"{verify.STEPS} steps"
+        groups = student.agent.obs_groups["student"]
+        difference = verify.rollout_difference(env, groups, original, exported.start)
+    else:
+        what = f"{verify.STEPS} drawn observations (its simulator is not the embedded one)"
+        difference = verify.drawn_difference(student.layers, original, exported.start)
+    file = exported.file
     if not difference <= verify.TOLERANCE:  # A NaN is no agreement either.
-        for written in (exported.file, *exported.more_files):
+        for written in (file, *exported.more_files):
             written.unlink(missing_ok=True)
-        raise ExportError(
-            f"{exported.file.name}: its actions differ by {difference:.1e} from the original's; not written"
-        )
-    print(f"{exported.file}: {what} beside the original, largest difference {difference:.1e}")
-    return {"file": exported.file.name, "largest_difference": difference, **exported.notes}
+        raise ExportError(f"{file.name}: its actions differ by {difference:.1e} from the original's; not written")
+    print(f"{file}: {what} beside the original, largest difference {difference:.1e}")
+    return difference

@@ -70,8 +70,8 @@ class Exported:
 Format = Callable[[Student, Path], Exported]
 """Writes a student into a folder that exists, under a name that the format chooses.
 
-It raises :class:`jdistill.errors.ExportError` where the student cannot be written like that, and leaves a missing
-package's ModuleNotFoundError to :func:`write`.
+It raises :class:`jdistill.errors.ExportError` where the student cannot be written like that. Packages that it needs are
+imported by its module, so that a missing one is told before anything is written.
 """
 
 
@@ -81,22 +81,17 @@ def known_formats() -> dict[str, EntryPoint]:
     return ours | {entry.name: entry for entry in entry_points(group=GROUP) if entry.name not in ours}
 
 
-def check_format(name: str) -> None:
-    """Raise :class:`jdistill.errors.ExportError` where there is no format ``name``."""
-    if name not in (known := known_formats()):
-        raise ExportError(f"--format {name or '(empty)'}: expected some of {', '.join(known)}")
-
-
-def write(name: str, student: Student, out: Path) -> Exported:
-    """Write the format ``name`` into the folder ``out``.
+def load(name: str) -> Format:
+    """The format ``name``; imports what it needs.
 
     Raises:
-        ExportError: there is no such format, a package is missing, or the student cannot be written like that.
+        ExportError: there is no such format, or a package is missing.
     """
-    check_format(name)
+    if name not in (known := known_formats()):
+        raise ExportError(f"--format {name or '(empty)'}: expected some of {', '.join(known)}")
     try:
-        export: Format = known_formats()[name].load()
-        return export(student, out)
+        export: Format = known[name].load()
     except ModuleNotFoundError as e:
         hint = "; use 'uv run --extra torch --extra onnx ...'" if name in FORMATS else ""
         raise ExportError(f"{name}: {e.name} is not installed{hint}") from e
+    return export

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnxruntime
 from onnx import TensorProto, helper, numpy_helper
 
 from jdistill.core.activations import OUTPUT_ACTIVATIONS
@@ -27,8 +28,6 @@ ONNX_GATES = {"gru": "zrn", "lstm": "iofg"}
 
 def export(student: Student, out: Path) -> Exported:
     """``policy.onnx``, the format ``onnx`` of :mod:`jdistill.export.formats`; onnxruntime runs it."""
-    import onnxruntime
-
     file = out / "policy.onnx"
     onnx.save(to_onnx(student.layers), str(file))
     session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])

@@ -72,7 +72,7 @@ def acts_alike_in_every_format(policy: Policy, state, observations, out) -> None
         act = original()
         expected += [act(obs) for obs in observations]
     for name in formats.FORMATS:
-        start, actions = formats.write(name, student, out).start, []
+        start, actions = formats.load(name)(student, out).start, []
         for _ in range(2):
             act = start()
             actions += [act(obs) for obs in observations]
@@ -225,6 +225,7 @@ def test_missing_packages_are_told_in_one_line(run, package, format):
     assert done.returncode == 1
     expected = f"jdistill export: error: {format}: {package} is not installed; use 'uv run --extra torch --extra onnx"
     assert done.stderr.count("\n") == 1 and done.stderr.startswith(expected)
+    assert not (run / "exported").exists()
 
 
 def test_complaints(tmp_path, capsys, monkeypatch):

@@ -70,7 +70,7 @@ def test_three_updates_give_the_same_student(make_distillation, teacher_state, k
     normalize = settings.pop("normalize")
     torch.manual_seed(0)
     theirs = model(kind, obs_normalization=normalize)
-    policy, learnt = ours_of(theirs, normalize)
+    policy, student = ours_of(theirs, normalize)
     storage = RolloutStorage("distillation", ENVS, steps, observations(np.random.default_rng(0)), [ACTIONS], "cpu")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # rsl_rl warns of left-over steps.
@@ -80,7 +80,7 @@ def test_three_updates_give_the_same_student(make_distillation, teacher_state, k
     alg = make_distillation(
         policy, steps, num_learning_epochs=4, student_cfg=StudentCfg(obs_normalization=normalize), **settings
     )
-    state = alg.init(jax.random.key(0), teacher_state).replace(student=learnt)
+    state = alg.init(jax.random.key(0), teacher_state).replace(student=student)
     shapes = jax.eval_shape(alg.rollout, state)[1]
     update = jax.jit(alg.update)
 
