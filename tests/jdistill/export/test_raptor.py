@@ -1,4 +1,4 @@
-"""RAPTOR as one of our policies: its own NumPy answers, and the frame that it flies in."""
+"""RAPTOR as one of our policies: its own NumPy answers, and the frame that it sees the world in."""
 
 from __future__ import annotations
 
