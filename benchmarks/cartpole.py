@@ -4,7 +4,7 @@
 
 ``Isaac-Cartpole-Direct`` on Newton with the USD file that the ``newton`` package ships (``--usd`` takes another), the
 ground plane off. The teacher sees positions and velocities; the student sees positions alone and has to remember. Each
-flies the same held-out episodes at the end. About 6 minutes on two CPU cores.
+is evaluated on the same held-out episodes at the end. About 6 minutes on two CPU cores.
 """
 
 from __future__ import annotations

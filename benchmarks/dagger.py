@@ -4,11 +4,11 @@
     python -m benchmarks.dagger --cost --out docs/dagger.json
 
 The quadrotors differ widely in mass, inertia, thrust and motors. Each way of training gets the same number of
-iterations from the same teacher with several seeds; the students then fly the same held-out quadrotors. Prints a
+iterations from the same teacher with several seeds; the students then control the same held-out quadrotors. Prints a
 Markdown table: means over the seeds, with the standard deviation between them.
 
 With ``--cost`` nothing is trained to an end: in one process, iterations without a history, iterations that are recorded
-and iterations on a full history take turns, some of each at a time, while the teacher flies. (``--out`` keeps what
+and iterations on a full history take turns, some of each at a time, while the teacher acts. (``--out`` keeps what
 else the file holds.)
 """
 
@@ -57,7 +57,7 @@ WAYS = {
     "packed": [*HISTORY, "agent.algorithm.sampler=packed", "agent.algorithm.num_mini_batches=10"],
 }
 """Ways of training, as settings beside the common ones. The ring holds ``max_buffer_size`` transitions, but that of
-``packed`` only the rollouts that an episode spans: RAPTOR trains on what was flown last."""
+``packed`` only the rollouts that an episode spans: RAPTOR trains on the newest."""
 COSTS = {"plain": [], "recorded": [], "full history": HISTORY}
 """What ``--cost`` compares."""
 TEACHER = ROOT / "jdistill" / "teachers" / "crazyflie.safetensors"
@@ -90,7 +90,7 @@ class Iterations:
     def __init__(self, way: str, args: argparse.Namespace):
         task = TASKS["crazyflie"]()
         settings = [f"env.num_envs={args.num_envs}", f"agent.num_steps_per_env={args.num_steps}", *args.overrides]
-        # Steady flight, as it is once the student can fly, from the first iteration on.
+        # Long episodes, as they are once the student can fly, from the first iteration on.
         settings += ["agent.algorithm.use_two_stage_training=true", "agent.algorithm.phase1_iterations=1000000"]
         preset = load_file(ROOT / "configs" / "crazyflie.yaml")
         cfg = compose(task.name, task.cfg_cls, [preset], [*settings, *COSTS[way]])
@@ -146,7 +146,7 @@ def cost_table(costs: dict[str, Any]) -> str:
     return "\n".join(rows)
 
 
-def fly(file: Path, group: str, episodes: int) -> dict[str, float]:
+def measure(file: Path, group: str, episodes: int) -> dict[str, float]:
     """Survival and steady position error of a policy on the held-out quadrotors."""
     policy, learnt, _ = load_policy(file)
     env = AutoReset(PointControl(PointControlCfg(num_envs=episodes, randomization=RandomizationCfg(**WIDE))))
@@ -199,7 +199,7 @@ def main() -> None:
         print(cost_table(costs))
         write(args.out, {"cost": costs})
         return
-    teacher = fly(TEACHER, "teacher", args.episodes)
+    teacher = measure(TEACHER, "teacher", args.episodes)
     ways: dict[str, list[dict[str, float]]] = {way: [] for way in args.ways}
     with tempfile.TemporaryDirectory() as folder:
         # Seed by seed, so that whatever else slows the machine for a while slows all ways alike.
@@ -208,7 +208,7 @@ def main() -> None:
                 file, seconds = train(way, seed, args.iterations, args, Path(folder))
                 # The history is full by then, and what the first iterations warm up is warm.
                 late = statistics.median(seconds[args.iterations // 2 :])
-                ways[way].append({**fly(file, "student", args.episodes), "seconds": late, "seed": seed})
+                ways[way].append({**measure(file, "student", args.episodes), "seconds": late, "seed": seed})
                 print(f"{way}: {json.dumps(ways[way][-1])}", flush=True)
     sizes = {k: v for k, v in vars(args).items() if k not in ("out", "ways", "cost", "turn", "turns")}
     results = {"sizes": sizes, "randomization": WIDE, "machine": machine(), "teacher": teacher, "ways": ways}
