@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -10,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import ROOT
+from tests.conftest import OPTIONAL, ROOT
 
 BELOW = {
     "bridge": set(),
@@ -100,6 +101,20 @@ def test_files_and_functions_are_short():
     assert not long, "\n".join(long)
 
 
+@pytest.mark.full
+def test_the_quick_tests_import_no_optional_package():
+    code = f"""
+import sys
+sys.modules.update(dict.fromkeys({sorted(OPTIONAL)}))  # None: importing one raises.
+import pytest
+sys.exit(pytest.main(["--collect-only", "-q", "-m", "unit", "-p", "no:cacheprovider"]))
+"""
+    environment = {**os.environ, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, env=environment)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "tests/jdistill/core/test_distillation.py::" in done.stdout
+
+
 def modules_after(code: str) -> set[str]:
     """Top-level modules loaded in a fresh interpreter after ``code``."""
     code += "\nimport sys; print(' '.join({m.split('.')[0] for m in sys.modules}))"
@@ -124,6 +139,7 @@ def test_task_names_cost_no_simulator():
     assert not modules_after("import bridge.tasks") & {"torch", "crazyflow", "mujoco", "jdistill"}
 
 
+@pytest.mark.full
 def test_the_bridge_does_not_know_the_learner():
     loaded = modules_after(
         "from bridge.tasks import TASKS, make_env; t = TASKS['crazyflie'](); make_env(t, t.cfg_cls(num_envs=1))"
@@ -131,11 +147,13 @@ def test_the_bridge_does_not_know_the_learner():
     assert "crazyflow" in loaded and not loaded & {"jdistill", "torch"}
 
 
+@pytest.mark.full
 def test_the_isaaclab_task_brings_no_jax():
     loaded = modules_after("import bridge.isaaclab_tasks.point_control.env")
     assert "isaaclab" in loaded and not loaded & {"jax", "crazyflow", "jdistill"}
 
 
+@pytest.mark.full
 def test_registering_the_isaaclab_task_costs_no_simulator():
     loaded = modules_after("import bridge.isaaclab_tasks")
     assert "gymnasium" in loaded and not loaded & {"isaaclab", "torch", "jax", "warp"}

@@ -9,6 +9,8 @@ import pytest
 
 from jdistill.__main__ import COMMANDS, main
 
+pytestmark = pytest.mark.full
+
 
 @pytest.fixture
 def jdistill(monkeypatch, capsys):

@@ -105,6 +105,7 @@ def test_update_uses_the_old_normaliser_and_then_updates_it(make_distillation, t
     np.testing.assert_allclose(after.student.normalizer.var, obs.var(axis=0), rtol=1e-4)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     ("settings", "drivers"),
     [
@@ -147,6 +148,7 @@ def test_rollout_stores_what_both_policies_say_of_the_same_observations(make_dis
     assert leaves_equal(after.student_carry, state.student_carry), "the update starts where the rollout started"
 
 
+@pytest.mark.full
 def test_exploration_noise_is_in_the_rollout_and_not_in_the_labels(make_distillation, teacher_state):
     noisy = make_distillation(num_steps=50, student_cfg=StudentCfg(init_noise_std=0.2))
     quiet = make_distillation(num_steps=50)
@@ -175,6 +177,7 @@ def test_iteration_trains_the_student_and_leaves_the_teacher(make_distillation, 
     assert iteration._cache_size() == 1
 
 
+@pytest.mark.full
 def test_finite_flags_name_the_broken_group(make_distillation, teacher_state):
     alg = make_distillation(num_steps=3, gradient_length=3)
     state = alg.init(jax.random.key(0), teacher_state)
@@ -185,6 +188,7 @@ def test_finite_flags_name_the_broken_group(make_distillation, teacher_state):
     assert [k.split("/", 2)[2] for k in broken] == ["observation group 'teacher'"]
 
 
+@pytest.mark.full
 def test_short_distillation_lowers_the_loss_tenfold(make_distillation, teacher_state):
     alg = make_distillation(num_steps=100, use_two_stage_training=True, phase1_iterations=20)
     state = jax.jit(alg.init)(jax.random.key(0), teacher_state)  # Compiled, it copies what will be donated.
@@ -235,6 +239,7 @@ def test_episode_ring_keeps_the_newest():
     assert len(returns) > 2 * EPISODES
 
 
+@pytest.mark.full
 def test_episode_statistics_start_anew_at_the_switch(make_distillation, teacher_state):
     alg = make_distillation(num_steps=2, gradient_length=2, use_two_stage_training=True, phase1_iterations=3)
     state = alg.init(jax.random.key(0), teacher_state)

@@ -17,6 +17,8 @@ from jdistill.run.compose import compose
 from jdistill.run.runner import DistillationRunner, load_recording, load_teacher
 from tests.conftest import BUNDLED_TEACHER
 
+pytestmark = pytest.mark.full
+
 
 class Breaking(PointControl):
     """Crazyflies whose teacher observation becomes NaN after ``good_steps`` steps."""
