@@ -8,6 +8,9 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 # Isaac Lab's kernels take a minute to compile; kept for the next run, and named before anything imports Warp.
 os.environ.setdefault("WARP_CACHE_PATH", str(ROOT / ".pytest_cache" / "warp"))
+# Most of the suite's time is compilation, much of it of the same programs, in subprocesses too. JAX reads this once.
+CACHE = ROOT / ".pytest_cache" / "jax"
+os.environ |= {"JAX_COMPILATION_CACHE_DIR": str(CACHE), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.5"}
 
 import jax
 import pytest
@@ -31,10 +34,6 @@ OPTIONAL = {
 }
 """Packages that the quick tests (``-m unit``) do without."""
 BUNDLED_TEACHER = ROOT / "jdistill" / "teachers" / "crazyflie.safetensors"
-CACHE = ROOT / ".pytest_cache" / "jax"
-# Most of the suite's time is compilation, much of it of the same programs; subprocesses get the same folder.
-jax.config.update("jax_compilation_cache_dir", str(CACHE))
-jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 compilation.prepare()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import os
 import re
 import subprocess
 import sys
@@ -11,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import ROOT
+from tests.conftest import OPTIONAL, ROOT
 
 BELOW = {
     "bridge": set(),
@@ -101,6 +102,20 @@ def test_files_and_functions_are_short():
     assert not long, "\n".join(long)
 
 
+@pytest.mark.full
+def test_the_quick_tests_import_no_optional_package():
+    code = f"""
+import sys
+sys.modules.update(dict.fromkeys({sorted(OPTIONAL)}))  # None: importing one raises.
+import pytest
+sys.exit(pytest.main(["--collect-only", "-q", "-m", "unit", "-p", "no:cacheprovider"]))
+"""
+    environment = {**os.environ, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, env=environment)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "tests/jdistill/core/test_distillation.py::" in done.stdout
+
+
 def modules_after(code: str) -> set[str]:
     """Top-level modules loaded in a fresh interpreter after ``code``."""
     code += "\nimport sys; print(' '.join({m.split('.')[0] for m in sys.modules}))"
@@ -130,6 +145,7 @@ def test_the_public_names_cost_nothing_until_they_are_used():
     assert not modules_after("import jdistill; assert jdistill.__version__") & {"jax", "numpy", "torch", "crazyflow"}
 
 
+@pytest.mark.full
 def test_the_bridge_does_not_know_the_learner():
     loaded = modules_after(
         "from bridge.tasks import TASKS, make_env; t = TASKS['crazyflie'](); make_env(t, t.cfg_cls(num_envs=1))"
@@ -137,11 +153,13 @@ def test_the_bridge_does_not_know_the_learner():
     assert "crazyflow" in loaded and not loaded & {"jdistill", "torch"}
 
 
+@pytest.mark.full
 def test_the_isaaclab_task_brings_no_jax():
     loaded = modules_after("import bridge.isaaclab_tasks.point_control.env")
     assert "isaaclab" in loaded and not loaded & {"jax", "crazyflow", "jdistill"}
 
 
+@pytest.mark.full
 def test_registering_the_isaaclab_task_costs_no_simulator():
     loaded = modules_after("import bridge.isaaclab_tasks")
     assert "gymnasium" in loaded and not loaded & {"isaaclab", "torch", "jax", "warp"}

@@ -46,8 +46,9 @@ def deviation(text: str) -> float:
 def run(argv: list[str]) -> None:
     """The command."""
     args = make_parser().parse_args(argv)
+    from jdistill.export import formats
     from jdistill.export.exporters import export
-    from jdistill.export.formats import Student, check_format
+    from jdistill.export.formats import Student
     from jdistill.run import compilation
     from jdistill.run.provenance import versions
     from jdistill.run.saved_run import load_config, load_student, request_of
@@ -55,7 +56,7 @@ def run(argv: list[str]) -> None:
 
     compilation.prepare()
     for name in args.format:
-        check_format(name)
+        formats.load(name)  # A missing package is told before anything is written.
     folder = open_run(args.run, args.logdir)
     cfg = load_config(folder, ["env.num_envs=1"])
     policy, state, header = load_student(folder, args.best)

@@ -153,6 +153,7 @@ def test_default_resets_fill_their_ranges():
         assert 0.98 * bound < np.abs(angle).max() <= bound * (1 + 1e-5)
 
 
+@pytest.mark.full
 def test_randomization_draws_within_its_range_and_changes_the_flight():
     env = make(num_envs=500, reset=STILL, randomization=RandomizationCfg(mass=0.1, inertia=0, thrust=0, motor=0))
     state = env.reset(jax.random.key(0))
@@ -214,6 +215,7 @@ def test_figure_eight_closes_after_its_period():
     assert np_of(pos).max(axis=0)[:2] == pytest.approx([1.0, 0.5], abs=1e-3)
 
 
+@pytest.mark.full
 def test_random_actions_never_leave_a_state_that_is_not_finite(crazyflie):
     from bridge.env import AutoReset
 

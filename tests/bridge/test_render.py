@@ -13,6 +13,8 @@ from bridge.crazyflie import render
 from bridge.env import AutoReset
 from jdistill.errors import RenderError
 
+pytestmark = pytest.mark.full
+
 BLUE = (0.0, 0.45, 0.70)
 
 

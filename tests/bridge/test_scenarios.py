@@ -16,6 +16,8 @@ from bridge.crazyflie.cfg import RandomizationCfg, ResetCfg, SensorCfg, TargetCf
 from bridge.crazyflie.scenarios import CRAZYFLIES, scenarios
 from bridge.env import AutoReset, Parametric
 
+pytestmark = pytest.mark.full
+
 STILL = ResetCfg(position=0, linear_velocity=0, angular_velocity=0, tilt=0, yaw=0)
 NOMINAL = RandomizationCfg(mass=0, inertia=0, thrust=0, motor=0)
 NOISE = SensorCfg(position_noise=0.02, velocity_noise=0.1, attitude_noise=2.0, rate_noise=0.3)

@@ -10,6 +10,8 @@ import pytest
 
 from jdistill.cli.main import COMMANDS, main, report_errors
 
+pytestmark = pytest.mark.full
+
 
 @pytest.fixture
 def jdistill(monkeypatch, capsys):

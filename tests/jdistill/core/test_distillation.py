@@ -113,6 +113,7 @@ def test_update_uses_the_old_normalizer_and_then_updates_it(make_distillation, t
     np.testing.assert_allclose(after.student.normalizer.var, obs.var(axis=0), rtol=1e-4)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     ("settings", "sources"),
     [
@@ -168,6 +169,7 @@ def test_rollout_stores_what_both_policies_say_of_the_same_observations(make_dis
         np.testing.assert_allclose(ours, theirs, atol=1e-6)
 
 
+@pytest.mark.full
 def test_exploration_noise_is_in_the_rollout_and_not_in_the_teachers_actions(make_distillation, teacher_actor):
     noisy = make_distillation(num_steps=50, student_cfg=StudentCfg(init_noise_std=0.2))
     quiet = make_distillation(num_steps=50)
@@ -195,6 +197,7 @@ def test_iteration_trains_every_layer_in_either_phase(make_distillation, teacher
     assert iteration._cache_size() == 1
 
 
+@pytest.mark.full
 def test_the_first_cause_of_what_is_not_finite_is_named(make_distillation, teacher_actor):
     """Of many groups too: in the order of cause and effect, and not in that of their names."""
     alg = make_distillation(num_steps=3, gradient_length=3)
@@ -209,6 +212,7 @@ def test_the_first_cause_of_what_is_not_finite_is_named(make_distillation, teach
     assert broken == ["observation group 'group 2'", "observation group 'group 10'", "the reward"]
 
 
+@pytest.mark.full
 def test_short_distillation_lowers_the_loss_tenfold(make_distillation, teacher_actor):
     alg = make_distillation(num_steps=100, use_two_stage_training=True, phase1_iterations=20)
     state = jax.jit(alg.init)(jax.random.key(0), teacher_actor)  # Compiled, it copies what will be donated.
@@ -259,6 +263,7 @@ def test_episode_ring_keeps_the_newest():
     assert len(returns) > 2 * EPISODES
 
 
+@pytest.mark.full
 def test_episode_statistics_start_anew_at_the_switch(make_distillation, teacher_actor):
     alg = make_distillation(num_steps=2, gradient_length=2, use_two_stage_training=True, phase1_iterations=3)
     state = alg.init(jax.random.key(0), teacher_actor)

@@ -89,6 +89,7 @@ def located(state, line, batch, at=0) -> np.ndarray:
     return np.argwhere(same)[:, 1:]
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("sampler", ["uniform", "recent"])
 def test_stored_sequences_act_as_in_the_rollout(make, sampler):
     alg, state = make(use_dagger=True, max_buffer_size=ROLLOUTS * STEPS * ENVS, sampler=sampler)
@@ -104,6 +105,7 @@ def test_stored_sequences_act_as_in_the_rollout(make, sampler):
     assert len(starts) > 1 and all(time % 4 == 0 for time in starts)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("begin_at_once", [True, False])
 def test_burn_in_counts_exactly_the_steps_it_should(make, begin_at_once):
     """Loss and gradients against a plain loop; beginnings of episodes are never masked."""

@@ -60,6 +60,7 @@ def executed(steps):
     return np.asarray(jnp.abs(commands - teacher).max(axis=-1) < jnp.abs(commands - student).max(axis=-1))
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("per", ["step", "episode"])
 def test_a_mixture_steps_as_it_says(make_distillation, teacher_actor, per):
     alg = make_distillation(num_steps=60, beta_schedule="linear", beta_iterations=2, beta_per=per)
@@ -76,6 +77,7 @@ def test_a_mixture_steps_as_it_says(make_distillation, teacher_actor, per):
         assert (np.asarray(after.teacher_acts) == acts[-1])[~np.asarray(rollout.steps.done[-1])].all()
 
 
+@pytest.mark.full
 def test_student_only_envs_alone_count_in_phase_1_and_end_it(make_distillation, teacher_actor):
     alg = make_distillation(num_steps=60, gradient_length=60, num_learning_epochs=1, phase1_until_return=-1e9, **STAGES)
     state = jax.jit(alg.init)(jax.random.key(0), teacher_actor)

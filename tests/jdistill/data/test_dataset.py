@@ -363,6 +363,7 @@ for number in itertools.count():
 """
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("moment", [40, 153])
 def test_a_killed_recording_holds_its_complete_episodes(tmp_path, moment):
     path = tmp_path / "killed.hdf5"

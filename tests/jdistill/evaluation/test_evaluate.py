@@ -28,6 +28,8 @@ from jdistill.export.policy_file import load_policy, save_policy
 from jdistill.run.compose import compose, load_file
 from tests.conftest import BUNDLED_TEACHER, ROOT
 
+pytestmark = pytest.mark.full
+
 
 def test_bundled_teacher_holds_a_point():
     policy, policy_state, _ = load_policy(BUNDLED_TEACHER)

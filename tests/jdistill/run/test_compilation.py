@@ -6,8 +6,12 @@ import os
 import subprocess
 import sys
 
+import pytest
+
 from jdistill.run import compilation
 from tests.conftest import ROOT
+
+pytestmark = pytest.mark.full
 
 PROGRAM = """
 from jdistill.run import compilation

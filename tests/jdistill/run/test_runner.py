@@ -21,6 +21,8 @@ from jdistill.run.progress import last_row
 from jdistill.run.runner import DistillationRunner
 from tests.conftest import BUNDLED_TEACHER
 
+pytestmark = pytest.mark.full
+
 
 class Breaking(PointControl):
     """Crazyflies whose teacher observation becomes NaN after ``good_steps`` steps."""
