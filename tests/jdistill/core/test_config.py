@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
+
 import pytest
 import yaml
 
 from bridge.crazyflie import PointControlCfg
 from jdistill.core.config import AgentCfg, sampler_name
 from jdistill.errors import ConfigError
-from jdistill.run.compose import RunCfg, compose, load_file
+from jdistill.run.compose import RunCfg, _flatten, compose, load_file
 from tests.conftest import ROOT
 
 
@@ -67,9 +70,21 @@ def test_saved_configs_load_as_they_were(tmp_path):
 @pytest.mark.parametrize("preset", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda p: p.stem)
 def test_presets_load(preset):
     data = load_file(preset)
+    assert data.pop("task") == "crazyflie"
     cfg = run_cfg(layers=[data])
-    assert data["task"] == "crazyflie"
-    assert cfg != run_cfg(), "a preset changes something"
+    said = dict(_flatten(data))
+    assert said, "a preset says something"
+    for key, value in said.items():
+        found = functools.reduce(getattr, key.split("."), cfg)
+        assert found == value, f"{key} is {found}, the preset says {value}"
+    # And nothing else changes.
+    plain = run_cfg()
+    for section in ("agent", "env"):
+        theirs, ours = (dict(_flatten(dataclasses.asdict(getattr(c, section)))) for c in (plain, cfg))
+        changed = {f"{section}.{key}" for key in ours if ours[key] != theirs[key]}
+        assert changed <= said.keys(), changed - said.keys()
+    with pytest.raises(ConfigError, match="unknown setting"):
+        run_cfg(layers=[{**data, "env": {"no_such_setting": 1}}])
 
 
 @pytest.mark.parametrize(
