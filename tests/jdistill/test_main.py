@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import argparse
+import importlib
 import sys
 from importlib.metadata import entry_points
 
@@ -37,6 +39,26 @@ def test_every_command_explains_itself(jdistill):
         assert f"  {name} " in out
         status, text, _ = jdistill(name, "--help")
         assert status == 0 and text.startswith(f"usage: jdistill {name}"), name
+
+
+def unexplained(parser: argparse.ArgumentParser) -> list[str]:
+    """Arguments without help, those of subcommands among them."""
+    found = []
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            found += [name for inner in action.choices.values() for name in unexplained(inner)]
+        elif not action.help or action.help == argparse.SUPPRESS:
+            found.append(action.dest)
+    return found
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_argument_is_explained(name):
+    parser = importlib.import_module(f"jdistill.cli.{name}").make_parser()
+    assert not unexplained(parser)
+    parser.add_argument("--mute")
+    assert unexplained(parser) == ["mute"]
+    assert {"help", "traceback"} <= {action.dest for action in parser._actions}
 
 
 def test_commands_run_and_complain(jdistill, small_run, tmp_path):
