@@ -107,8 +107,8 @@ def measure(usd: Path, run: Path, num_envs: int) -> dict[str, Any]:
     numbers: dict[str, Any] = {}
     with opened(usd, num_envs) as env:
         for name, entries in PARTS.items():
-            policy, learnt, _ = load_policy(run / f"{name}.safetensors")
-            numbers[name] = evaluate(env, policy, learnt, entries, seed=20_000)
+            policy, policy_state, _ = load_policy(run / f"{name}.safetensors")
+            numbers[name] = evaluate(env, policy, policy_state, entries, seed=20_000)
     numbers["recovered"] = numbers["student"]["return"] / numbers["teacher"]["return"]
     return numbers
 

@@ -60,11 +60,11 @@ def train(phase1: int, logdir: Path, cache: Path, overrides: list[str]) -> tuple
 
 def measure(file: Path, group: str) -> dict[str, Any]:
     """The numbers of one policy on the default task and on holding a point."""
-    policy, learnt, _ = load_policy(file)
+    policy, policy_state, _ = load_policy(file)
     numbers = {}
     for name, target in (("default", TargetCfg()), ("hold", TargetCfg(kind="fixed"))):
         env = AutoReset(PointControl(PointControlCfg(num_envs=EPISODES, target=target)))
-        numbers[name] = evaluate(env, policy, learnt, [group], seed=SEED)
+        numbers[name] = evaluate(env, policy, policy_state, [group], seed=SEED)
     return numbers
 
 

@@ -131,7 +131,7 @@ def measure_costs(args: argparse.Namespace) -> dict[str, Any]:
     for _ in range(args.turns):
         for way, run in runs.items():
             with tempfile.TemporaryDirectory() as folder:
-                seconds[way].append(run.run(args.turn, Path(folder) / "flights.hdf5"))
+                seconds[way].append(run.run(args.turn, Path(folder) / "episodes.hdf5"))
         print(json.dumps({way: round(s[-1], 4) for way, s in seconds.items()}), flush=True)
     medians = {way: statistics.median(s) for way, s in seconds.items()}
     sizes = {name: getattr(args, name) for name in ("num_envs", "num_steps", "turn", "turns", "overrides")}
@@ -148,9 +148,9 @@ def cost_table(costs: dict[str, Any]) -> str:
 
 def measure(file: Path, group: str, episodes: int) -> dict[str, float]:
     """Survival and steady position error of a policy on the held-out quadrotors."""
-    policy, learnt, _ = load_policy(file)
+    policy, policy_state, _ = load_policy(file)
     env = AutoReset(PointControl(PointControlCfg(num_envs=episodes, randomization=RandomizationCfg(**WIDE))))
-    numbers = evaluate(env, policy, learnt, [group], seed=SEED)
+    numbers = evaluate(env, policy, policy_state, [group], seed=SEED)
     return {"survival": numbers["survival"], "error": numbers["steady"]["position_error"]}
 
 

@@ -134,10 +134,10 @@ def medians(laps: dict[str, list[float]]) -> dict[str, float]:
     return {kind: statistics.median(seconds) for kind, seconds in laps.items()}
 
 
-def worth(policy: Policy, learnt: PolicyState) -> dict[str, float]:
+def worth(policy: Policy, policy_state: PolicyState) -> dict[str, float]:
     """Survival and steady position error (m) on held-out episodes of the default task."""
     env = AutoReset(PointControl(PointControlCfg(num_envs=EPISODES)))
-    numbers = evaluate(env, policy, learnt, ["student"], seed=SEED)
+    numbers = evaluate(env, policy, policy_state, ["student"], seed=SEED)
     return {"survival": numbers["survival"], "steady_error_m": numbers["steady"]["position_error"]}
 
 

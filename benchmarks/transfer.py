@@ -62,9 +62,9 @@ def measure(sim: str, policies: dict[str, Path], episodes: int) -> dict[str, Any
     with ExitStack() as stack:
         env = open_env(sim, episodes, stack)
         for name, file in policies.items():
-            policy, learnt, _ = load_policy(file)
+            policy, policy_state, _ = load_policy(file)
             groups = ["teacher"] if name == "teacher" else STUDENT[sim]
-            numbers[name] = evaluate(env, policy, learnt, groups, seed=20_000)
+            numbers[name] = evaluate(env, policy, policy_state, groups, seed=20_000)
     return numbers
 
 

@@ -5,7 +5,7 @@ Every policy maps ``(carry, observation) -> (carry, action)``; the carry of a fe
 which only the recurrence runs step by step.
 
 Recurrent layers hold the parameters of their torch counterparts, both biases included: torch trains ``b_ih`` and
-``b_hh`` as two parameters, and an optimiser that normalises gradients (Adam) moves their sum twice as fast as a
+``b_hh`` as two parameters, and an optimizer that normalizes gradients (Adam) moves their sum twice as fast as a
 single bias, so a layer with one bias would not learn the same student.
 """
 
@@ -75,7 +75,7 @@ class Normalizer(struct.PyTreeNode):
 
 
 class PolicyState(struct.PyTreeNode):
-    """All that a policy has learnt."""
+    """Parameters and normalizer of a policy."""
 
     params: Any
     """Linen parameters."""
@@ -183,7 +183,7 @@ RNN_TYPES: dict[str, type[RecurrentLayer]] = {"gru": GRU, "lstm": LSTM}
 class Policy(nn.Module):
     """Dense layers, recurrent layers, dense layers; any of the three may be empty.
 
-    Observations arrive normalised (see :meth:`PolicyState.normalize`).
+    Observations arrive normalized (see :meth:`PolicyState.normalize`).
     """
 
     num_actions: int
@@ -219,7 +219,7 @@ class Policy(nn.Module):
         return self.rnn_type is not None
 
     def initial_carry(self, batch: int) -> Carry:
-        """Carry of ``batch`` environments whose episodes begin: zeros, or what was learnt."""
+        """Carry of ``batch`` environments whose episodes begin: zeros, or the trained state."""
         first = self.first if self.learn_initial_carry else [layer.initial() for layer in self.rnn]
         return tuple(tuple(jnp.broadcast_to(x, (batch, x.shape[0])) for x in state) for state in first)
 
@@ -272,13 +272,14 @@ def init(policy: Policy, rng: Array, obs_size: int, normalize: bool) -> PolicySt
 
 def initial_carry(policy: Policy, state: PolicyState, batch: int) -> Carry:
     """Carry of ``batch`` environments whose episodes begin."""
-    carry: Any = policy.apply({"params": state.params}, batch, method=Policy.initial_carry)
+    carry: Carry = policy.apply({"params": state.params}, batch, method=Policy.initial_carry)  # type: ignore[assignment]
     return carry
 
 
 def act(policy: Policy, state: PolicyState, carry: Carry, obs: Array) -> tuple[Carry, Array]:
     """Deterministic actions (B, A) for raw observations (B, D), and the next carry."""
-    out: Any = policy.apply({"params": state.params}, carry, state.normalize(obs), method=Policy.step)
+    args = carry, state.normalize(obs)
+    out: tuple[Carry, Array] = policy.apply({"params": state.params}, *args, method=Policy.step)  # type: ignore[assignment]
     return out
 
 
@@ -307,4 +308,4 @@ def summary(policy: Policy, state: PolicyState, obs_size: int) -> str:
     layers = "-".join(map(str, [*policy.pre_dims, *memory, *policy.hidden_dims, policy.num_actions]))
     end = "" if policy.output_activation == "identity" else f", {policy.output_activation} at the output"
     normalizer = "with" if state.normalizer else "without"
-    return f"{obs_size} observations, {layers}, {policy.activation}{end}, {normalizer} normaliser"
+    return f"{obs_size} observations, {layers}, {policy.activation}{end}, {normalizer} normalizer"

@@ -25,7 +25,7 @@ from jdistill.core.history import History
 from jdistill.core.memory import GIB, check_memory
 from jdistill.core.networks import Normalizer, Policy, PolicyState
 from jdistill.data.write_ahead_log import recover
-from jdistill.errors import ConfigError, DatasetError
+from jdistill.errors import ConfigError, DatasetError, ObservationError
 
 
 class Relabeler(NamedTuple):
@@ -241,7 +241,7 @@ def _observation(where: str, group: h5py.Group, entries: Sequence[str], size: in
         raise DatasetError(f"{where}: the groups {', '.join(names)} in obs are not equally long")
     try:
         value = observations.select(groups, entries)
-    except observations.ObservationError as e:
+    except ObservationError as e:
         raise DatasetError(f"{where}: {e}") from e
     if value.shape[1] != size:
         raise DatasetError(

@@ -205,7 +205,7 @@ def test_converter_writes_a_policy_that_needs_no_torch(tmp_path, capsys):
     torch.save({"actor_state_dict": teacher.state_dict()}, tmp_path / "model_9.pt")
     out = tmp_path / "teacher.safetensors"
     assert run_command("convert", [str(tmp_path / "model_9.pt"), str(out), "--output_activation", "tanh"]) == 0
-    assert "26 observations, gru 16-16-8-4, elu, tanh at the output, with normaliser" in capsys.readouterr().out
+    assert "26 observations, gru 16-16-8-4, elu, tanh at the output, with normalizer" in capsys.readouterr().out
     policy, state, _ = load_policy(out)
     obs = observations(np.random.default_rng(0))
     _, action = networks.act(
