@@ -31,7 +31,7 @@ from tensordict import TensorDict
 from benchmarks.trivial import TrivialEnv
 from bridge.isaaclab.cfg import IsaacLabCfg
 from bridge.isaaclab.env import IsaacLabEnv
-from bridge.tasks import POINT_CONTROL
+from bridge.isaaclab.simulator import POINT_CONTROL
 from jdistill.core import networks
 from jdistill.core.config import AgentCfg, AlgorithmCfg, StudentCfg
 from jdistill.core.distillation import Distillation

@@ -27,7 +27,8 @@ from bridge.crazyflie.cfg import RandomizationCfg, ResetCfg, SensorCfg, TargetCf
 from bridge.crazyflie.scenarios import CRAZYFLIES
 from bridge.tasks import Scenario
 from jdistill.evaluation.evaluate import SEED, Request, evaluate_run, finite
-from jdistill.run.saved_run import find_task, load_config
+from jdistill.run.saved_run import load_config, request_of
+from jdistill.run.session import start
 
 POLICIES = ("student", "raptor", "teacher")
 
@@ -75,13 +76,13 @@ def fly(run: Path, episodes: int) -> dict[str, Any]:
     out."""
     cfg = load_config(run)
     request = Request(run, episodes, SEED, ["default"], raptor=True)
-    results = evaluate_run(request, cfg, find_task(cfg.task))
+    results = evaluate_run(request, cfg, start(request_of(cfg)).task)
     nominal = PointControlCfg()
     changes = [f"env.drone={nominal.drone}"]
     for section in ("randomization", "reset", "sensor"):
         changes += [f"env.{section}.{name}={value}" for name, value in vars(getattr(nominal, section)).items()]
     cfg = load_config(run, changes)
-    task, every = find_task(cfg.task), request._replace(scenarios=[])
+    task, every = start(request_of(cfg)).task, request._replace(scenarios=[])
     scenarios = evaluate_run(every, cfg, task)["scenarios"]
     others = evaluate_run(every, cfg, replace(task, scenarios=held_out))["scenarios"]
     trained_on = {"description": "the student's own training task", **results["scenarios"].pop("default")}

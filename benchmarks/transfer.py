@@ -19,7 +19,8 @@ from typing import Any
 
 from benchmarks.crazyflie import ROOT
 from bridge.env import TrainingEnv
-from bridge.tasks import POINT_CONTROL, TASKS, Session, isaaclab_task
+from bridge.registry import simulators
+from bridge.tasks import DEFAULT_TASK, Session
 from jdistill.run import compilation
 from jdistill.run.provenance import machine
 
@@ -47,12 +48,8 @@ def train(sim: str, logdir: Path) -> Path:
 
 def open_env(sim: str, num_envs: int, stack: ExitStack) -> TrainingEnv:
     """The default task on ``sim``."""
-    if sim == "crazyflow":
-        task = TASKS["crazyflie"]()
-    else:
-        from bridge.isaaclab.launch import parse_flags
-
-        task = isaaclab_task(POINT_CONTROL, parse_flags([], "cpu")[0])
+    simulator = simulators()[sim]
+    task = simulator.load(DEFAULT_TASK, simulator.parse_flags([], "cpu").options)
     return stack.enter_context(task.open(task.cfg_cls(num_envs=num_envs), Session(seed=1, groups=None)))
 
 

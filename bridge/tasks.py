@@ -1,18 +1,21 @@
-"""Tasks by name: what ``--task`` accepts, on the embedded simulator and on Isaac Lab."""
+"""What a task is, what a simulator is, and the built-in tasks by name. Importing this imports no simulator.
+
+Adding a built-in task is one line in :data:`TASKS`; adding a simulator is one file with a subclass of
+:class:`Simulator` and one line in :data:`bridge.registry.SIMULATORS`.
+"""
 
 from __future__ import annotations
 
-import argparse
-import difflib
-import importlib.util
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+import importlib
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
-from bridge.env import AutoReset, TrainingEnv
+from bridge.errors import SettingError
 
-SIMULATORS = ("crazyflow", "isaaclab")
+if TYPE_CHECKING:
+    from bridge.env import TrainingEnv
 
 
 class Session(NamedTuple):
@@ -57,114 +60,147 @@ class Task:
     """What ends this task's actors in checkpoints of rsl_rl 2.x and 3.x, which do not say."""
     scenarios: Callable[[Any], Mapping[str, Scenario]] = lambda cfg: {"default": Scenario("the task as it is", cfg)}
     """What the task is evaluated in, given settings of ``cfg_cls``: at least one scenario, by name."""
-    takes_override: Callable[[str], bool] = lambda override: False
-    """Whether an override is for the simulator to apply; those are collected in ``cfg.overrides``."""
+    main_metric: str | None = None
+    """The metric (``Metrics/<name>`` of a State) that tells most about a policy on this task; None where there is none.
+    Tables, reports and films speak of it."""
 
 
-def _crazyflie() -> Task:
-    from bridge.crazyflie import PointControl, PointControlCfg
-    from bridge.crazyflie.scenarios import scenarios
+class Request(NamedTuple):
+    """What a command line, or a run folder, says about the task that it means."""
 
-    @contextmanager
-    def open_env(cfg: Any, session: Session) -> Iterator[TrainingEnv]:
-        yield AutoReset(PointControl(cfg))
-
-    # The task comes from a fork of rsl_rl whose actors end in a tanh.
-    return Task(
-        name="crazyflie",
-        cfg_cls=PointControlCfg,
-        open=open_env,
-        scenarios=scenarios,
-        preset="crazyflie",
-        teacher="crazyflie",
-        old_teacher_output_activation="tanh",
-    )
+    task: str
+    """As given, or a run's."""
+    sim: str | None = None
+    """``--sim``, or a run's simulator."""
+    overrides: Sequence[str] = ()
+    """Dotted settings, ``key=value``."""
+    flags: Sequence[str] = ()
+    """What the command did not know of its command line."""
+    program: str = "..."
+    """The command, for hints."""
 
 
-TASKS: dict[str, Callable[[], Task]] = {"crazyflie": _crazyflie, "distillation": _crazyflie}
-"""The names of the embedded task; ``distillation`` is an alias. Entries import nothing until they are called."""
+class UnknownTaskError(SettingError):
+    """A simulator has no task of that name."""
 
-POINT_CONTROL = "Jdistill-PointControl-Direct"
-"""The same task on Isaac Lab."""
+    def __init__(self, name: str, known: Sequence[str]):
+        super().__init__(f"unknown task {name}")
+        self.known = known
+        """The names that there are."""
+
+
+class Launch(NamedTuple):
+    """A simulator's part of the command line."""
+
+    options: Any
+    """What its flags say, for :meth:`Simulator.load`."""
+    rest: list[str]
+    """The command line without them."""
+    device: str | None = None
+    """Where the simulator runs if the user named no device: ``cpu`` or ``cuda:N``; None leaves the choice to JAX."""
+
+
+class Simulator:
+    """A back end, as the commands see it. The defaults are those of environments written in JAX.
+
+    Only :meth:`parse_flags` and :meth:`load` may import the simulator; all else is cheap.
+    """
+
+    name = "jax"
+    """As ``--sim`` says it."""
+    title = "JAX"
+    """As a sentence says it."""
+    package: str | None = None
+    """The Python package that has to be installed."""
+    extra: str | None = None
+    """The extra of this project that installs it."""
+    packages: tuple[str, ...] = ()
+    """Distributions whose versions a run records, because its numbers depend on them."""
+    is_jax = True
+    """Whether its environments are JAX: pure, opened in no time and without flags of their own."""
+    shares_gpu = False
+    """Whether it needs memory on the GPU that JAX would otherwise take for itself."""
+    records_video = False
+    """Whether it has a recording of its own behind ``--video``."""
+    open_ended = False
+    """Whether a name that nobody else knows may be one of its tasks."""
+    flags: tuple[str, ...] = ()
+    """The best known of its own flags."""
+    cfg_cls: type | None = None
+    """The settings class that all its tasks share, so that a run can be read without the simulator; None where each
+    task has its own."""
+    twins: ClassVar[Mapping[str, str]] = {}
+    """Built-in tasks that it has too, with their names here."""
+
+    def claims(self, request: Request) -> bool:
+        """Whether the request, which names no simulator, means a task of this one."""
+        return request.task in self.task_names()
+
+    def task_names(self) -> Sequence[str]:
+        """The tasks that can be listed without importing the simulator."""
+        return list(self.twins)
+
+    def canonical(self, name: str) -> str:
+        """The name under which runs of the task ``name`` are filed."""
+        return self.twins.get(name, name)
+
+    def separate(
+        self, sections: Sequence[Mapping[str, Any]], overrides: Sequence[str]
+    ) -> tuple[list[Mapping[str, Any]], list[str]]:
+        """Settings in the words of the task's ``cfg_cls``, for a simulator that applies some settings itself.
+
+        Args:
+            sections: the ``env`` sections of config files and flags; later ones win.
+            overrides: from the command line, ``key=value``; they win over all sections.
+
+        Returns:
+            The sections, and the overrides that are left.
+        """
+        return list(sections), list(overrides)
+
+    def drawing_flags(self, flags: Sequence[str]) -> list[str]:
+        """Flags to be added to ``flags`` so that the environment can be drawn."""
+        return []
+
+    def parse_flags(self, argv: Sequence[str], device: str | None) -> Launch:
+        """Read the simulator's own flags out of ``argv``; ``device`` is where it is to run, None where it likes.
+
+        Raises:
+            SettingError: a flag with a value that makes no sense.
+        """
+        return Launch(None, list(argv), device)
+
+    def load(self, name: str, options: Any) -> Task:
+        """The task ``name``, with ``options`` of :meth:`parse_flags`.
+
+        Raises:
+            UnknownTaskError: there is none.
+            SettingError: it cannot be had as asked; one line.
+        """
+        return TASKS[name]()
+
+
+def lazily(target: str) -> Callable[[], Task]:
+    """A function that imports ``target`` (``module:function``) when it is called, and calls it."""
+    module, _, name = target.partition(":")
+    return lambda: getattr(importlib.import_module(module), name)()
+
+
+TASKS: dict[str, Callable[[], Task]] = {
+    "crazyflie": lazily("bridge.crazyflie.simulator:point_control"),
+    "distillation": lazily("bridge.crazyflie.simulator:point_control"),
+}
+"""The built-in tasks; ``distillation`` is an alias. Entries import nothing until they are called."""
+
+DEFAULT_TASK = "crazyflie"
+"""What is trained on where nothing else is said."""
 
 
 def make_env(task: Task, cfg: Any) -> TrainingEnv:
-    """The environment of an embedded task, which goes on after its context: there is nothing to close.
+    """The environment of a task that is JAX, which goes on after its context: there is nothing to close.
 
     Raises:
-        ValueError: a setting that cannot be used; one line.
+        SettingError: a setting that cannot be used; one line.
     """
     with task.open(cfg, Session(seed=0, groups=None)) as env:
         return env
-
-
-def on_isaaclab(name: str, sim: str | None, overrides: Sequence[str], flags: Sequence[str]) -> bool:
-    """Whether ``--task name`` means a task of Isaac Lab.
-
-    Args:
-        name: as given, or of a resumed run.
-        sim: ``--sim``, if given.
-        overrides: dotted settings; ``env.robot.*`` exists on Isaac Lab only.
-        flags: what is left of the command line.
-
-    Raises:
-        ValueError: the embedded simulator was asked for a task that it does not have; one line.
-    """
-    if name not in TASKS:
-        if sim == "crazyflow":
-            raise ValueError(f"--sim crazyflow: has no task {name}; there are {', '.join(TASKS)}")
-        return True
-    if sim is not None:
-        return sim == "isaaclab"
-    if any(o.startswith("env.robot.") for o in overrides):
-        return True
-    return name == "distillation" and _is_external(name, flags)
-
-
-def _is_external(name: str, flags: Sequence[str]) -> bool:
-    """Whether another package has registered ``name``, or is about to."""
-    if importlib.util.find_spec("isaaclab") is None:
-        return False
-    import gymnasium  # Registers what installed packages announce as Gymnasium plug-ins.
-
-    return name in gymnasium.registry or any(flag.startswith("--external_callback") for flag in flags)
-
-
-def isaaclab_task(name: str, launch: argparse.Namespace) -> Task:
-    """The task ``name`` of Isaac Lab, or point control there for one of the embedded task's names.
-
-    ``launch`` holds Isaac Lab's flags, see :func:`bridge.isaaclab.launch.parse_flags`.
-
-    Raises:
-        ValueError: no such task; one line.
-    """
-    from bridge.isaaclab import agent
-    from bridge.isaaclab import launch as starter
-    from bridge.isaaclab.cfg import IsaacLabCfg, is_simulators
-
-    if not starter.has_task(name):
-        if name not in TASKS:
-            known = starter.task_names()
-            near = difflib.get_close_matches(name, [*known, *TASKS], n=1, cutoff=0.5)
-            hint = f" (did you mean {near[0]}?)" if near else ""
-            raise ValueError(f"unknown task {name}{hint}; Isaac Lab has {len(known)}, and there are {', '.join(TASKS)}")
-        name = POINT_CONTROL
-    ours = name == POINT_CONTROL
-
-    @contextmanager
-    def open_env(cfg: Any, session: Session) -> Iterator[TrainingEnv]:
-        details = session.seed, session.groups, session.mode, session.video_dir
-        with starter.open_env(name, cfg, launch, *details) as env:
-            yield env
-
-    defaults = {"obs_groups": {"student": ["policy"]}} if ours else agent.agent_defaults(name, launch.agent)
-    return Task(
-        name=name,
-        cfg_cls=IsaacLabCfg,
-        open=open_env,
-        agent_defaults=defaults,
-        preset="crazyflie" if ours else None,
-        teacher="crazyflie" if ours else None,
-        old_teacher_output_activation="tanh" if ours else "identity",
-        takes_override=is_simulators,
-    )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import gzip
+import importlib.util
 import io
 import json
 import os
@@ -30,6 +31,7 @@ from jdistill.core import networks
 from jdistill.core.networks import Policy
 from jdistill.export import rsl_rl
 from jdistill.export.policy_file import load_policy, save_policy
+from jdistill.run import session, training
 from jdistill.run.folders import starts
 from jdistill.run.progress import read_progress
 from tests.conftest import BUNDLED_TEACHER, CACHE, ROOT
@@ -54,11 +56,17 @@ def train(logdir: Path, *arguments: str) -> tuple[Path, str]:
     return max((p for p in logdir.glob("*/*") if p.is_dir()), key=lambda p: p.stat().st_mtime), out.getvalue()
 
 
+def status_of(arguments: list[str]) -> int:
+    """The command's exit status, whoever ends it: argparse exits by itself."""
+    try:
+        return train_jax.main(arguments)
+    except SystemExit as stop:
+        return stop.code
+
+
 def complaint(capsys, *arguments: str) -> str:
     """Run the command in this process; it must fail with one line on stderr, which is returned."""
-    with pytest.raises(SystemExit) as stop:
-        train_jax.main(list(arguments))
-    assert stop.value.code not in (0, None)
+    assert status_of(list(arguments)) not in (0, None)
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 1 and lines[0].startswith("train_jax.py: error: "), lines
     return lines[0]
@@ -203,8 +211,28 @@ def test_best_student_is_one_that_flew_itself(tmp_path):
 def test_wandb_works_offline(tmp_path, monkeypatch):
     monkeypatch.setenv("WANDB_MODE", "offline")
     run, _ = train(tmp_path, *SMALL, "--logger", "wandb", "--log_project_name", "Foundation", "--max_iterations", "2")
-    (folder,) = (run / "wandb").glob("offline-run-*")
-    assert list(folder.glob("*.wandb"))
+    (file,) = (run / "wandb").glob("offline-run-*/*.wandb")
+    history = wandb_history(file.read_bytes())
+    losses = [float(row["Loss/behavior"]) for row in history if "Loss/behavior" in row]
+    assert losses == pytest.approx(read_progress(run)["Loss/behavior"][1], rel=1e-6) and len(losses) == 2
+
+
+def wandb_history(data: bytes) -> list[dict[str, str]]:
+    """The rows that an offline run has logged, values as JSON. The file is a LevelDB log behind a header of 7 bytes."""
+    from wandb.proto.wandb_internal_pb2 import Record
+
+    rows, whole, at = [], b"", 7
+    while at + 7 <= len(data):
+        if (left := -at % 32768) < 7 and left:  # Too little for another record: the block is padded.
+            at += left
+            continue
+        size, kind = int.from_bytes(data[at + 4 : at + 6], "little"), data[at + 6]
+        whole += data[at + 7 : at + 7 + size]
+        at += 7 + size
+        if kind in (1, 4):  # A whole record, or the last part of one.
+            record, whole = Record.FromString(whole), b""
+            rows.append({item.key or ".".join(item.nested_key): item.value_json for item in record.history.item})
+    return rows
 
 
 def test_a_mad_teacher_stops_the_run(capsys, tmp_path):
@@ -226,15 +254,17 @@ def test_from_the_outside_with_flags_of_no_effect(tmp_path):
 
 
 def test_help_explains_every_flag(capsys):
-    with pytest.raises(SystemExit) as stop:
-        train_jax.main(["--help"])
-    assert stop.value.code == 0
+    assert status_of(["--help"]) == 0
     text = capsys.readouterr().out
+    assert text.startswith("usage: train_jax.py ")
     flags = "task num_envs max_iterations phase1 seed teacher checkpoint resume load_run experiment_name run_name"
     flags += " logger log_project_name logdir device headless profile config record dataset"
     flags += " video video_interval video_length"
-    for flag in flags.split():
-        assert re.search(rf"--{flag}\b.*?\s{{2,}}\w+", text, re.DOTALL), flag
+    # A flag begins a line; its help stands behind two blanks, or on the next line, which is indented further.
+    explained = dict(
+        re.findall(r"^  --(\w+)(?: [A-Z:]+| \{[^}]*\}| \[BOOL\])?(?:  +|\n {10,})(\S.*)$", text, re.MULTILINE)
+    )
+    assert set(flags.split()) <= explained.keys(), set(flags.split()) - explained.keys()
 
 
 @pytest.mark.parametrize(
@@ -298,9 +328,9 @@ def test_bad_command_lines(capsys, tmp_path, arguments, expected):
     ],
 )
 def test_without_isaac_lab_its_extra_is_named(capsys, monkeypatch, tmp_path, arguments, expected):
-    find_spec = train_jax.importlib.util.find_spec
+    find_spec = importlib.util.find_spec
     absent = lambda name, package=None: None if name == "isaaclab" else find_spec(name, package)  # noqa: E731
-    monkeypatch.setattr(train_jax.importlib.util, "find_spec", absent)
+    monkeypatch.setattr(importlib.util, "find_spec", absent)
     needs = f"error: {expected} needs Isaac Lab, use 'uv run --extra isaaclab train_jax.py ...'"
     assert complaint(capsys, "--logdir", str(tmp_path / "logs"), *arguments).endswith(needs)
 
@@ -340,14 +370,16 @@ def test_an_rsl_rl_checkpoint_is_a_teacher(tmp_path):
 
 
 def test_a_bundled_teacher_goes_by_its_name(tmp_path, monkeypatch):
-    args = train_jax.parse(["--config", "crazyflie_raptor"])
-    cfg, task, _ = train_jax.configure(args)
-    file = train_jax.teacher_path(cfg, task, None, args)
+    job = training.Job(config="crazyflie_raptor")
+    beginning = training.begin(job)
+    started = session.start(beginning.request)
+    cfg = training.configure(job, beginning, started)
+    file = training.teacher_path(cfg, started.task, job, None)
     policy, _, header = load_policy(file)
     assert file.parent == BUNDLED_TEACHER.parent and header["obs_size"] == 30 and policy.hidden_dims == (64, 64, 64)
     monkeypatch.chdir(tmp_path)
     (tmp_path / "quadrotors").write_bytes(b"mine")
-    assert train_jax.teacher_path(cfg, task, None, args) == Path("quadrotors"), "a file of that name comes first"
+    assert training.teacher_path(cfg, started.task, job, None) == Path("quadrotors"), "a file of that name comes first"
 
 
 def test_nothing_to_resume(capsys, tmp_path, two_stages):

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 
+from bridge.errors import SettingError
+
 OBSERVATION = (
     ("position_error", 3, "m"),
     ("velocity_error", 3, "m/s"),
@@ -197,32 +199,32 @@ class PointControlCfg:
     """Noise and delay of what the student sees; none."""
 
     def validate(self) -> None:
-        """Raise ``ValueError`` with one line that names the first setting that makes no sense."""
+        """Raise :class:`SettingError` with one line that names the first setting that makes no sense."""
         if self.target.kind not in TARGETS:
-            raise ValueError(f"env.target.kind={self.target.kind!r}: expected one of {', '.join(TARGETS)}")
+            raise SettingError(f"env.target.kind={self.target.kind!r}: expected one of {', '.join(TARGETS)}")
         for name in ("frame", "teacher_frame"):
             if getattr(self, name) not in ("body", "world", "start"):
-                raise ValueError(f"env.{name}={getattr(self, name)!r}: expected body, world or start")
+                raise SettingError(f"env.{name}={getattr(self, name)!r}: expected body, world or start")
         if self.num_envs < 1:
-            raise ValueError(f"env.num_envs={self.num_envs}: expected a positive number")
+            raise SettingError(f"env.num_envs={self.num_envs}: expected a positive number")
         self._validate_times()
         self._validate_ranges()
 
     def _validate_times(self) -> None:
         if self.policy_freq < 1 or self.physics_freq < 1 or self.physics_freq % self.policy_freq:
-            raise ValueError(
+            raise SettingError(
                 f"env.physics_freq={self.physics_freq}: expected a multiple of env.policy_freq={self.policy_freq}"
             )
         if not 1 <= self.episode_length_s * self.policy_freq < 2**31:
-            raise ValueError(f"env.episode_length_s={self.episode_length_s}: expected at least one control step")
+            raise SettingError(f"env.episode_length_s={self.episode_length_s}: expected at least one control step")
         if not self.target.figure_eight_period > 0:
-            raise ValueError(f"env.target.figure_eight_period={self.target.figure_eight_period}: must be positive")
+            raise SettingError(f"env.target.figure_eight_period={self.target.figure_eight_period}: must be positive")
         shortest = 1.0 / self.policy_freq
         for name, seconds in (("target.step_interval", self.target.step_interval), ("wind.gust_s", self.wind.gust_s)):
             if not shortest <= seconds < math.inf:
-                raise ValueError(f"env.{name}={seconds}: expected at least one control step ({shortest:g} s)")
+                raise SettingError(f"env.{name}={seconds}: expected at least one control step ({shortest:g} s)")
         if not 0 <= self.sensor.delay_steps <= self.policy_freq:
-            raise ValueError(
+            raise SettingError(
                 f"env.sensor.delay_steps={self.sensor.delay_steps}: expected 0 to {self.policy_freq}, a second"
             )
 
@@ -230,10 +232,10 @@ class PointControlCfg:
         for section in ("target", "reset", "termination", "wind", "sensor"):
             for name, value in vars(getattr(self, section)).items():
                 if not isinstance(value, str) and not 0 <= value < math.inf:
-                    raise ValueError(f"env.{section}.{name}={value}: expected a number that is not negative")
+                    raise SettingError(f"env.{section}.{name}={value}: expected a number that is not negative")
         for name, width in vars(self.randomization).items():
             if not 0 <= width < 1:
-                raise ValueError(f"env.randomization.{name}={width}: expected a number in [0, 1)")
+                raise SettingError(f"env.randomization.{name}={width}: expected a number in [0, 1)")
         shares = {
             "target.fixed_fraction": self.target.fixed_fraction,
             "target.smoothing": self.target.smoothing,
@@ -241,9 +243,9 @@ class PointControlCfg:
         }
         for name, share in shares.items():
             if not 0 <= share <= 1:
-                raise ValueError(f"env.{name}={share}: expected a number in [0, 1]")
+                raise SettingError(f"env.{name}={share}: expected a number in [0, 1]")
         if not 0 <= self.target.min_speed_limit <= self.target.max_speed_limit:
-            raise ValueError(
+            raise SettingError(
                 f"env.target.min_speed_limit={self.target.min_speed_limit}: expected a number between 0 and "
                 f"env.target.max_speed_limit={self.target.max_speed_limit}"
             )

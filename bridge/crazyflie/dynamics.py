@@ -17,6 +17,7 @@ from jax import Array
 
 from bridge import SCIPY_WITHOUT_ARRAY_API
 from bridge.crazyflie.cfg import RandomizationCfg
+from bridge.errors import SettingError
 
 
 class Craft(struct.PyTreeNode):
@@ -177,11 +178,11 @@ def build_sim(drone: str, num_envs: int, physics_freq: int, num_drones: int = 1)
 
         known = [d.value for d in Drone]
         if drone not in known:
-            raise ValueError(f"env.drone={drone!r}: expected one of {', '.join(known)}")
+            raise SettingError(f"env.drone={drone!r}: expected one of {', '.join(known)}")
         try:
             load_params("first_principles", drone)
         except KeyError as e:
-            raise ValueError(f"env.drone={drone!r}: Crazyflow has no first-principles model of it") from e
+            raise SettingError(f"env.drone={drone!r}: Crazyflow has no first-principles model of it") from e
         # MuJoCo warns about a naming detail of the scene, on stderr and in a log file where the user stands.
         mujoco.set_mju_user_warning(lambda message: None)
         try:

@@ -6,6 +6,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from bridge.errors import SettingError
+
 PREFIXES = ("env.", "physics=", "renderer=", "presets=")
 """How overrides begin that Isaac Lab itself applies."""
 
@@ -20,9 +22,9 @@ class IsaacLabCfg:
     """Overrides in Isaac Lab's words (``env.scene.ground=None``, ``physics=newton_mjwarp``), applied in order."""
 
     def validate(self) -> None:
-        """Raise ``ValueError`` with one line for a number of environments that makes no sense."""
+        """Raise :class:`SettingError` with one line for a number of environments that makes no sense."""
         if self.num_envs is not None and self.num_envs < 1:
-            raise ValueError(f"env.num_envs={self.num_envs}: expected a positive number")
+            raise SettingError(f"env.num_envs={self.num_envs}: expected a positive number")
 
 
 def is_simulators(override: str) -> bool:

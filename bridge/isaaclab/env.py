@@ -23,7 +23,7 @@ from jax import Array
 
 from bridge.dlpack import DLPackError, torch_call
 from bridge.env import Color, Layout, Renderer, State, begin_episodes, count_episodes
-from bridge.errors import SimulatorError
+from bridge.errors import SettingError, SimulatorError
 from bridge.isaaclab.log import ScalarLog
 from bridge.isaaclab.render import VisualizerRenderer
 from bridge.main_thread import MainThread
@@ -48,14 +48,14 @@ class IsaacLabEnv:
             :meth:`drive`. The numbers are the same.
 
     Raises:
-        ValueError: an environment that cannot be trained on; one line.
+        SettingError: an environment that cannot be trained on; one line.
     """
 
     restorable = False
 
     def __init__(self, env: Any, groups: Sequence[str] | None = None, mode: str = "callback"):
         if mode not in MODES:
-            raise ValueError(f"bridge.mode={mode}: expected one of {', '.join(MODES)}")
+            raise SettingError(f"bridge.mode={mode}: expected one of {', '.join(MODES)}")
         self.env = env
         self.unwrapped = getattr(env, "unwrapped", env)
         self.num_envs = int(self.unwrapped.num_envs)
@@ -209,15 +209,15 @@ def _num_actions(env: Any) -> int:
         return int(env.action_manager.total_action_dim)
     space = env.single_action_space
     if getattr(space, "shape", None) is None or len(space.shape) != 1:
-        raise ValueError(f"the environment's action space is {space}, expected a vector of numbers")
+        raise SettingError(f"the environment's action space is {space}, expected a vector of numbers")
     return int(space.shape[0])
 
 
 def _check_device(device: torch.device) -> None:
-    """Raise ``ValueError`` unless JAX computes where the simulator does."""
+    """Raise :class:`SettingError` unless JAX computes where the simulator does."""
     platform = {"cuda": "gpu"}.get(device.type, device.type)
     if jax.default_backend() != platform:
-        raise ValueError(
+        raise SettingError(
             f"the simulator is on {device}, JAX on {jax.default_backend()}: run both on one with --device cpu, or "
             "add JAX's GPU packages with 'uv run --extra cuda ...'"
         )

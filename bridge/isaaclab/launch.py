@@ -21,11 +21,12 @@ from isaaclab_rl.entrypoints.common import apply_video_recording, enable_cameras
 from isaaclab_tasks.utils import resolve_task_config
 
 import bridge.isaaclab_tasks  # noqa: F401  Registers ours.
+from bridge.errors import SettingError
 from bridge.isaaclab.cfg import IsaacLabCfg
 from bridge.isaaclab.env import IsaacLabEnv
 
 
-class LaunchError(ValueError):
+class LaunchError(SettingError):
     """A flag, a task or a setting that Isaac Lab does not know; the message is one line."""
 
 
@@ -116,7 +117,7 @@ def load_env_cfg(name: str, overrides: Sequence[str]) -> Any:
             for override in paths:
                 _check_path(plain, override)
         return resolve_task_config(name, None, overrides=list(overrides))[0]
-    except LaunchError:
+    except SettingError:
         raise
     except (ValueError, AttributeError, TypeError, KeyError) as e:
         raise LaunchError(f"{name}: {_line(e)}") from e
@@ -161,23 +162,25 @@ def open_env(
         video_dir: folder above the videos of ``--video``.
 
     Raises:
-        ValueError: the task cannot be started as asked; one line.
+        SettingError: the task cannot be started as asked; one line.
     """
     env_cfg = load_env_cfg(name, cfg.overrides)
     env_cfg.seed = seed
     env_cfg.sim.device = launch.device
     if cfg.num_envs is not None:
         env_cfg.scene.num_envs = cfg.num_envs
-    pre_launch_video_config(env_cfg, launch)
-    needs_kit = bool(validate_launch(env_cfg, launch)[1])
+    with _told(name):
+        pre_launch_video_config(env_cfg, launch)
+        needs_kit = bool(validate_launch(env_cfg, launch)[1])
     if mode == "auto":
         mode = "host" if needs_kit else "callback"
     failure: Exception | None = None
     with launch_simulation(env_cfg, launch):
         env = None
         try:
-            apply_video_recording(env_cfg, video_dir, launch)
-            env = gym.make(name, cfg=env_cfg)
+            with _told(name):
+                apply_video_recording(env_cfg, video_dir, launch)
+                env = gym.make(name, cfg=env_cfg)
             yield IsaacLabEnv(env, groups, mode)
         except Exception as e:
             # The launcher prints a traceback of whatever passes it, also of what is for the user to read.
@@ -191,6 +194,17 @@ def open_env(
         raise LaunchError(f"{name}: {_line(failure)}") from failure
     if failure is not None:
         raise failure
+
+
+@contextmanager
+def _told(name: str) -> Iterator[None]:
+    """Isaac Lab refuses settings by a ``ValueError``; the user gets it in one line."""
+    try:
+        yield
+    except SettingError:
+        raise
+    except ValueError as e:
+        raise LaunchError(f"{name}: {_line(e)}") from e
 
 
 def _line(error: Exception) -> str:

@@ -1,23 +1,24 @@
 """A teacher out of an rsl_rl checkpoint, once, so that later runs need no torch.
 
-python -m jdistill.convert model_1499.pt teacher.safetensors --output_activation tanh
+jdistill convert model_1499.pt teacher.safetensors --output_activation tanh
 """
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 from jdistill.cli.parser import Parser, positive
 from jdistill.core.networks import ACTIVATIONS, OUTPUT_ACTIVATIONS, summary
-from jdistill.errors import PolicyFileError
 from jdistill.export.policy_file import save_policy
 from jdistill.export.rsl_rl_checkpoint import load_teacher_checkpoint
 
 
-def main(argv: list[str]) -> int:
-    """The command."""
-    parser = Parser(prog="jdistill convert", description=__doc__.split("\n")[0])
+def make_parser() -> Parser:
+    """Every argument."""
+    parser = Parser(
+        prog="jdistill convert",
+        description="A teacher out of an rsl_rl checkpoint, once, so that later runs need no torch.",
+    )
     parser.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="rsl_rl's .pt file")
     parser.add_argument("out", type=Path, metavar="FILE", help="the .safetensors policy to write")
     said = "default: what params/agent.yaml beside it says, else"
@@ -31,21 +32,14 @@ def main(argv: list[str]) -> int:
     parser.add_argument(
         "--num_actions", type=positive, help="where the last layer holds a state-dependent deviation beside the actions"
     )
-    args = parser.parse_args(argv)
-    try:
-        policy, state, header = load_teacher_checkpoint(
-            args.checkpoint, args.num_actions, args.activation, args.output_activation
-        )
-        save_policy(args.out, policy, state, header)
-    except PolicyFileError as e:
-        print(f"jdistill convert: error: {e}", file=sys.stderr)
-        return 1
-    except OSError as e:
-        print(f"jdistill convert: error: {args.out}: {e.strerror}", file=sys.stderr)
-        return 1
+    return parser
+
+
+def run(argv: list[str]) -> None:
+    """The command."""
+    args = make_parser().parse_args(argv)
+    policy, state, header = load_teacher_checkpoint(
+        args.checkpoint, args.num_actions, args.activation, args.output_activation
+    )
+    save_policy(args.out, policy, state, header)
     print(f"{args.out}: {summary(policy, state, header['obs_size'])}")
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

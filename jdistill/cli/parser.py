@@ -1,20 +1,30 @@
-"""What the commands share."""
+"""What the commands share: how a command line is read, and the arguments that several of them take."""
 
 from __future__ import annotations
 
 import argparse
-import os
-from typing import NoReturn
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NoReturn
 
-from jdistill.errors import ConfigError
+from bridge import registry
+from jdistill.errors import ConfigError, nearest
+from jdistill.run.folders import LOGDIR
 
 
 class Parser(argparse.ArgumentParser):
-    """Answers a bad command line with one line and status 2."""
+    """Answers a bad command line with one line and status 2. Every command takes ``--traceback``."""
+
+    def __init__(self, **settings: Any):
+        super().__init__(**settings)
+        self.add_argument("--traceback", action="store_true", help="show where in the program an error comes from")
 
     def error(self, message: str) -> NoReturn:
         """Exit with status 2."""
         self.exit(2, f"{self.prog}: error: {message}\n")
+
+
+# -- kinds of values -----------------------------------------------------------------------------------------------
 
 
 def positive(text: str) -> int:
@@ -24,22 +34,69 @@ def positive(text: str) -> int:
     return int(text)
 
 
-def select_device(name: str | None) -> None:
-    """Tell JAX which device to use, before it looks for any."""
-    if name is None:
-        return
-    kind, _, index = name.partition(":")
-    if kind not in ("cpu", "cuda", "gpu", "tpu") or (index and not index.isdigit()):
-        raise ConfigError(f"--device {name}: expected cpu, cuda or cuda:N")
-    if index and kind in ("cuda", "gpu"):
-        visible = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
-        chosen = visible[int(index)] if int(index) < len(visible) and visible[0] else index
-        os.environ["CUDA_VISIBLE_DEVICES"] = chosen
-    import jax
+def count(text: str) -> int:
+    """A number of things, zero included."""
+    if not text.isdigit():
+        raise argparse.ArgumentTypeError(f"{text!r} is not a count (0, 1, 2, ...)")
+    return int(text)
 
-    try:
-        jax.config.update("jax_platforms", "cuda" if kind == "gpu" else kind)
-        jax.devices()
-    except RuntimeError as e:
-        hint = "" if kind == "cpu" else "; for a GPU use 'uv run --extra cuda ...'"
-        raise ConfigError(f"--device {name}: JAX finds no such device{hint}") from e
+
+def boolean(text: str) -> bool:
+    """True or false, as people write them."""
+    if text.lower() not in ("true", "false", "1", "0", "yes", "no"):
+        raise argparse.ArgumentTypeError(f"{text!r} is neither true nor false (--load_run names a run)")
+    return text.lower() in ("true", "1", "yes")
+
+
+def folder(text: str) -> str:
+    """A folder that exists."""
+    if not Path(text).is_dir():
+        raise argparse.ArgumentTypeError(f"{text}: no such folder")
+    return text
+
+
+def names(text: str) -> list[str]:
+    """Names separated by commas."""
+    return [name.strip() for name in text.split(",")]
+
+
+# -- arguments of several commands ---------------------------------------------------------------------------------
+
+SHARED: dict[str, dict[str, Any]] = {
+    "run": {"metavar": "RUN", "help": "run folder, or its name in 'jdistill runs'"},
+    "overrides": {"nargs": "*", "metavar": "KEY=VALUE", "help": "settings of the environment, as in training"},
+    "--device": {"metavar": "NAME", "help": "cpu, cuda or cuda:N (default: the fastest that JAX finds)"},
+    "--logdir": {"metavar": "DIR", "help": f"folder of all experiments ({LOGDIR})"},
+    "--seed": {"metavar": "N", "type": int, "help": "seed of the start states (%(default)s)"},
+    "--best": {"action": "store_true", "help": "the best student instead of the newest"},
+    "--out": {"metavar": "DIR", "type": Path, "help": "folder for the files"},
+}
+
+
+def add(parser: argparse.ArgumentParser, name: str, **changes: Any) -> None:
+    """Add the shared argument ``name``, with ``changes`` where a command's differs."""
+    parser.add_argument(name, **{**SHARED[name], **changes})
+
+
+# -- flags that are a simulator's ----------------------------------------------------------------------------------
+
+
+def epilog() -> str:
+    """That runs of some simulators take flags of those."""
+    titles = registry.titles(s for s in registry.simulators().values() if s.flags)
+    return f"Runs of {titles}'s tasks take its launcher's flags too."
+
+
+def refuse_unknown(parser: argparse.ArgumentParser, unknown: Sequence[str]) -> None:
+    """Answer a flag that nobody knows by the nearest known one.
+
+    Raises:
+        ConfigError: there is such a flag.
+    """
+    for flag in (text.split("=")[0] for text in unknown):
+        owner = next((s for s in registry.simulators().values() if flag in s.flags), None)
+        if owner:
+            theirs = f" here: it belongs to {owner.title}'s tasks (--task NAME, --sim {owner.name})"
+            raise ConfigError(f"unknown flag {flag}{theirs}")
+        flags = [option for action in parser._actions for option in action.option_strings]
+        raise ConfigError(f"unknown flag {flag}{nearest(flag, flags)}")

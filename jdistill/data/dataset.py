@@ -8,7 +8,6 @@ The layout is described in :mod:`jdistill.data.episode_writer`. Training needs o
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,7 +19,6 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from jdistill.cli.parser import Parser
 from jdistill.core import networks, observations
 from jdistill.core.config import AlgorithmCfg
 from jdistill.core.history import GIB, History, check_memory
@@ -304,22 +302,3 @@ def info(path: Path) -> str:
         dimensions = "T" + "".join(f" x {d}" for d in shape)
         lines.append(f"{name!s:<24} {dimensions:<10} {low:>12.5g} {high:>12.5g}")
     return "\n".join(lines)
-
-
-def main(argv: list[str]) -> int:
-    """Run the command; returns its exit status."""
-    parser = Parser(prog="jdistill dataset", description="Look into recorded episodes.")
-    commands = parser.add_subparsers(dest="command", required=True)
-    command = commands.add_parser("info", help="print episodes, steps, returns and ranges")
-    command.add_argument("files", nargs="+", type=Path, metavar="PATH")
-    args = parser.parse_args(argv)
-    try:
-        print("\n\n".join(info(path) for path in args.files))
-    except (DatasetError, ConfigError) as e:
-        print(f"jdistill dataset: error: {e}", file=sys.stderr)
-        return 1
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

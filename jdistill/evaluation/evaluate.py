@@ -1,4 +1,4 @@
-"""What a student is worth: ``python -m jdistill.evaluate RUN``.
+"""What a student is worth: ``jdistill evaluate RUN``.
 
 Flies a run's student and its teacher through the scenarios of the run's task, all from the same start states, and
 writes ``evaluation.json`` and ``evaluation.csv`` into the run's folder ``evaluation/``.
@@ -6,11 +6,9 @@ writes ``evaluation.json`` and ``evaluation.csv`` into the run's folder ``evalua
 
 from __future__ import annotations
 
-import argparse
 import csv
 import json
 import math
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,18 +18,16 @@ import jax.numpy as jnp
 import numpy as np
 
 from bridge.env import TrainingEnv
-from bridge.tasks import Scenario, Session, Task
-from jdistill.cli.parser import Parser, positive, select_device
+from bridge.registry import packages
+from bridge.tasks import Scenario, Task
 from jdistill.core import observations
 from jdistill.core.networks import Policy, PolicyState
-from jdistill.errors import ConfigError, PolicyFileError, ReportError, SimulatorError, nearest
-from jdistill.evaluation.report import write_report
+from jdistill.errors import ConfigError, SettingError, nearest
 from jdistill.evaluation.rollouts import Flight, Flights, Pilot, inference_cost, make_pilot
-from jdistill.run import compilation
 from jdistill.run.compose import RunCfg
-from jdistill.run.folders import open_run
 from jdistill.run.provenance import machine, versions
-from jdistill.run.saved_run import Saved, find_task, load_config, load_student, load_teacher
+from jdistill.run.saved_run import Saved, load_student, load_teacher
+from jdistill.run.session import open_env
 
 FORMAT = 1
 SEED = 20_000
@@ -91,17 +87,15 @@ def evaluate_run(request: Request, cfg: RunCfg, task: Task) -> dict[str, Any]:
     flights: Flights | None = None
     results: dict[str, Any] = {}
     costs: dict[str, Any] = {}
-    groups = observations.group_names([entry for entries in cfg.agent.obs_groups.values() for entry in entries])
     print(header())
     for name, scenario in scenarios.items():
         try:
-            opened = task.open(scenario.cfg, Session(request.seed, groups, cfg.bridge.mode))
-            with opened as env:
+            with open_env(cfg, task, request.seed, scenario.cfg) as env:
                 if flights is None:
                     flights = Flights(make_pilots(request, cfg, env, saved), reference="teacher")
                     costs = {key: inference_cost(pilot, shapes(env)) for key, pilot in flights.pilots.items()}
                 flown = {key: flights.fly(env, key, request.seed) for key in flights.pilots}
-        except ValueError as e:
+        except SettingError as e:
             raise ConfigError(f"{name}: {e}") from e
         results[name] = {"description": scenario.description, "policies": side_by_side(flown)}
         for key, numbers in results[name]["policies"].items():
@@ -114,7 +108,7 @@ def evaluate_run(request: Request, cfg: RunCfg, task: Task) -> dict[str, Any]:
         "episodes": request.episodes,
         "seed": request.seed,
         "machine": {**machine(), "device": jax.devices()[0].device_kind},
-        "versions": versions("jdistill", "jax", "flax", "crazyflow", "isaaclab", "foundation-policy"),
+        "versions": versions("jdistill", "jax", "flax", *packages(), "foundation-policy"),
         "policies": costs,
         "scenarios": results,
     }
@@ -228,71 +222,3 @@ def write(results: Mapping[str, Any], folder: Path) -> None:
         writer = csv.DictWriter(file, list(rows[0]))
         writer.writeheader()
         writer.writerows(rows)
-
-
-# -- the command ---------------------------------------------------------------------------------------------------
-
-
-def make_parser() -> Parser:
-    """Every flag."""
-    parser = Parser(
-        prog="jdistill evaluate",
-        description=__doc__.split("\n")[0],
-        epilog="Runs of Isaac Lab's tasks take its launcher's flags too.",
-        allow_abbrev=False,
-    )
-    parser.add_argument("run", metavar="RUN", help="run folder, or the name of one in logs/jdistill")
-    parser.add_argument("--episodes", type=positive, default=1000, metavar="N", help="for each policy, scenario (1000)")
-    parser.add_argument("--scenario", type=names, default=[], metavar="NAMES", help="some only, separated by commas")
-    parser.add_argument("--raptor", action="store_true", help="fly the published RAPTOR policy too")
-    parser.add_argument("--best", action="store_true", help="the best student instead of the newest")
-    parser.add_argument("--seed", type=int, default=SEED, metavar="N", help=f"seed of the start states ({SEED})")
-    parser.add_argument("--device", metavar="NAME", help="cpu, cuda or cuda:N (default: the fastest that JAX finds)")
-    parser.add_argument("--out", type=Path, metavar="DIR", help="folder for the files (default: RUN/evaluation)")
-    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="settings of the environment, as in training")
-    return parser
-
-
-def names(text: str) -> list[str]:
-    """Names separated by commas."""
-    return [name.strip() for name in text.split(",")]
-
-
-def run_command(args: argparse.Namespace, flags: Sequence[str]) -> None:
-    """Evaluate and write."""
-    run = open_run(args.run)
-    cfg = load_config(run, args.overrides)
-    if args.raptor:
-        from jdistill.export import raptor
-
-        raptor.check_installed()
-    select_device(args.device)
-    task = find_task(cfg.task, flags, args.device)
-    request = Request(run, args.episodes, args.seed, args.scenario, args.raptor, args.best)
-    out = args.out or run / "evaluation"
-    results = evaluate_run(request, cfg, task)
-    write(results, out)
-    print(f"{out / 'evaluation.json'} and evaluation.csv")
-    try:
-        print(write_report(run, finite(results)))
-    except ReportError as e:
-        print(f"No report.html: {e}")
-
-
-def main(argv: list[str]) -> int:
-    """The command; returns its exit status."""
-    args, flags = make_parser().parse_known_intermixed_args(argv)
-    compilation.prepare()
-    try:
-        run_command(args, flags)
-    except (ConfigError, PolicyFileError, SimulatorError) as e:
-        print(f"jdistill evaluate: error: {e}", file=sys.stderr)
-        return 1
-    except OSError as e:
-        print(f"jdistill evaluate: error: {e.filename or args.run}: {e.strerror}", file=sys.stderr)
-        return 1
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

@@ -1,32 +1,24 @@
-"""A run's student and its teacher side by side: ``python -m jdistill.play RUN``.
+"""A run's student and its teacher side by side: ``jdistill play RUN``.
 
 Both begin in the same state. The film is an MP4 or a GIF; ``--live`` opens a window instead. On a machine that can
-draw nothing the answer is one line, and ``python -m jdistill.evaluate RUN`` has the numbers.
+draw nothing the answer is one line, and ``jdistill evaluate RUN`` has the numbers.
 """
 
 from __future__ import annotations
 
-import argparse
 import itertools
-import sys
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, closing, contextmanager
+from collections.abc import Iterator
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
 
 from bridge.env import State, TrainingEnv
-from bridge.tasks import TASKS, Session
-from jdistill.cli.parser import Parser, select_device
-from jdistill.core.observations import group_names
-from jdistill.errors import ConfigError, PolicyFileError, RenderError, SimulatorError
+from jdistill.errors import RenderError
 from jdistill.evaluation import video
-from jdistill.evaluation.evaluate import chosen
 from jdistill.evaluation.rollouts import Pilot, make_pilot
-from jdistill.run import compilation
 from jdistill.run.compose import RunCfg
-from jdistill.run.folders import open_run
-from jdistill.run.saved_run import find_task, load_config, load_student, load_teacher
+from jdistill.run.saved_run import load_student, load_teacher
 
 PANEL = 480
 """Width and height of a policy's picture, pixels."""
@@ -69,30 +61,6 @@ def flight(stage: video.Stage, pilot: Pilot, seed: int, stride: int) -> Iterator
     return stage.fly(stage.actor(lambda _: pilot), (), seed, stride)
 
 
-@contextmanager
-def open_env(
-    cfg: RunCfg, scenario: str | None, seed: int, run: Path, flags: Sequence[str] = (), device: str | None = None
-) -> Iterator[TrainingEnv]:
-    """The run's environment, one copy of it, as it is or in a scenario.
-
-    ``flags`` are for Isaac Lab's launcher, ``device`` for its simulator.
-
-    Raises:
-        ConfigError: no such task or scenario, or settings that cannot be used.
-    """
-    if cfg.task not in TASKS and not any(flag.startswith(("--viz", "--visualizer")) for flag in flags):
-        flags = [*flags, "--viz", "newton_gl"]  # The one that draws without Isaac Sim and without a display.
-    task = find_task(cfg.task, flags, device)
-    settings = cfg.env if scenario is None else chosen(task.scenarios(cfg.env), [scenario])[scenario].cfg
-    groups = group_names([e for entries in cfg.agent.obs_groups.values() for e in entries])
-    with ExitStack() as stack:
-        try:
-            env = stack.enter_context(task.open(settings, Session(seed, groups, cfg.bridge.mode, str(run))))
-        except ValueError as e:
-            raise ConfigError(str(e)) from e
-        yield env
-
-
 def watch(env: Any, flown: dict[str, Pilot], seed: int) -> None:
     """Show the policies beside each other in a window, as fast as time goes by, until it is closed.
 
@@ -109,72 +77,3 @@ def watch(env: Any, flown: dict[str, Pilot], seed: int) -> None:
             if not viewer.show(states):
                 return
             time.sleep(max(0.0, began + i * stride * env.step_dt - time.perf_counter()))
-
-
-def play(args: argparse.Namespace, flags: Sequence[str]) -> None:
-    """Run the command.
-
-    Raises:
-        ConfigError, PolicyFileError, RenderError, SimulatorError: it cannot be done; one line.
-    """
-    run = open_run(args.run, args.logdir)
-    cfg = load_config(run, ["env.num_envs=1", *args.overrides])
-    flown = pilots(run, cfg, args.best)
-    file = args.out or run / "videos" / f"play{'' if args.scenario is None else '_' + args.scenario}.mp4"
-    if not args.live:
-        video.check_packages(file)
-    select_device(args.device)
-    with open_env(cfg, args.scenario, args.seed, run, flags, args.device) as env:
-        if args.live:
-            watch(env, flown, args.seed)
-            return
-        count = film(env, flown, file, args.seconds, args.seed)
-        print(f"{file}: {count} frames, {' and '.join(flown)}")
-
-
-def main(argv: list[str]) -> int:
-    """The command."""
-    parser = Parser(
-        prog="jdistill play",
-        description="A film of a run's student beside its teacher.",
-        epilog="Runs of Isaac Lab's tasks take its launcher's flags too.",
-        allow_abbrev=False,
-    )
-    add = parser.add_argument
-    add("run", metavar="RUN", help="run folder, or its name in 'jdistill runs'")
-    add("overrides", nargs="*", metavar="KEY=VALUE", help="settings of the environment: env.target.kind=figure_eight")
-    add("--out", type=Path, metavar="FILE", help="an .mp4 or .gif (default: RUN/videos/play.mp4)")
-    add("--seconds", type=_seconds, default=10.0, help="length of the film (10)")
-    add("--scenario", metavar="NAME", help="one of the task's scenarios, as in jdistill evaluate")
-    add("--seed", type=int, default=1000, help="of the start state (1000)")
-    add("--best", action="store_true", help="the best student instead of the newest")
-    add("--live", action="store_true", help="a window in place of a file")
-    add("--device", metavar="NAME", help="cpu, cuda or cuda:N (default: the fastest that JAX finds)")
-    add("--logdir", metavar="DIR", help="folder of all experiments, where RUN is a name")
-    args, flags = parser.parse_known_intermixed_args(argv)
-    compilation.prepare()
-    try:
-        play(args, flags)
-    except (ConfigError, PolicyFileError, RenderError, SimulatorError) as e:
-        print(f"jdistill play: error: {e}", file=sys.stderr)
-        return 1
-    except OSError as e:
-        print(f"jdistill play: error: {e.filename or args.out}: {e.strerror}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        return 130
-    return 0
-
-
-def _seconds(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = 0.0
-    if not 0 < value < 3600:
-        raise argparse.ArgumentTypeError(f"{text!r} is no number of seconds from 0 to 3600")
-    return value
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

@@ -1,4 +1,4 @@
-"""A run on one HTML page that needs no network: ``python -m jdistill.report RUN``.
+"""A run on one HTML page that needs no network: ``jdistill report RUN``.
 
 Learning curves, what the evaluation says in tables and pictures, flights in space and over time, and all that made the
 run. The curves come from the run's ``progress.csv``, the rest from its ``evaluation/evaluation.json``; without an
@@ -12,15 +12,13 @@ import importlib.util
 import json
 import os
 import string
-import sys
 from collections.abc import Iterable, Mapping
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from jdistill.cli.parser import Parser
-from jdistill.errors import ConfigError, ReportError
-from jdistill.run.folders import describe, open_run, starts
+from jdistill.errors import ReportError
+from jdistill.run.folders import describe, starts
 from jdistill.run.progress import read_progress
 
 FORMAT = 1
@@ -266,25 +264,3 @@ def percent(value: float | None) -> str:
 def count(value: float | None) -> str:
     """A whole number."""
     return "–" if value is None else f"{value:,.0f}"
-
-
-def main(argv: list[str]) -> int:
-    """The command."""
-    parser = Parser(prog="jdistill report", description="A run on one HTML page that needs no network.")
-    parser.add_argument("run", metavar="RUN", help="run folder, or its name in 'jdistill runs'")
-    parser.add_argument("--logdir", metavar="DIR", help="folder of all experiments, where RUN is a name")
-    args = parser.parse_args(argv)
-    try:
-        run = open_run(args.run, args.logdir)
-        print(write_report(run, read_evaluation(run)))
-    except (ConfigError, ReportError) as e:
-        print(f"jdistill report: error: {e}", file=sys.stderr)
-        return 1
-    except OSError as e:
-        print(f"jdistill report: error: {e.filename or args.run}: {e.strerror}", file=sys.stderr)
-        return 1
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

@@ -1,4 +1,4 @@
-"""Students to where they fly: ``python -m jdistill.export RUN --format rsl_rl,jit,onnx,safetensors``.
+"""Students to where they fly: ``jdistill export RUN --format rsl_rl,jit,onnx,safetensors``.
 
 Every file is read back and flown beside the JAX policy for 100 steps of the run's own task before it counts as
 written (where that task needs a simulator of its own, over 100 observations like those the student has seen). A JSON
@@ -7,12 +7,8 @@ beside the files says what goes in and what comes out.
 
 from __future__ import annotations
 
-import argparse
 import importlib.util
 import json
-import math
-import sys
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,18 +17,14 @@ import jax
 import numpy as np
 
 from bridge.env import TrainingEnv
-from bridge.tasks import TASKS, make_env
-from jdistill.cli.parser import Parser
 from jdistill.core import networks, observations
 from jdistill.core.networks import Policy, PolicyState
-from jdistill.errors import ConfigError, ExportError, PolicyFileError
+from jdistill.errors import ExportError
 from jdistill.export.policy_file import load_policy, save_policy
 from jdistill.export.rsl_rl import model_cfg
-from jdistill.run import compilation
 from jdistill.run.compose import RunCfg
-from jdistill.run.folders import open_run
 from jdistill.run.provenance import versions
-from jdistill.run.saved_run import load_config, load_student
+from jdistill.run.saved_run import load_student
 
 FORMATS = ("rsl_rl", "jit", "onnx", "safetensors")
 STEPS = 100
@@ -240,11 +232,21 @@ def rsl_rl_cfg(student: Student) -> dict[str, Any]:
     }
 
 
-def export(run: Path, formats: list[str], out: Path, best: bool = False, actor_std: float = 0.1) -> None:
+def export(
+    run: Path,
+    cfg: RunCfg,
+    env: TrainingEnv | None,
+    formats: list[str],
+    out: Path,
+    best: bool = False,
+    actor_std: float = 0.1,
+) -> None:
     """Write and check every format; prints one line each.
 
     Args:
         run: the run folder.
+        cfg: its settings.
+        env: one environment of its task; None where that would have to be started first.
         formats: some of ``FORMATS``.
         out: folder for the files.
         best: the best student instead of the newest.
@@ -253,11 +255,9 @@ def export(run: Path, formats: list[str], out: Path, best: bool = False, actor_s
     Raises:
         ExportError: a package is missing, the network has no such format, or a file does not fly like the original.
     """
-    cfg = load_config(run, ["env.num_envs=1"])
     policy, state, header = load_student(run, best)
     student = Student(policy, state, header, cfg, run, actor_std)
     out.mkdir(parents=True, exist_ok=True)
-    env = make_env(TASKS[cfg.task](), cfg.env) if cfg.task in TASKS else None
     what = f"{STEPS} steps" if env else f"{STEPS} drawn observations (its simulator is not the embedded one)"
     description = describe(student)
     files: dict[str, Any] = {}
@@ -282,48 +282,3 @@ def export(run: Path, formats: list[str], out: Path, best: bool = False, actor_s
             files[name] |= {"actor_file": actor_file(file).name, **rsl_rl_cfg(student)}
         print(f"{file}: {what} beside the original, largest difference {difference:.1e}")
     (out / "policy.json").write_text(json.dumps({**description, "files": files}, indent=1) + "\n")
-
-
-def main(argv: list[str]) -> int:
-    """The command."""
-    parser = Parser(prog="jdistill export", description=__doc__.split("\n")[0])
-    parser.add_argument("run", metavar="RUN", help="run folder, or its name in 'jdistill runs'")
-    parser.add_argument("--format", default="safetensors", help=f"any of {', '.join(FORMATS)}, separated by commas")
-    parser.add_argument("--out", type=Path, help="folder for the files (default: RUN/exported)")
-    parser.add_argument(
-        "--actor_std", type=deviation, default=0.1, help="rsl_rl: deviation with which its PPO begins to explore (0.1)"
-    )
-    parser.add_argument("--best", action="store_true", help="the best student instead of the newest")
-    args = parser.parse_args(argv)
-    compilation.prepare()
-    formats = [name.strip() for name in args.format.split(",")]
-    try:
-        if unknown := [f for f in formats if f not in FORMATS]:
-            raise ExportError(f"--format {unknown[0] or '(empty)'}: expected some of {', '.join(FORMATS)}")
-        run = open_run(args.run)
-        out = args.out or run / "exported"
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)  # TorchScript is what was asked for.
-            export(run, formats, out, args.best, args.actor_std)
-    except (ExportError, ConfigError, PolicyFileError) as e:
-        print(f"jdistill export: error: {e}", file=sys.stderr)
-        return 1
-    except OSError as e:
-        print(f"jdistill export: error: {e.filename or args.out}: {e.strerror}", file=sys.stderr)
-        return 1
-    return 0
-
-
-def deviation(text: str) -> float:
-    """A standard deviation above zero."""
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not 0 < value < math.inf:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a positive number")
-    return value
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

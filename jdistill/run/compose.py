@@ -1,13 +1,13 @@
 """How files, flags and overrides become the config of a run.
 
-It has four parts: ``task`` (a name), ``agent`` (:class:`jdistill.core.config.AgentCfg`), ``env`` (the task's own
-dataclass) and ``bridge`` (:class:`BridgeCfg`).
+It has five parts: ``task`` and ``sim`` (names), ``agent`` (:class:`jdistill.core.config.AgentCfg`), ``env`` (the task's
+own dataclass) and ``bridge`` (:class:`BridgeCfg`).
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from bridge.tasks import Simulator
 from jdistill.core.config import AgentCfg, one_of
 from jdistill.errors import ConfigError, nearest
 
@@ -26,7 +27,8 @@ class BridgeCfg:
 
     mode: str = "auto"
     """``callback``: stepped from inside the compiled program; ``host``: the same, by the main thread, for simulators
-    that insist on it; ``auto``: ``host`` where Isaac Sim's Kit runs, else ``callback``. The numbers are the same."""
+    that insist on it; ``auto``: ``host`` where the simulator needs it (Isaac Sim's Kit does), else ``callback``. The
+    numbers are the same."""
 
     def validate(self) -> None:
         """Raise :class:`ConfigError` for a mode that there is not."""
@@ -45,16 +47,18 @@ class RunCfg:
     """The task's settings, an instance of its dataclass."""
     bridge: BridgeCfg = field(default_factory=BridgeCfg)
     """How the simulator is reached."""
+    sim: str | None = None
+    """Name of the simulator, as ``--sim`` says it; None in runs of versions that did not record it."""
 
     def save(self, path: Path) -> None:
         """Write as YAML that :func:`load_file` reads."""
-        data: dict[str, Any] = {"task": self.task}
+        data: dict[str, Any] = {"task": self.task, **({"sim": self.sim} if self.sim else {})}
         data |= {name: dataclasses.asdict(getattr(self, name)) for name in ("agent", "env", "bridge")}
         path.write_text(yaml.safe_dump(data, sort_keys=False))
 
 
 def load_file(path: Path) -> dict[str, Any]:
-    """Read a YAML config (``task``, ``agent``, ``env``, ``bridge``; all optional)."""
+    """Read a YAML config (``task``, ``sim``, ``agent``, ``env``, ``bridge``; all optional)."""
     try:
         data = yaml.safe_load(path.read_text())
     except OSError as e:
@@ -63,22 +67,37 @@ def load_file(path: Path) -> dict[str, Any]:
         raise ConfigError(f"{path}: not a YAML file ({' '.join(str(e).split())})") from e
     data = {} if data is None else data
     sections = [data, *(data.get(k) or {} for k in ("agent", "env", "bridge"))] if isinstance(data, dict) else [data]
-    if not all(isinstance(section, dict) for section in sections) or not isinstance(data.get("task", ""), str):
-        raise ConfigError(f"{path}: expected the keys task (a name), agent, env and bridge (settings)")
+    well_formed = all(isinstance(section, dict) for section in sections)
+    if not well_formed or not isinstance(data.get("task", ""), str) or not isinstance(data.get("sim") or "", str):
+        raise ConfigError(f"{path}: expected the keys task and sim (names), agent, env and bridge (settings)")
     return data
 
 
-def compose(task: str, env_cls: type, layers: Iterable[dict[str, Any]], overrides: Iterable[str]) -> RunCfg:
+def compose_task(
+    task: str, env_cls: type, simulator: Simulator, layers: Sequence[dict[str, Any]], overrides: Sequence[str]
+) -> RunCfg:
+    """:func:`compose` for a task of ``simulator``, which may take some of the settings to apply them by itself."""
+    sections, overrides = simulator.separate([layer.get("env") or {} for layer in layers], overrides)
+    ours = [{k: v for k, v in layer.items() if k != "env"} for layer in layers]
+    return compose(task, env_cls, [*ours, *({"env": dict(section)} for section in sections)], overrides, simulator.name)
+
+
+def compose(
+    task: str, env_cls: type, layers: Iterable[dict[str, Any]], overrides: Iterable[str], sim: str | None = None
+) -> RunCfg:
     """Merge the defaults, the ``layers`` (nested dicts, later wins), then dotted ``overrides`` (``key=value``).
 
     Raises:
         ConfigError: an unknown key (with the nearest known one), a value of the wrong type, or one that makes no sense.
     """
     sections = {"agent": AgentCfg, "env": env_cls, "bridge": BridgeCfg}
-    cfg = OmegaConf.create({name: OmegaConf.structured(cls) for name, cls in sections.items()})
+    try:
+        cfg = OmegaConf.create({name: OmegaConf.structured(cls) for name, cls in sections.items()})
+    except OmegaConfBaseException as e:
+        raise ConfigError(f"{task}: its settings are of a kind that cannot be set ({str(e).splitlines()[0]})") from e
     known = sorted(_keys(cfg))
     for layer in layers:
-        part = {k: v for k, v in layer.items() if k != "task"}
+        part = {k: v for k, v in layer.items() if k not in ("task", "sim")}
         for key, value in _flatten(part):
             _set(cfg, known, key, value)
     for override in overrides:
@@ -101,9 +120,9 @@ def compose(task: str, env_cls: type, layers: Iterable[dict[str, Any]], override
     bridge.validate()
     try:
         env.validate()
-    except ValueError as e:
+    except ValueError as e:  # What a task of somebody else's raises for a setting that makes no sense.
         raise ConfigError(str(e)) from e
-    return RunCfg(task=task, agent=agent, env=env, bridge=bridge)
+    return RunCfg(task=task, agent=agent, env=env, bridge=bridge, sim=sim)
 
 
 def _set(cfg: Any, known: list[str], key: str, value: Any) -> None:

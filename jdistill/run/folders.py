@@ -6,19 +6,17 @@ more than reading a few small files per run.
 
 from __future__ import annotations
 
-import argparse
 import datetime
 import json
 import os
 import re
 import shlex
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import jdistill
-from jdistill.cli.parser import Parser
+from bridge import registry
 from jdistill.errors import ConfigError, nearest
 from jdistill.run.compose import load_file
 from jdistill.run.progress import last_row
@@ -27,17 +25,14 @@ from jdistill.run.provenance import versions
 LOGDIR = "logs/jdistill"
 FORMAT = 1
 """Of ``run.json``; a run of a later format is refused."""
-PACKAGES = (
-    *("jdistill", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint"),
-    *("crazyflow", "mujoco", "isaaclab", "torch", "onnx"),
-)
-"""What a run's numbers may depend on."""
+PACKAGES = ("jdistill", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "torch", "onnx")
+"""What a run's numbers may depend on, beside its simulator."""
 
 
 # -- folders of new and resumed runs -------------------------------------------------------------------------------
 
 
-def log_root(logdir: str | None) -> Path:
+def log_root(logdir: str | Path | None) -> Path:
     """The folder of all experiments."""
     return Path(logdir or LOGDIR)
 
@@ -47,7 +42,7 @@ def folder_name(text: str) -> str:
     return re.sub(r"\s+", "_", text.strip())
 
 
-def planned_folder(logdir: str | None, experiment: str, run_name: str) -> Path:
+def planned_folder(logdir: str | Path | None, experiment: str, run_name: str) -> Path:
     """Where a run that begins now belongs, ``<logdir>/<experiment>/<timestamp>[_<run_name>]``; nothing is created."""
     stamp = datetime.datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
     name = f"{stamp}_{folder_name(run_name)}" if run_name else stamp
@@ -70,7 +65,7 @@ def new_run(planned: Path) -> Path:
     raise ConfigError(f"{planned.parent}: 99 runs were begun in this second")
 
 
-def find_run(logdir: str | None, experiment: str, load_run: str | None) -> Path:
+def find_run(logdir: str | Path | None, experiment: str, load_run: str | Path | None) -> Path:
     """The run folder that ``--resume`` means: ``load_run`` by name or path, else the experiment's newest.
 
     Raises:
@@ -81,7 +76,7 @@ def find_run(logdir: str | None, experiment: str, load_run: str | None) -> Path:
         candidates = [p for p in (folder / load_run, Path(load_run)) if p.is_dir()]
         if not candidates:
             names = [p.name for p in folder.glob("*")] if folder.is_dir() else []
-            raise ConfigError(f"--load_run {load_run}: no such run in {folder}{nearest(load_run, names)}")
+            raise ConfigError(f"--load_run {load_run}: no such run in {folder}{nearest(str(load_run), names)}")
         if newest_checkpoint(candidates[0]) is None:
             raise ConfigError(f"--load_run {load_run}: {candidates[0]} holds no checkpoint to go on from")
         return candidates[0]
@@ -105,7 +100,7 @@ def note_start(run: Path, command: str, iteration: int) -> None:
         "time": datetime.datetime.now().isoformat(timespec="seconds"),
         "iteration": iteration,
         "command": command,
-        "versions": versions(*PACKAGES),
+        "versions": versions(*PACKAGES, *registry.packages()),
     }
     record = {"format": FORMAT, "starts": [*starts(run), start]}
     (run / "run.json").write_text(json.dumps(record, indent=1) + "\n")
@@ -277,23 +272,3 @@ def _cells(info: RunInfo) -> list[str]:
         f"{info.updated:%Y-%m-%d %H:%M}",
         info.problem,
     ]
-
-
-def main(argv: list[str]) -> int:
-    """The command."""
-    parser = Parser(prog="jdistill runs", description="List the runs and how far they got.")
-    parser.add_argument("--logdir", metavar="DIR", type=_folder, help=f"folder of all experiments ({LOGDIR})")
-    args = parser.parse_args(argv)
-    infos = [describe(folder) for folder in run_folders(args.logdir)]
-    print(table(infos) if infos else f"no runs in {log_root(args.logdir)}")
-    return 0
-
-
-def _folder(text: str) -> str:
-    if not Path(text).is_dir():
-        raise argparse.ArgumentTypeError(f"{text}: no such folder")
-    return text
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

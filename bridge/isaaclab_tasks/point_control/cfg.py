@@ -19,6 +19,7 @@ from isaaclab_newton.physics import MJWarpSolverCfg, NewtonCfg
 from isaaclab_tasks.utils import PresetCfg
 
 from bridge.crazyflie.cfg import PointControlCfg, RandomizationCfg, ResetCfg, RewardCfg, TargetCfg, TerminationCfg
+from bridge.errors import SettingError
 
 DEFAULTS = PointControlCfg()
 CRAZYFLIE_USD = str(Path(__file__).with_name("crazyflie.usda"))
@@ -91,10 +92,10 @@ class PointControlEnvCfg(DirectRLEnvCfg):
     """Ranges of the physical parameters."""
 
     def validate_config(self) -> None:
-        """Isaac Lab's hook for checks: raise ``ValueError`` on the first setting that makes no sense."""
+        """Isaac Lab's hook for checks: raise :class:`SettingError` on the first setting that makes no sense."""
         for name, value in (("target.kind", self.target.kind), ("frame", self.frame)):
             if value in ("step", "start"):
-                raise ValueError(f"env.{name}={value!r}: known to the embedded simulator only, use --sim crazyflow")
+                raise SettingError(f"env.{name}={value!r}: known to the embedded simulator only, use --sim crazyflow")
         policy_freq = max(1, round(1.0 / (self.sim.dt * self.decimation)))
         PointControlCfg(
             drone=self.drone,

@@ -17,6 +17,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from bridge.errors import SettingError
+
 RAD_PER_S = 2 * math.pi / 60
 """rpm to rad/s."""
 
@@ -53,7 +55,7 @@ class Airframe:
         """Read the airframe ``drone``; the tables are read as files, because Crazyflow itself would bring JAX along.
 
         Raises:
-            ValueError: Crazyflow has no first-principles model of that name.
+            SettingError: Crazyflow has no first-principles model of that name.
         """
         spec = importlib.util.find_spec("crazyflow")
         assert spec is not None and spec.submodule_search_locations is not None, "crazyflow is a dependency"
@@ -61,7 +63,7 @@ class Airframe:
         shared = tomllib.loads((folder / "params.toml").read_text())
         models = tomllib.loads((folder / "first_principles" / "params.toml").read_text())
         if drone not in models:
-            raise ValueError(f"env.drone={drone!r}: expected one of {', '.join(sorted(models))}")
+            raise SettingError(f"env.drone={drone!r}: expected one of {', '.join(sorted(models))}")
         params = shared | models[drone]
         return cls(**{name: _frozen(params[name]) for name in cls.__dataclass_fields__})
 

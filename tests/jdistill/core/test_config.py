@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from operator import attrgetter
+import dataclasses
+import functools
 
 import pytest
 import yaml
@@ -10,7 +11,7 @@ import yaml
 from bridge.crazyflie import PointControlCfg
 from jdistill.core.config import AgentCfg, sampler_name
 from jdistill.errors import ConfigError
-from jdistill.run.compose import RunCfg, compose, load_file
+from jdistill.run.compose import RunCfg, _flatten, compose, load_file
 from tests.conftest import ROOT
 
 
@@ -70,17 +71,20 @@ def test_saved_configs_load_as_they_were(tmp_path):
 def test_presets_load(preset):
     data = load_file(preset)
     assert data.pop("task") == "crazyflie"
-    cfg, default = run_cfg(layers=[data]), run_cfg()
-    settings = dict(leaves(data))
-    for path, value in settings.items():
-        assert attrgetter(path)(cfg) == value, path
-    assert any(attrgetter(path)(default) != value for path, value in settings.items())
-
-
-def leaves(tree: dict, path: str = ""):
-    """The settings of a YAML file by their dotted paths."""
-    for name, value in tree.items():
-        yield from leaves(value, f"{path}{name}.") if isinstance(value, dict) else [(path + name, value)]
+    cfg = run_cfg(layers=[data])
+    said = dict(_flatten(data))
+    assert said, "a preset says something"
+    for key, value in said.items():
+        found = functools.reduce(getattr, key.split("."), cfg)
+        assert found == value, f"{key} is {found}, the preset says {value}"
+    # And nothing else changes.
+    plain = run_cfg()
+    for section in ("agent", "env"):
+        theirs, ours = (dict(_flatten(dataclasses.asdict(getattr(c, section)))) for c in (plain, cfg))
+        changed = {f"{section}.{key}" for key in ours if ours[key] != theirs[key]}
+        assert changed <= said.keys(), changed - said.keys()
+    with pytest.raises(ConfigError, match="unknown setting"):
+        run_cfg(layers=[{**data, "env": {"no_such_setting": 1}}])
 
 
 @pytest.mark.parametrize(

@@ -19,12 +19,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jdistill.cli.main import run_command
 from jdistill.core import networks
 from jdistill.core.config import AlgorithmCfg
 from jdistill.core.distillation import Transition
 from jdistill.core.networks import Policy
 from jdistill.core.samplers import Source, make_sampler
-from jdistill.data import dataset
 from jdistill.data.dataset import Relabeler, info, load, open_dataset
 from jdistill.data.recorder import Recorder, check_new
 from jdistill.errors import ConfigError, DatasetError
@@ -100,7 +100,7 @@ def test_episodes_are_whole_and_in_robomimics_layout(recorded):
 
 def test_info_tells_what_is_in_it(recorded, capsys):
     path, _, message = recorded
-    assert dataset.main(["info", str(path)]) == 0
+    assert run_command("dataset", ["info", str(path)]) == 0
     text = capsys.readouterr().out
     episodes, steps = message.split()[1], message.split()[3]
     assert f"episodes  {episodes}\n" in text and f"steps     {steps} (" in text and "task crazyflie" in text
@@ -245,7 +245,7 @@ def test_files_that_cannot_be_used_are_told_in_one_line(recorded, tmp_path, spoi
         load(AlgorithmCfg(dataset=[str(path)]), ["student"], (5, 2), 1, 1)
     assert expected in str(error.value) and str(path) in str(error.value) and "\n" not in str(error.value)
     # Whatever has actions can be looked into.
-    assert dataset.main(["info", str(path)]) == (
+    assert run_command("dataset", ["info", str(path)]) == (
         0 if "demo_" in str(error.value) and expected != "data/demo_1: " else 1
     )
 

@@ -15,6 +15,7 @@ from bridge.crazyflie import PointControl, PointControlCfg
 from bridge.crazyflie.cfg import TargetCfg
 from bridge.env import AutoReset, State
 from bridge.tasks import TASKS
+from jdistill.cli.main import run_command
 from jdistill.core import networks
 from jdistill.core.networks import Policy, PolicyState
 from jdistill.evaluation import evaluate as command
@@ -178,7 +179,7 @@ def run(tmp_path_factory):
 
 
 def test_the_command(run, capsys):
-    assert command.main([str(run), "--episodes", "6", "--scenario", "hover,cf2x_T350", "--raptor"]) == 0
+    assert run_command("evaluate", [str(run), "--episodes", "6", "--scenario", "hover,cf2x_T350", "--raptor"]) == 0
     out = capsys.readouterr().out
     assert [line.split()[:2] for line in out.splitlines()[1:4]] == [
         ["hover", p] for p in ("student", "teacher", "raptor")
@@ -224,7 +225,7 @@ def test_the_command(run, capsys):
     ],
 )
 def test_bad_command_lines(run, capsys, arguments, expected):
-    assert command.main([a.format(run=run) for a in arguments]) == 1
+    assert run_command("evaluate", [a.format(run=run) for a in arguments]) == 1
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("jdistill evaluate: error: ") and expected in line
 
@@ -232,10 +233,10 @@ def test_bad_command_lines(run, capsys, arguments, expected):
 def test_a_run_of_another_version(run, tmp_path, capsys):
     text = (run / "config.yaml").read_text()
     (tmp_path / "config.yaml").write_text(text.replace("seed:", "sede:"))
-    assert command.main([str(tmp_path)]) == 1
+    assert run_command("evaluate", [str(tmp_path)]) == 1
     assert "a run of another version, this is jdistill 0.1.0 (agent.sede: unknown" in capsys.readouterr().err
     (tmp_path / "config.yaml").write_text(text)
-    assert command.main([str(tmp_path)]) == 1
+    assert run_command("evaluate", [str(tmp_path)]) == 1
     assert "student.safetensors: no such file" in capsys.readouterr().err
 
 
@@ -243,5 +244,5 @@ def test_raptor_is_an_extra(run, capsys, monkeypatch):
     from jdistill.export import raptor
 
     monkeypatch.setattr(raptor.importlib.util, "find_spec", lambda name: None)
-    assert command.main([str(run), "--raptor"]) == 1
+    assert run_command("evaluate", [str(run), "--raptor"]) == 1
     assert "uv run --extra raptor" in capsys.readouterr().err

@@ -12,6 +12,7 @@ from PIL import Image
 
 from bridge.crazyflie import PointControl, PointControlCfg, render
 from bridge.env import AutoReset
+from jdistill.cli.main import run_command
 from jdistill.evaluation import play, video
 from jdistill.run.compose import compose
 from jdistill.run.progress import read_progress
@@ -43,7 +44,7 @@ def changes(pictures: np.ndarray) -> np.ndarray:
 
 def test_an_mp4_of_both_policies(small_run, tmp_path, capsys):
     file = tmp_path / "new" / "film.mp4"
-    assert play.main([str(small_run), "--out", str(file), "--seconds", "1.2", *SCENE]) == 0
+    assert run_command("play", [str(small_run), "--out", str(file), "--seconds", "1.2", *SCENE]) == 0
     assert capsys.readouterr().out == f"{file}: 30 frames, student and teacher\n"
     pictures, fps = decoded(file)
     assert pictures.shape == (30, 160 + 28, 160 + 4 + 160, 3) and fps == 25
@@ -59,7 +60,7 @@ def test_an_mp4_of_both_policies(small_run, tmp_path, capsys):
 
 def test_a_gif(small_run, tmp_path):
     file = tmp_path / "film.gif"
-    assert play.main([str(small_run), "--out", str(file), "--seconds", "0.8", *SCENE]) == 0
+    assert run_command("play", [str(small_run), "--out", str(file), "--seconds", "0.8", *SCENE]) == 0
     with Image.open(file) as gif:
         assert gif.format == "GIF" and gif.size == (324, 188) and gif.n_frames == 10
         assert gif.info["duration"] == 80 and gif.info["loop"] == 0
@@ -72,7 +73,7 @@ def test_a_gif(small_run, tmp_path):
 
 def test_complaints(small_run, tmp_path, capsys, monkeypatch):
     def complaint(*arguments: str) -> str:
-        assert play.main(list(arguments)) == 1
+        assert run_command("play", list(arguments)) == 1
         lines = capsys.readouterr().err.splitlines()
         assert len(lines) == 1 and lines[0].startswith("jdistill play: error: "), lines
         return lines[0]
@@ -93,14 +94,14 @@ def test_complaints(small_run, tmp_path, capsys, monkeypatch):
     assert "no way to draw without a display (egl: " in complaint(run, "--out", str(tmp_path / "film.mp4"))
     render.unusable.cache_clear()
     with pytest.raises(SystemExit) as stop:
-        play.main([run, "--seconds", "0"])
+        run_command("play", [run, "--seconds", "0"])
     assert stop.value.code == 2 and "'0' is no number of seconds" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("module", "suffix"), [("av", "mp4"), ("PIL", "gif")])
 def test_missing_packages_are_told_before_anything_is_flown(small_run, tmp_path, capsys, monkeypatch, module, suffix):
     monkeypatch.setitem(sys.modules, module, None)
-    assert play.main([str(small_run), "--out", str(tmp_path / f"film.{suffix}")]) == 1
+    assert run_command("play", [str(small_run), "--out", str(tmp_path / f"film.{suffix}")]) == 1
     assert "is not installed; use 'uv run --extra video" in capsys.readouterr().err
 
 

@@ -11,6 +11,7 @@ import sys
 import pytest
 from playwright.sync_api import sync_playwright
 
+from jdistill.cli.main import run_command
 from jdistill.evaluation import report
 from jdistill.evaluation.figures import CURVES
 from jdistill.run.progress import read_progress
@@ -102,7 +103,7 @@ def opened(browser, file):
 
 
 def test_the_page_draws_everything_and_loads_nothing(run, browser, capsys):
-    assert report.main([str(run)]) == 0
+    assert run_command("report", [str(run)]) == 0
     file = run / "report.html"
     assert capsys.readouterr().out.strip() == str(file)
     page, complaints = opened(browser, file)
@@ -178,7 +179,7 @@ def test_an_environment_without_positions(run, browser):
 
 def test_complaints(run, tmp_path, capsys, monkeypatch):
     def complaint(*arguments: str) -> str:
-        assert report.main(list(arguments)) == 1
+        assert run_command("report", list(arguments)) == 1
         lines = capsys.readouterr().err.splitlines()
         assert len(lines) == 1 and lines[0].startswith("jdistill report: error: "), lines
         return lines[0]

@@ -20,6 +20,7 @@ from bridge.crazyflie import PointControl, PointControlCfg
 from bridge.env import AutoReset
 from bridge.tasks import TASKS, make_env
 from bridge.torch_vecenv import TorchVecEnv
+from jdistill.cli.main import run_command
 from jdistill.core import networks, observations
 from jdistill.core.config import StudentCfg
 from jdistill.core.networks import OUTPUT_ACTIVATIONS, Policy
@@ -122,7 +123,7 @@ def run(tmp_path, request):
 
 
 def test_all_formats_of_a_run(run, capsys):
-    assert export.main([str(run), "--format", "rsl_rl,jit,onnx,safetensors"]) == 0
+    assert run_command("export", [str(run), "--format", "rsl_rl,jit,onnx,safetensors"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line.split(":")[0].rsplit("/", 1)[1] for line in lines] == [
         "model_7.pt",
@@ -144,7 +145,7 @@ def test_all_formats_of_a_run(run, capsys):
 
 def test_rsl_rls_own_runners_take_the_student(run, flock, tmp_path):
     """Distillation goes on, the inference policy acts like ours, and PPO fine-tunes the actor."""
-    assert export.main([str(run), "--format", "rsl_rl", "--actor_std", "0.3"]) == 0
+    assert run_command("export", [str(run), "--format", "rsl_rl", "--actor_std", "0.3"]) == 0
     files = json.loads((run / "exported" / "policy.json").read_text())["files"]["rsl_rl"]
     policy, state, _ = load_policy(run / "student.safetensors")
     common = {"num_steps_per_env": 8, "save_interval": 100, "logger": "tensorboard", "run_name": ""}
@@ -228,8 +229,8 @@ class Missing:
         if name.split(".")[0] == package:
             raise ModuleNotFoundError(f"No module named {name!r}", name=name)
 sys.meta_path.insert(0, Missing())
-from jdistill.export.exporters import main
-sys.exit(main(arguments))
+from jdistill.cli.main import main
+sys.exit(main(["export", *arguments]))
 """
 """The command on a machine without the package that the first argument names."""
 
@@ -248,7 +249,7 @@ def test_missing_packages_are_told_in_one_line(run, package, format):
 
 def test_complaints(tmp_path, capsys, monkeypatch):
     def complaint(*arguments: str) -> str:
-        assert export.main(list(arguments)) == 1
+        assert run_command("export", list(arguments)) == 1
         err = capsys.readouterr().err
         assert err.count("\n") == 1 and err.startswith("jdistill export: error: ")
         return err
@@ -262,7 +263,7 @@ def test_complaints(tmp_path, capsys, monkeypatch):
     assert "--format tflite: expected some of" in complaint(str(tmp_path), "--format", "onnx, tflite")
     for actor_std in ("-1", "nan", "0", "much"):
         with pytest.raises(SystemExit) as stop:
-            export.main([str(tmp_path), "--actor_std", actor_std])
+            run_command("export", [str(tmp_path), "--actor_std", actor_std])
         err = capsys.readouterr().err
         assert stop.value.code == 2 and err.count("\n") == 1 and f"{actor_std!r} is not a positive number" in err
     assert "teacher.safetensors: no such file" in complaint(str(tmp_path), "--format", "rsl_rl")

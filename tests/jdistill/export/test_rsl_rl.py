@@ -16,7 +16,7 @@ from rsl_rl.models import MLPModel, RNNModel
 from rsl_rl.storage import RolloutStorage
 from tensordict import TensorDict
 
-from jdistill.cli import convert
+from jdistill.cli.main import run_command
 from jdistill.core import networks
 from jdistill.core.config import StudentCfg
 from jdistill.errors import PolicyFileError
@@ -206,7 +206,7 @@ def test_converter_writes_a_policy_that_needs_no_torch(tmp_path, capsys):
     teacher = model("gru", "teacher", obs_normalization=True)
     torch.save({"actor_state_dict": teacher.state_dict()}, tmp_path / "model_9.pt")
     out = tmp_path / "teacher.safetensors"
-    assert convert.main([str(tmp_path / "model_9.pt"), str(out), "--output_activation", "tanh"]) == 0
+    assert run_command("convert", [str(tmp_path / "model_9.pt"), str(out), "--output_activation", "tanh"]) == 0
     assert "26 observations, gru 16-16-8-4, elu, tanh at the output, with normaliser" in capsys.readouterr().out
     policy, state, _ = load_policy(out)
     obs = observations(np.random.default_rng(0))
@@ -214,7 +214,7 @@ def test_converter_writes_a_policy_that_needs_no_torch(tmp_path, capsys):
         policy, state, networks.initial_carry(policy, state, ENVS), jnp.array(obs["teacher"].numpy())
     )
     np.testing.assert_allclose(action, torch.tanh(teacher.eval()(obs)).detach().numpy(), atol=1e-5)
-    assert convert.main([str(tmp_path / "none.pt"), str(out)]) == 1
+    assert run_command("convert", [str(tmp_path / "none.pt"), str(out)]) == 1
     assert "none.pt: no such file" in capsys.readouterr().err
 
 

@@ -10,6 +10,7 @@ import sys
 
 import pytest
 
+from jdistill.cli.main import run_command
 from jdistill.errors import ConfigError
 from jdistill.run import folders as runs
 from jdistill.run.saved_run import load_config
@@ -25,7 +26,7 @@ def logdir(small_run, tmp_path):
 
 def listed(logdir, capsys) -> dict[str, str]:
     """What ``jdistill runs`` says of each run."""
-    assert runs.main(["--logdir", str(logdir)]) == 0
+    assert run_command("runs", ["--logdir", str(logdir)]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].split() == ["RUN", "TASK", "ITERATIONS", "PHASE", "BEST", "RETURN", "UPDATED"]
     return {line.split()[0]: line for line in lines[1:]}
@@ -112,7 +113,8 @@ def test_folders_of_new_runs(tmp_path):
 
 def test_the_command_is_quick_and_needs_no_jax(logdir):
     code = (
-        f"import sys; from jdistill import runs; runs.main(['--logdir', {str(logdir)!r}]); print(sorted(sys.modules))"
+        f"import sys; from jdistill.cli.main import main; main(['runs', '--logdir', {str(logdir)!r}]); "
+        "print(sorted(sys.modules))"
     )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT).stdout
     assert "exp/good" in out and not {"'jax'", "'numpy'", "'orbax'"} & set(re.findall(r"'\w+'", out))

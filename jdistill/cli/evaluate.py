@@ -1,0 +1,62 @@
+"""What a run's student is worth, in numbers."""
+
+from __future__ import annotations
+
+from jdistill.cli import parser as shared
+from jdistill.cli.parser import Parser, add
+from jdistill.cli.simulator import parse, start_run
+from jdistill.errors import ReportError
+from jdistill.run.folders import open_run
+
+
+def make_parser() -> Parser:
+    """Every argument."""
+    from jdistill.evaluation.evaluate import SEED
+
+    parser = Parser(
+        prog="jdistill evaluate",
+        description="What a student is worth, beside its teacher, in every scenario of the run's task.",
+        epilog=shared.epilog(),
+        allow_abbrev=False,
+    )
+    add(parser, "run")
+    parser.add_argument(
+        "--episodes", type=shared.positive, default=1000, metavar="N", help="for each policy and scenario (1000)"
+    )
+    parser.add_argument(
+        "--scenario", type=shared.names, default=[], metavar="NAMES", help="some only, separated by commas"
+    )
+    parser.add_argument("--raptor", action="store_true", help="the published RAPTOR policy beside them")
+    add(parser, "--best")
+    add(parser, "--seed", default=SEED)
+    add(parser, "--device")
+    add(parser, "--out", help="folder for the files (default: RUN/evaluation)")
+    add(parser, "--logdir")
+    add(parser, "overrides")
+    return parser
+
+
+def run(argv: list[str]) -> None:
+    """The command."""
+    from jdistill.evaluation.evaluate import Request, evaluate_run, finite, write
+    from jdistill.evaluation.report import write_report
+    from jdistill.run import compilation
+
+    parser = make_parser()
+    args = parse(parser, argv)
+    compilation.prepare()
+    folder = open_run(args.run, args.logdir)
+    if args.raptor:
+        from jdistill.export import raptor
+
+        raptor.check_installed()
+    args, cfg, started = start_run(parser, args, folder)
+    request = Request(folder, args.episodes, args.seed, args.scenario, args.raptor, args.best)
+    out = args.out or folder / "evaluation"
+    results = evaluate_run(request, cfg, started.task)
+    write(results, out)
+    print(f"{out / 'evaluation.json'} and evaluation.csv")
+    try:
+        print(write_report(folder, finite(results)))
+    except ReportError as e:
+        print(f"No report.html: {e}")

@@ -1,0 +1,75 @@
+"""``jdistill COMMAND``, and the one place where an error becomes a line and a status.
+
+A command is a module of this package with
+
+- ``make_parser() -> Parser``, every argument with a line of help, and
+- ``run(argv) -> int | None``, which does the work and raises what goes wrong.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+
+from jdistill.errors import UserError, nearest
+
+COMMANDS = {
+    "train": "distill a teacher into a student; the same as train_jax.py",
+    "tasks": "list the tasks that can be trained on",
+    "runs": "list the runs and how far they got",
+    "evaluate": "what a run's student is worth, in numbers",
+    "report": "a run's curves, numbers and flights on one HTML page",
+    "play": "a film of a run's student beside its teacher",
+    "export": "a run's student as ONNX, TorchScript, safetensors or for rsl_rl",
+    "convert": "an rsl_rl checkpoint as a policy that needs no torch",
+    "dataset": "what is in a recording",
+}
+"""Each is the module of that name; only the one that is asked for is imported."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command that the command line names; returns its exit status."""
+    argv = sys.argv[1:] if argv is None else list(argv)
+    name, arguments = (argv[0], argv[1:]) if argv else ("--help", [])
+    if name in ("-h", "--help"):
+        print("usage: jdistill COMMAND ..., where COMMAND --help says more\n")
+        print("\n".join(f"  {command:10} {what}" for command, what in COMMANDS.items()))
+        return 0
+    if name not in COMMANDS:
+        hint = f"{nearest(name, COMMANDS)}; there are {', '.join(COMMANDS)}"
+        print(f"jdistill: error: no command {name}{hint}", file=sys.stderr)
+        return 2
+    return run_command(name, arguments)
+
+
+def run_command(name: str, argv: Sequence[str]) -> int:
+    """Run the command ``name`` on its arguments ``argv``; returns its exit status."""
+    module = importlib.import_module(f"jdistill.cli.{name}")
+    return report_errors(f"jdistill {name}", module.run, argv)
+
+
+def report_errors(prog: str, command: Callable[[list[str]], int | None], argv: Sequence[str]) -> int:
+    """Run ``command`` on ``argv``; an error that the user can mend becomes one line on stderr and a status.
+
+    Anything else is a mistake in a program, ours or the user's, and comes out with its traceback.
+    """
+    try:
+        return command(list(argv)) or 0
+    except (UserError, OSError, KeyboardInterrupt) as e:
+        if "--traceback" in argv:
+            traceback.print_exc()
+        message, status = _told(e)
+        print(f"{prog}: error: {message}", file=sys.stderr)
+        return status
+
+
+def _told(error: BaseException) -> tuple[str, int]:
+    """The line and the exit status."""
+    if isinstance(error, UserError):
+        return str(error), error.status
+    if isinstance(error, OSError):
+        what = error.strerror or " ".join(str(error).split()) or type(error).__name__
+        return (f"{error.filename}: {what}" if error.filename else what), 1
+    return "interrupted", 130

@@ -1,0 +1,81 @@
+"""From what a command line or a run says to an open environment: the one place that starts simulators."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+from bridge import registry
+from bridge.env import TrainingEnv
+from bridge.tasks import Request, Session, Simulator, Task
+from jdistill.core.config import AgentCfg
+from jdistill.core.observations import group_names
+from jdistill.errors import ConfigError, ObservationError
+from jdistill.run import compilation
+from jdistill.run.compose import RunCfg
+from jdistill.run.devices import select_device
+
+
+class Started(NamedTuple):
+    """A simulator that is ready to open environments of a task."""
+
+    simulator: Simulator
+    task: Task
+    flags: Sequence[str] = ()
+    """What of the command line was the simulator's."""
+    rest: Sequence[str] = ()
+    """The command line without it."""
+
+
+def start(request: Request, argv: Sequence[str] = (), device: str | None = None) -> Started:
+    """Find and load the task that ``request`` means, on ``device``, before JAX has computed anything.
+
+    ``argv`` is the command line in which the simulator finds flags of its own.
+
+    Raises:
+        SettingError: no such task, device or package; a simulator's flag that makes no sense; one line.
+    """
+    simulator = registry.find(request)
+    registry.check_installed(simulator, request)
+    compilation.prepare()
+    if simulator.shares_gpu:
+        os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+    select_device(device)
+    launch = simulator.parse_flags(argv, device)
+    select_device(device or launch.device)
+    taken = Counter(argv) - Counter(launch.rest)
+    task = registry.load(simulator, request.task, launch.options)
+    return Started(simulator, task, [token for token in argv if token in taken], launch.rest)
+
+
+@contextmanager
+def open_env(
+    cfg: RunCfg, task: Task, seed: int | None = None, settings: Any = None, video_dir: str = "."
+) -> Iterator[TrainingEnv]:
+    """The environment of a run; it ends with the context.
+
+    Args:
+        cfg: the run's.
+        task: its task.
+        seed: of everything random before the first reset; None takes the run's.
+        settings: the task's settings in place of the run's, a scenario's for one.
+        video_dir: folder above the videos that a simulator records by itself.
+
+    Raises:
+        SettingError: settings that cannot be used; one line.
+    """
+    seed = cfg.agent.seed if seed is None else seed
+    session = Session(seed, needed_groups(cfg.agent), cfg.bridge.mode, video_dir)
+    with task.open(cfg.env if settings is None else settings, session) as env:
+        yield env
+
+
+def needed_groups(agent: AgentCfg) -> list[str]:
+    """The observation groups that policies may take from, rsl_rl's name for what they see by default among them."""
+    try:
+        return group_names(["policy", *(entry for entries in agent.obs_groups.values() for entry in entries)])
+    except ObservationError as e:
+        raise ConfigError(f"agent.obs_groups: {e}") from e

@@ -1,0 +1,251 @@
+"""A training run from its settings to its end: ``jdistill train`` and :func:`jdistill.train`.
+
+Three steps: :func:`begin` reads files and the run that is to be resumed, :func:`jdistill.run.session.start` finds the
+task, :func:`train` builds everything and runs it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from bridge import registry
+from bridge.env import TrainingEnv
+from bridge.tasks import DEFAULT_TASK, Request, Task
+from jdistill.core.config import AlgorithmCfg
+from jdistill.errors import ConfigError
+from jdistill.run.compose import RunCfg, compose_task, load_file
+from jdistill.run.folders import find_run, new_run, note_start, planned_folder
+from jdistill.run.presets import config_path, preset
+from jdistill.run.session import Started, open_env
+
+if TYPE_CHECKING:
+    from jdistill.run.profiling import ProfileWindow
+
+_EXPERIMENT = "agent.experiment_name="
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a training run is asked to be: the flags of ``jdistill train``, by their names. None leaves a setting as it
+    is."""
+
+    task: str | None = None
+    sim: str | None = None
+    config: str | Path | None = None
+    num_envs: int | None = None
+    max_iterations: int | None = None
+    phase1: int | None = None
+    seed: int | None = None
+    teacher: str | Path | None = None
+    resume: bool = False
+    load_run: str | Path | None = None
+    experiment_name: str | None = None
+    run_name: str | None = None
+    logger: str | None = None
+    log_project_name: str | None = None
+    logdir: str | Path | None = None
+    device: str | None = None
+    dataset: Sequence[str | Path] = ()
+    record: str | Path | None = None
+    profile: str | None = None
+    overrides: Sequence[str] = ()
+    """Dotted settings, ``key=value``."""
+
+    def settings(self) -> dict[str, Any]:
+        """What the flags say, as a config."""
+        names = ("max_iterations", "seed", "experiment_name", "run_name", "logger", "log_project_name")
+        agent = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+        if self.teacher:
+            agent["teacher"] = {"file": str(self.teacher)}
+        algorithm: dict[str, Any] = {}
+        if self.phase1 is not None:
+            algorithm |= {"use_two_stage_training": True, "phase1_iterations": self.phase1}
+        if self.dataset:
+            algorithm["dataset"] = [str(Path(file).absolute()) for file in self.dataset]
+        if algorithm:
+            agent["algorithm"] = algorithm
+        return {"agent": agent, **({} if self.num_envs is None else {"env": {"num_envs": self.num_envs}})}
+
+
+class Beginning(NamedTuple):
+    """What is known of a job before there is a task."""
+
+    request: Request
+    """What task it is."""
+    layers: Sequence[dict[str, Any]]
+    """The resumed run's config and that of ``--config``, where there are such."""
+    run: Path | None
+    """The run folder to go on with."""
+
+
+def begin(job: Job, flags: Sequence[str] = (), program: str = "...") -> Beginning:
+    """Read the config file and the run to be resumed; ``flags`` and ``program`` are for the request.
+
+    Raises:
+        ConfigError: a file or a run that cannot be used, or one of another task; one line.
+    """
+    layers = [load_file(config_path(str(job.config)))] if job.config else []
+    run = None
+    if job.resume:
+        run = find_run(job.logdir, _experiment(job, layers), job.load_run)
+        layers.insert(0, load_file(run / "config.yaml"))
+    said = {key: next((x[key] for x in reversed(layers) if x.get(key)), None) for key in ("task", "sim")}
+    task, sim = job.task or said["task"] or DEFAULT_TASK, job.sim or said["sim"]
+    if run:
+        before = layers[0]["task"]
+        if job.task and not registry.canonical(job.task) & registry.canonical(before):
+            raise ConfigError(f"--task {job.task}: {run} is a run of {before}; leave --task out, or begin a new run")
+        task, sim = before, layers[0].get("sim")
+        if job.sim and sim not in (None, job.sim):
+            raise ConfigError(f"--sim {job.sim}: {run} is a run on {sim}; leave --sim out, or begin a new run")
+        sim = job.sim or sim
+    return Beginning(Request(task, sim, job.overrides, flags, program), layers, run)
+
+
+def configure(job: Job, beginning: Beginning, started: Started) -> RunCfg:
+    """The config of the run.
+
+    Later wins: the dataclasses' defaults, the task's own, its preset, the resumed run's config, ``--config``, the
+    flags, the overrides.
+
+    Raises:
+        ConfigError: a setting that there is not, makes no sense, or cannot be changed by a resume.
+    """
+    task, run = started.task, beginning.run
+    defaults = [known_settings(task.agent_defaults)]
+    if task.preset:
+        defaults.insert(0, {"agent": load_file(preset(task.preset))["agent"]})
+
+    def composed(layers: Sequence[dict[str, Any]], overrides: Sequence[str] = ()) -> RunCfg:
+        return compose_task(task.name, task.cfg_cls, started.simulator, [*defaults, *layers], overrides)
+
+    cfg = composed([*beginning.layers, job.settings()], job.overrides)
+    if run:
+        before = composed(beginning.layers[:1])
+        for name in ("teacher", "seed"):
+            if getattr(cfg.agent, name) != getattr(before.agent, name):
+                raise ConfigError(f"--resume: {run} has its {name} already; leave agent.{name} out, or begin a new run")
+    return cfg
+
+
+def known_settings(agent: Mapping[str, Any]) -> dict[str, Any]:
+    """A task's registered settings as a layer, without those of its algorithm that only its own trainer knows."""
+    algorithm = {k: v for k, v in agent.get("algorithm", {}).items() if k in AlgorithmCfg.__dataclass_fields__}
+    return {"agent": {**agent, **({"algorithm": algorithm} if algorithm else {})}}
+
+
+def _experiment(job: Job, layers: Sequence[dict[str, Any]]) -> str:
+    """The experiment's name by override, flag or file, before there is a whole config."""
+    names = [(layer.get("agent") or {}).get("experiment_name") for layer in layers]
+    names += [job.experiment_name, *(o.split("=", 1)[1] for o in job.overrides if o.startswith(_EXPERIMENT))]
+    return next((name for name in reversed(names) if name), "distillation")
+
+
+def teacher_path(cfg: RunCfg, task: Task, job: Job, run: Path | None) -> Path:
+    """The teacher's file: the one named, the one a resumed run kept, or the task's; bundled ones go by their names.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    if run and not job.teacher:
+        return run / "teacher.safetensors"
+    if not (name := cfg.agent.teacher.file or task.teacher):
+        raise ConfigError(f"{task.name}: name its teacher with --teacher FILE (or --checkpoint FILE)")
+    bundled = Path(str(files("jdistill"))) / "teachers" / f"{name}.safetensors"
+    file = bundled if bundled.is_file() and not Path(name).is_file() else Path(name)
+    if not file.is_file():
+        raise ConfigError(f"{file}: no such file")
+    return file
+
+
+OpenCamera = Callable[[TrainingEnv], AbstractContextManager[Any]]
+"""Makes a :class:`jdistill.evaluation.video.Camera`."""
+
+
+def train(
+    job: Job, beginning: Beginning, started: Started, command: str, open_camera: OpenCamera | None = None
+) -> Path:
+    """Build everything and run it; returns the run folder.
+
+    Args:
+        command: what the run folder remembers as the command that made it.
+        open_camera: makes what films the student from time to time.
+
+    Raises:
+        UserError: it cannot be done as asked, or went wrong; one line.
+        Interrupted: SIGINT or SIGTERM came; everything is saved.
+    """
+    from jdistill.data.recorder import check_new
+    from jdistill.run.loggers import check_logger
+    from jdistill.run.profiling import ProfileWindow
+
+    cfg, run = configure(job, beginning, started), beginning.run
+    profile = ProfileWindow.parse(job.profile) if job.profile else None
+    if profile and not run:
+        profile.check(0, cfg.agent.max_iterations)
+    check_logger(cfg.agent)
+    teacher = teacher_path(cfg, started.task, job, run)
+    record = Path(job.record) if job.record else None
+    if record and cfg.agent.algorithm.dataset:
+        raise ConfigError("--record writes what is flown, of a dataset nothing is: leave one of the two out")
+    if record:
+        check_new(record)
+    planned = run or planned_folder(job.logdir, cfg.agent.experiment_name, cfg.agent.run_name)
+    with ExitStack() as stack:
+        env = stack.enter_context(open_env(cfg, started.task, video_dir=str(planned)))
+        camera = stack.enter_context(open_camera(env)) if open_camera else None
+        extras = Extras(command, profile, record, camera)
+        return train_on(env, cfg, started.task, teacher, planned, run is not None, extras)
+
+
+class Extras(NamedTuple):
+    """What a run does beside training."""
+
+    command: str
+    """The command line, which the run folder remembers."""
+    profile: ProfileWindow | None
+    """Iterations to be traced."""
+    record: Path | None
+    """File for what is flown."""
+    camera: Any
+    """Films the student, if there is one."""
+
+
+def train_on(
+    env: TrainingEnv, cfg: RunCfg, task: Task, teacher_file: Path, run: Path, resumed: bool, extras: Extras
+) -> Path:
+    """Distill on an open environment; returns the run folder."""
+    from jdistill.core.networks import summary
+    from jdistill.run.runner import DistillationRunner, load_recording, load_teacher, plan_history, resolve_obs_groups
+
+    resolve_obs_groups(cfg.agent, env)
+    cfg.env.num_envs = env.num_envs
+    teacher = load_teacher(teacher_file, env, cfg, task.old_teacher_output_activation)
+    print(f"Teacher: {teacher_file}: {summary(teacher.policy, teacher.state, teacher.description['obs_size'])}")
+    recording = load_recording(env, cfg, teacher)
+    for held in (plan_history(env, cfg, teacher), recording):
+        if held:
+            print(held.describe())
+    run = run if resumed else new_run(run)
+    runner = DistillationRunner(env, cfg, teacher, run, recording, extras.record, extras.camera)
+    if resumed:
+        runner.load()
+        if runner.current_learning_iteration >= cfg.agent.max_iterations:
+            done, goal = runner.current_learning_iteration, cfg.agent.max_iterations
+            raise ConfigError(f"{run} already has {done} iterations, --max_iterations is {goal}: raise it")
+        if extras.profile:
+            extras.profile.check(runner.current_learning_iteration, cfg.agent.max_iterations)
+        print(f"Resuming {run} at iteration {runner.current_learning_iteration}", flush=True)
+    else:
+        print(f"Logging to {run}", flush=True)
+        runner.start()
+    cfg.save(run / "config.yaml")
+    note_start(run, extras.command, runner.current_learning_iteration)
+    runner.learn(extras.profile)
+    print(f"Done. Student: {run / 'student.safetensors'}")
+    return run
