@@ -33,6 +33,7 @@ from bridge.isaaclab.cfg import IsaacLabCfg
 from bridge.isaaclab.env import IsaacLabEnv
 from bridge.isaaclab.simulator import POINT_CONTROL
 from jdistill.core import networks
+from jdistill.core.actor import PolicyActor
 from jdistill.core.config import AgentCfg, AlgorithmCfg, StudentCfg
 from jdistill.core.distillation import Distillation
 from jdistill.core.networks import Policy
@@ -131,11 +132,11 @@ def our_collection(num_envs: int) -> Callable[[], Any]:
     student = StudentCfg(pre_dims=[], rnn_type=None, hidden_dims=HIDDEN, output_activation="identity")
     cfg = AgentCfg(num_steps_per_env=STEPS, obs_groups=groups, student=student, algorithm=AlgorithmCfg())
     policy = Policy(4, tuple(HIDDEN))
-    alg = Distillation(env, policy, policy, cfg)
-    teacher = networks.init(policy, jax.random.key(1), 26, True)
+    alg = Distillation(env, policy, cfg)
+    teacher = PolicyActor(policy, networks.init(policy, jax.random.key(1), 26, True), ("critic",))
     state = env.drive(jax.jit(alg.init), jax.random.key(0), teacher)
     program = jax.jit(alg.rollout)
-    return lambda: env.drive(program, state)
+    return lambda: env.drive(program, state, teacher)
 
 
 def their_collection(num_envs: int) -> Callable[[], Any]:

@@ -4,7 +4,7 @@
 
 ``Isaac-Cartpole-Direct`` on Newton with the USD file that the ``newton`` package ships (``--usd`` takes another), the
 ground plane off. The teacher sees positions and velocities; the student sees positions alone and has to remember. Each
-flies the same held-out episodes at the end. About 6 minutes on two CPU cores.
+is evaluated on the same held-out episodes at the end. About 6 minutes on two CPU cores.
 """
 
 from __future__ import annotations
@@ -107,8 +107,8 @@ def measure(usd: Path, run: Path, num_envs: int) -> dict[str, Any]:
     numbers: dict[str, Any] = {}
     with opened(usd, num_envs) as env:
         for name, entries in PARTS.items():
-            policy, learnt, _ = load_policy(run / f"{name}.safetensors")
-            numbers[name] = evaluate(env, policy, learnt, entries, seed=20_000)
+            policy, policy_state, _ = load_policy(run / f"{name}.safetensors")
+            numbers[name] = evaluate(env, policy, policy_state, entries, seed=20_000)
     numbers["recovered"] = numbers["student"]["return"] / numbers["teacher"]["return"]
     return numbers
 

@@ -2,7 +2,7 @@
 
     python -m benchmarks.crazyflie --out docs/crazyflie.json
 
-Trains one student for each ``--phase1`` by the command a user types, then flies teacher and students through the same
+Trains one student for each ``--phase1`` by the command a user types, then evaluates teacher and students on the same
 held-out episodes. Prints a Markdown table; about 17 minutes on two CPU cores.
 """
 
@@ -58,13 +58,13 @@ def train(phase1: int, logdir: Path, cache: Path, overrides: list[str]) -> tuple
     return run, cost
 
 
-def fly(file: Path, group: str) -> dict[str, Any]:
+def measure(file: Path, group: str) -> dict[str, Any]:
     """The numbers of one policy on the default task and on holding a point."""
-    policy, learnt, _ = load_policy(file)
+    policy, policy_state, _ = load_policy(file)
     numbers = {}
     for name, target in (("default", TargetCfg()), ("hold", TargetCfg(kind="fixed"))):
         env = AutoReset(PointControl(PointControlCfg(num_envs=EPISODES, target=target)))
-        numbers[name] = evaluate(env, policy, learnt, [group], seed=SEED)
+        numbers[name] = evaluate(env, policy, policy_state, [group], seed=SEED)
     return numbers
 
 
@@ -92,12 +92,12 @@ def main() -> None:
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="settings, as for train_jax.py")
     args = parser.parse_args()
     teacher = ROOT / "jdistill" / "teachers" / "crazyflie.safetensors"
-    policies: dict[str, Any] = {"teacher": fly(teacher, "teacher")}
+    policies: dict[str, Any] = {"teacher": measure(teacher, "teacher")}
     with tempfile.TemporaryDirectory() as folder:
         for phase1 in args.phase1:
             # Each with an empty cache, as a user's first run.
             run, cost = train(phase1, Path(folder), Path(folder) / f"cache-{phase1}", args.overrides)
-            policies[f"student, --phase1 {phase1}"] = {**fly(run / "student.safetensors", "student"), "cost": cost}
+            policies[f"student, --phase1 {phase1}"] = {**measure(run / "student.safetensors", "student"), "cost": cost}
             print(f"--phase1 {phase1}: {json.dumps(cost)}", flush=True)
         short = [*args.overrides, "agent.max_iterations=1", "agent.run_name=again"]
         again = train(phase1, Path(folder), Path(folder) / f"cache-{phase1}", short)[1]

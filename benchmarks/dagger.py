@@ -4,11 +4,11 @@
     python -m benchmarks.dagger --cost --out docs/dagger.json
 
 The quadrotors differ widely in mass, inertia, thrust and motors. Each way of training gets the same number of
-iterations from the same teacher with several seeds; the students then fly the same held-out quadrotors. Prints a
+iterations from the same teacher with several seeds; the students then control the same held-out quadrotors. Prints a
 Markdown table: means over the seeds, with the standard deviation between them.
 
 With ``--cost`` nothing is trained to an end: in one process, iterations without a history, iterations that are recorded
-and iterations on a full history take turns, some of each at a time, while the teacher flies. (``--out`` keeps what
+and iterations on a full history take turns, some of each at a time, while the teacher acts. (``--out`` keeps what
 else the file holds.)
 """
 
@@ -34,14 +34,17 @@ from bridge.crazyflie import PointControl, PointControlCfg
 from bridge.crazyflie.cfg import RandomizationCfg
 from bridge.env import AutoReset
 from bridge.tasks import TASKS, make_env
-from jdistill.core.distillation import Distillation, first_steps
+from jdistill.core.actor import PolicyActor
+from jdistill.core.distillation import Distillation
+from jdistill.core.memory import plan_history
+from jdistill.core.statistics import is_first_step
 from jdistill.data.recorder import Recorder
 from jdistill.evaluation.evaluate import evaluate
 from jdistill.export.policy_file import load_policy
 from jdistill.run import compilation
 from jdistill.run.compose import compose, load_file
+from jdistill.run.inputs import make_student
 from jdistill.run.provenance import machine
-from jdistill.run.runner import make_student
 
 WIDE = {"mass": 0.2, "inertia": 0.5, "thrust": 0.15, "motor": 0.5}
 """Half-widths of the ranges, relative to the nominal craft."""
@@ -54,7 +57,7 @@ WAYS = {
     "packed": [*HISTORY, "agent.algorithm.sampler=packed", "agent.algorithm.num_mini_batches=10"],
 }
 """Ways of training, as settings beside the common ones. The ring holds ``max_buffer_size`` transitions, but that of
-``packed`` only the rollouts that an episode spans: RAPTOR trains on what was flown last."""
+``packed`` only the rollouts that an episode spans: RAPTOR trains on the newest."""
 COSTS = {"plain": [], "recorded": [], "full history": HISTORY}
 """What ``--cost`` compares."""
 TEACHER = ROOT / "jdistill" / "teachers" / "crazyflie.safetensors"
@@ -87,33 +90,33 @@ class Iterations:
     def __init__(self, way: str, args: argparse.Namespace):
         task = TASKS["crazyflie"]()
         settings = [f"env.num_envs={args.num_envs}", f"agent.num_steps_per_env={args.num_steps}", *args.overrides]
-        # Steady flight, as it is once the student can fly, from the first iteration on.
+        # Long episodes, as they are once the student can fly, from the first iteration on.
         settings += ["agent.algorithm.use_two_stage_training=true", "agent.algorithm.phase1_iterations=1000000"]
         preset = load_file(ROOT / "configs" / "crazyflie.yaml")
         cfg = compose(task.name, task.cfg_cls, [preset], [*settings, *COSTS[way]])
         env = make_env(task, cfg.env)
-        teacher, learnt, _ = load_policy(TEACHER)
-        alg = Distillation(env, make_student(cfg.agent.student, env.num_actions), teacher, cfg.agent)
-        self.state = jax.jit(alg.init)(jax.random.key(SEED), learnt)
+        self.teacher = PolicyActor(*load_policy(TEACHER)[:2], tuple(cfg.agent.obs_groups["teacher"]))
+        alg = Distillation(env, make_student(cfg.agent.student, env.num_actions), cfg.agent)
+        self.state = jax.jit(alg.init)(jax.random.key(SEED), self.teacher)
         self.recorded = way == "recorded"
-        program: Any = alg.recorded_iteration if self.recorded else alg.iteration
-        self.program = jax.jit(program, donate_argnums=0).lower(self.state).compile()
-        plan = alg.plan()
+        program: Any = alg.iteration if self.recorded else lambda *args: alg.iteration(*args)[:2]
+        self.program = jax.jit(program, donate_argnums=0).lower(self.state, self.teacher).compile()
+        plan = plan_history(alg)
         self.run((plan.rollouts if plan else 0) + 2, None)
         history = self.state.history
-        assert history is None or int(history.length.min()) == history.first.shape[0], "the history is full"
+        assert history is None or int(history.length.min()) == history.is_first.shape[0], "the history is full"
 
     def run(self, iterations: int, file: Path | None) -> float:
         """Iterate; returns the seconds of an iteration, those of writing all of ``file`` included.
 
         The half second in which a run starts the process that writes is not.
         """
-        begins = np.asarray(first_steps(self.state.env_state))
-        recorder = Recorder(file, {"env_name": "crazyflie"}, begins, None) if file and self.recorded else None
+        is_first = np.asarray(is_first_step(self.state.env_state))
+        recorder = Recorder(file, {"env_name": "crazyflie"}, is_first, None) if file and self.recorded else None
         began = time.perf_counter()
         for _ in range(iterations):
-            self.state, scalars, *rollout = self.program(self.state)
-            jax.device_get(scalars)
+            self.state, metrics, *rollout = self.program(self.state, self.teacher)
+            jax.device_get(metrics)
             if recorder:
                 recorder.put(*rollout)
         if recorder:
@@ -128,7 +131,7 @@ def measure_costs(args: argparse.Namespace) -> dict[str, Any]:
     for _ in range(args.turns):
         for way, run in runs.items():
             with tempfile.TemporaryDirectory() as folder:
-                seconds[way].append(run.run(args.turn, Path(folder) / "flights.hdf5"))
+                seconds[way].append(run.run(args.turn, Path(folder) / "episodes.hdf5"))
         print(json.dumps({way: round(s[-1], 4) for way, s in seconds.items()}), flush=True)
     medians = {way: statistics.median(s) for way, s in seconds.items()}
     sizes = {name: getattr(args, name) for name in ("num_envs", "num_steps", "turn", "turns", "overrides")}
@@ -143,11 +146,11 @@ def cost_table(costs: dict[str, Any]) -> str:
     return "\n".join(rows)
 
 
-def fly(file: Path, group: str, episodes: int) -> dict[str, float]:
+def measure(file: Path, group: str, episodes: int) -> dict[str, float]:
     """Survival and steady position error of a policy on the held-out quadrotors."""
-    policy, learnt, _ = load_policy(file)
+    policy, policy_state, _ = load_policy(file)
     env = AutoReset(PointControl(PointControlCfg(num_envs=episodes, randomization=RandomizationCfg(**WIDE))))
-    numbers = evaluate(env, policy, learnt, [group], seed=SEED)
+    numbers = evaluate(env, policy, policy_state, [group], seed=SEED)
     return {"survival": numbers["survival"], "error": numbers["steady"]["position_error"]}
 
 
@@ -196,7 +199,7 @@ def main() -> None:
         print(cost_table(costs))
         write(args.out, {"cost": costs})
         return
-    teacher = fly(TEACHER, "teacher", args.episodes)
+    teacher = measure(TEACHER, "teacher", args.episodes)
     ways: dict[str, list[dict[str, float]]] = {way: [] for way in args.ways}
     with tempfile.TemporaryDirectory() as folder:
         # Seed by seed, so that whatever else slows the machine for a while slows all ways alike.
@@ -205,7 +208,7 @@ def main() -> None:
                 file, seconds = train(way, seed, args.iterations, args, Path(folder))
                 # The history is full by then, and what the first iterations warm up is warm.
                 late = statistics.median(seconds[args.iterations // 2 :])
-                ways[way].append({**fly(file, "student", args.episodes), "seconds": late, "seed": seed})
+                ways[way].append({**measure(file, "student", args.episodes), "seconds": late, "seed": seed})
                 print(f"{way}: {json.dumps(ways[way][-1])}", flush=True)
     sizes = {k: v for k, v in vars(args).items() if k not in ("out", "ways", "cost", "turn", "turns")}
     results = {"sizes": sizes, "randomization": WIDE, "machine": machine(), "teacher": teacher, "ways": ways}

@@ -2,10 +2,10 @@
 
     python -m benchmarks.raptor --out docs
 
-Trains a student by the command that a user types, then flies it, its teacher and RAPTOR through the scenarios: those
+Trains a student by the command that a user types, then evaluates it, its teacher and RAPTOR in the scenarios: those
 of the default Crazyflie, every other Crazyflie, the quadrotors that the student was trained on, and those held out.
-Prints Markdown tables and writes ``evaluation.json``. Training takes some 10 minutes on two CPU cores, flying
-about half as long.
+Prints Markdown tables and writes ``evaluation.json``. Training takes some 10 minutes on two CPU cores,
+evaluating about half as long.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ POLICIES = ("student", "raptor", "teacher")
 
 
 def held_out(cfg: PointControlCfg) -> Mapping[str, Scenario]:
-    """Scenarios that were written down when the preset was done, and in which no student had been flown before."""
+    """Scenarios that were written down when the preset was done, and in which no student had been evaluated before."""
     plain = replace(cfg, target=TargetCfg(kind="fixed"))
     sensor = SensorCfg(0.005, 0.03, 0.5, 0.05, delay_steps=1)
     changes: dict[str, tuple[str, dict[str, Any]]] = {
@@ -71,7 +71,7 @@ def train(logdir: Path, overrides: list[str]) -> Path:
     return run
 
 
-def fly(run: Path, episodes: int) -> dict[str, Any]:
+def measure(run: Path, episodes: int) -> dict[str, Any]:
     """All scenarios of the default task, the run's own training task as the scenario ``trained_on``, and those held
     out."""
     cfg = load_config(run)
@@ -127,7 +127,7 @@ def verdict(results: dict[str, Any]) -> str:
 
 
 def main() -> None:
-    """Train, fly, print, write."""
+    """Train, evaluate, print, write."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--run", type=Path, help="a run of the preset, in place of training one")
     parser.add_argument("--episodes", type=int, default=1000)
@@ -135,7 +135,7 @@ def main() -> None:
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="settings, as for train_jax.py")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        results = fly(args.run or train(Path(folder), args.overrides), args.episodes)
+        results = measure(args.run or train(Path(folder), args.overrides), args.episodes)
     for told in (*results["scenarios"].values(), *results["held_out"].values()):
         for numbers in told["policies"].values():
             del numbers["traces"], numbers["histograms"]

@@ -30,16 +30,17 @@ from bridge.crazyflie import PointControl, PointControlCfg
 from bridge.env import AutoReset, TrainingEnv
 from bridge.tasks import TASKS, make_env
 from bridge.torch_vecenv import TorchVecEnv
+from jdistill.core.actor import PolicyActor
 from jdistill.core.distillation import Distillation, TrainState
 from jdistill.core.networks import Policy, PolicyState
 from jdistill.evaluation.evaluate import evaluate
 from jdistill.export.policy_file import load_policy
 from jdistill.export.rsl_rl import MODEL, from_tensors, model_cfg
-from jdistill.export.rsl_rl_checkpoint import distillation_checkpoint
+from jdistill.export.rsl_rl_export import distillation_checkpoint
 from jdistill.run import compilation
 from jdistill.run.compose import RunCfg, compose, load_file
+from jdistill.run.inputs import make_student
 from jdistill.run.provenance import machine
-from jdistill.run.runner import make_student
 
 NOISE = 1e-6
 """Of the students' actions: rsl_rl's own smallest, since its distribution cannot do without."""
@@ -105,10 +106,13 @@ class Clock:
         return seconds
 
 
-def alternate(iterations: int, alg: Distillation, state: TrainState, theirs: TorchRunner) -> tuple[TrainState, Any]:
+def alternate(
+    iterations: int, alg: Distillation, state: TrainState, teacher: PolicyActor, theirs: TorchRunner
+) -> tuple[TrainState, Any]:
     """Iterate both in turns; returns our final state, and by trainer the seconds of each collection and iteration."""
-    rollout = Clock(jax.jit(alg.rollout).lower(state).compile())
-    iteration = Clock(jax.jit(alg.iteration, donate_argnums=0).lower(state).compile())
+    rollout = Clock(jax.jit(alg.rollout).lower(state, teacher).compile())
+    program = jax.jit(lambda *args: alg.iteration(*args)[:2], donate_argnums=0)
+    iteration = Clock(program.lower(state, teacher).compile())
     update = theirs.alg.update = Clock(theirs.alg.update)
     learn = Clock(theirs.learn)
     laps: dict[str, Any] = {name: {"collection_s": [], "iteration_s": []} for name in ("jdistill", "rsl_rl")}
@@ -130,10 +134,10 @@ def medians(laps: dict[str, list[float]]) -> dict[str, float]:
     return {kind: statistics.median(seconds) for kind, seconds in laps.items()}
 
 
-def worth(policy: Policy, learnt: PolicyState) -> dict[str, float]:
+def worth(policy: Policy, policy_state: PolicyState) -> dict[str, float]:
     """Survival and steady position error (m) on held-out episodes of the default task."""
     env = AutoReset(PointControl(PointControlCfg(num_envs=EPISODES)))
-    numbers = evaluate(env, policy, learnt, ["student"], seed=SEED)
+    numbers = evaluate(env, policy, policy_state, ["student"], seed=SEED)
     return {"survival": numbers["survival"], "steady_error_m": numbers["steady"]["position_error"]}
 
 
@@ -152,10 +156,11 @@ def main() -> None:
     compilation.prepare()
     cfg, env = configure(args)
     teacher, teacher_state, _ = load_policy(ROOT / "jdistill" / "teachers" / "crazyflie.safetensors")
-    alg = Distillation(env, make_student(cfg.agent.student, env.num_actions), teacher, cfg.agent)
-    state = jax.jit(alg.init)(jax.random.key(cfg.agent.seed), teacher_state)
+    alg = Distillation(env, make_student(cfg.agent.student, env.num_actions), cfg.agent)
+    actor = PolicyActor(teacher, teacher_state, tuple(cfg.agent.obs_groups["teacher"]))
+    state = jax.jit(alg.init)(jax.random.key(cfg.agent.seed), actor)
     theirs = make_torch_runner(cfg, env, (alg.student, state.student), (teacher, teacher_state))
-    state, laps = alternate(args.iterations, alg, state, theirs)
+    state, laps = alternate(args.iterations, alg, state, actor, theirs)
 
     tensors = {k: v.numpy() for k, v in theirs.alg.save()["student_state_dict"].items()}
     network = alg.student.activation, alg.student.output_activation, env.num_actions

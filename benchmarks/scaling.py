@@ -26,12 +26,13 @@ from benchmarks.crazyflie import ROOT
 from bridge.crazyflie import PointControl, PointControlCfg
 from bridge.env import AutoReset
 from jdistill.core import networks
+from jdistill.core.actor import PolicyActor
 from jdistill.core.distillation import Distillation, TrainState
 from jdistill.export.policy_file import load_policy
 from jdistill.run import compilation
 from jdistill.run.compose import RunCfg, compose, load_file
+from jdistill.run.inputs import make_student
 from jdistill.run.provenance import machine
-from jdistill.run.runner import make_student
 
 SIZES = (64, 256, 1024, 4096, 16384, 65536)
 
@@ -60,11 +61,12 @@ class Parts:
         settings = [f"env.num_envs={num_envs}", f"agent.num_steps_per_env={steps}"]
         preset = load_file(ROOT / "configs" / "crazyflie.yaml")
         cfg: RunCfg = compose("crazyflie", PointControlCfg, [preset], settings)
-        teacher, frozen, _ = load_policy(ROOT / "jdistill" / "teachers" / "crazyflie.safetensors")
+        teacher, state, _ = load_policy(ROOT / "jdistill" / "teachers" / "crazyflie.safetensors")
+        self.teacher = PolicyActor(teacher, state, tuple(cfg.agent.obs_groups["teacher"]))
         self.env = AutoReset(PointControl(cfg.env))
-        self.alg = Distillation(self.env, make_student(cfg.agent.student, 4), teacher, cfg.agent)
+        self.alg = Distillation(self.env, make_student(cfg.agent.student, 4), cfg.agent)
         self.steps = steps
-        self.state: TrainState = jax.jit(self.alg.init)(jax.random.key(0), frozen)
+        self.state: TrainState = jax.jit(self.alg.init)(jax.random.key(0), self.teacher)
 
     def step_simulator(self, state: TrainState) -> Any:
         """One control step with a constant action."""
@@ -75,18 +77,18 @@ class Parts:
         """One step of teacher and student."""
         carries = (state.student_carry, state.teacher_carry)
         obs = state.env_state.obs
-        (student, teacher), action, label = self.alg.act(state, carries, obs, state.rng)
+        (student, teacher), action, target = self.alg.act(state, self.teacher, carries, obs, state.rng)
         # Each step's observations hang on the actions before, else XLA would compute them once for all steps.
-        moved = jax.tree.map(lambda x: x + 1e-3 * (action + label).mean(axis=-1, keepdims=True), obs)
+        moved = jax.tree.map(lambda x: x + 1e-3 * (action + target).mean(axis=-1, keepdims=True), obs)
         return state.replace(student_carry=student, teacher_carry=teacher, env_state=state.env_state.replace(obs=moved))
 
-    def gradient_of_a_step(self, params: Any, carry: Any, obs: Any, label: Any) -> Any:
+    def gradient_of_a_step(self, params: Any, carry: Any, obs: Any, target: Any) -> Any:
         """What the update computes for one step of a rollout, in an epoch."""
 
         def loss(params: Any, carry: Any) -> Any:
             student = networks.PolicyState(params=params, normalizer=None)
             carry, action = networks.act(self.alg.student, student, carry, obs)
-            return jnp.square(action - label).mean() + sum(x.sum() for x in jax.tree.leaves(carry))
+            return jnp.square(action - target).mean() + sum(x.sum() for x in jax.tree.leaves(carry))
 
         return jax.grad(loss, argnums=(0, 1))(params, carry)
 
@@ -97,29 +99,30 @@ class Parts:
     def measure(self) -> dict[str, Any]:
         """Seconds, FLOPs and bytes of the parts, and what the whole takes."""
         began = time.perf_counter()
-        iteration = jax.jit(self.alg.iteration).lower(self.state).compile()
+        program = jax.jit(lambda *args: self.alg.iteration(*args)[:2])
+        iteration = program.lower(self.state, self.teacher).compile()
         compile_s = time.perf_counter() - began
         memory: Any = iteration.memory_analysis()
-        after, rollout = jax.jit(self.alg.rollout)(self.state)
+        after, rollout = jax.jit(self.alg.rollout)(self.state, self.teacher)
         epochs = self.alg.cfg.algorithm.num_learning_epochs
         student = self.state.student
-        labels = jnp.zeros((self.env.num_envs, self.env.num_actions))
-        obs = self.alg.obs_for("student", self.state.env_state.obs)
+        actions = jnp.zeros((self.env.num_envs, self.env.num_actions))
+        obs = self.alg.student_obs(self.state.env_state.obs)
         parts: dict[str, tuple[Callable[..., Any], tuple[Any, ...]]] = {
             "simulator": (self.repeated(self.step_simulator), (self.state,)),
             "networks": (self.repeated(self.step_networks), (self.state,)),
             "update": (jax.jit(self.alg.update), (after, rollout)),
         }
         costs = {
-            "simulator": cost(self.env.env.step, self.state.env_state, labels),
+            "simulator": cost(self.env.env.step, self.state.env_state, actions),
             "networks": cost(self.step_networks, self.state),
-            "update": cost(self.gradient_of_a_step, student.params, self.state.student_carry, obs, labels),
+            "update": cost(self.gradient_of_a_step, student.params, self.state.student_carry, obs, actions),
         }
         results: dict[str, Any] = {}
-        for name, (program, args) in parts.items():
+        for name, (part, args) in parts.items():
             times = self.steps * (epochs if name == "update" else 1)
-            results[name] = {"seconds": seconds(program, *args), **{k: times * v for k, v in costs[name].items()}}
-        results["iteration"] = {"seconds": seconds(iteration, self.state)}
+            results[name] = {"seconds": seconds(part, *args), **{k: times * v for k, v in costs[name].items()}}
+        results["iteration"] = {"seconds": seconds(iteration, self.state, self.teacher)}
         results["compile_s"] = compile_s
         results["memory_bytes"] = memory.argument_size_in_bytes + memory.temp_size_in_bytes
         return results

@@ -1,9 +1,9 @@
-"""Students distilled on one simulator, flown on the other: point control on Crazyflow and on Isaac Lab.
+"""Students distilled on one simulator, evaluated on the other: point control on Crazyflow and on Isaac Lab.
 
     python -m benchmarks.transfer --out docs/transfer.json
 
-One short run on each by the command that a user types, the same bundled teacher; then teacher and both students fly the
-same number of held-out episodes on both. About 6 minutes on two CPU cores, most of it Isaac Lab's physics.
+One short run on each by the command that a user types, the same bundled teacher; then teacher and both students are
+evaluated on the same number of held-out episodes on both. About 6 minutes on two CPU cores, most of it physics.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def open_env(sim: str, num_envs: int, stack: ExitStack) -> TrainingEnv:
     return stack.enter_context(task.open(task.cfg_cls(num_envs=num_envs), Session(seed=1, groups=None)))
 
 
-def fly(sim: str, policies: dict[str, Path], episodes: int) -> dict[str, Any]:
+def measure(sim: str, policies: dict[str, Path], episodes: int) -> dict[str, Any]:
     """The numbers of every policy on ``sim``."""
     from jdistill.evaluation.evaluate import evaluate
     from jdistill.export.policy_file import load_policy
@@ -62,14 +62,14 @@ def fly(sim: str, policies: dict[str, Path], episodes: int) -> dict[str, Any]:
     with ExitStack() as stack:
         env = open_env(sim, episodes, stack)
         for name, file in policies.items():
-            policy, learnt, _ = load_policy(file)
+            policy, policy_state, _ = load_policy(file)
             groups = ["teacher"] if name == "teacher" else STUDENT[sim]
-            numbers[name] = evaluate(env, policy, learnt, groups, seed=20_000)
+            numbers[name] = evaluate(env, policy, policy_state, groups, seed=20_000)
     return numbers
 
 
 def main() -> None:
-    """Train, fly, print, write."""
+    """Train, evaluate, print, write."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--episodes", type=int, default=128)
     parser.add_argument("--out", type=Path, help="JSON file for the results")
@@ -78,7 +78,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         policies = {"teacher": ROOT / "jdistill" / "teachers" / "crazyflie.safetensors"}
         policies |= {f"student of {sim}": train(sim, Path(folder) / sim) for sim in JOBS}
-        results = {sim: fly(sim, policies, args.episodes) for sim in JOBS}
+        results = {sim: measure(sim, policies, args.episodes) for sim in JOBS}
     print("| policy | on | survival | return |\n|---|---|---|---|")
     for name in policies:
         for sim in JOBS:

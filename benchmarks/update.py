@@ -30,8 +30,9 @@ from tensordict import TensorDict
 from bridge.crazyflie import PointControl, PointControlCfg
 from bridge.env import AutoReset
 from jdistill.core import networks
+from jdistill.core.actor import PolicyActor
 from jdistill.core.config import AgentCfg, AlgorithmCfg
-from jdistill.core.distillation import Distillation, TrainState, Transition
+from jdistill.core.distillation import Distillation, Rollout, TrainState
 from jdistill.core.networks import Policy
 from jdistill.export.rsl_rl import MODEL, model_cfg, to_tensors
 from jdistill.run import compilation
@@ -55,18 +56,18 @@ class Data(NamedTuple):
 
     obs: np.ndarray
     """(T, B, D)"""
-    label: np.ndarray
+    teacher_action: np.ndarray
     """(T, B, A)"""
     done: np.ndarray
     """(T, B)"""
 
     @staticmethod
     def draw(envs: int, steps: int, size: int, seed: int = 0) -> Data:
-        """Random observations, and labels that depend on them."""
+        """Random observations, and actions of a teacher that depend on them."""
         rng = np.random.default_rng(seed)
         obs = rng.normal(size=(steps, envs, size)).astype(np.float32)
-        label = np.tanh(obs @ rng.normal(size=(size, 4)) / size**0.5).astype(np.float32)
-        return Data(obs, label, rng.random((steps, envs)) < DONE)
+        teacher_action = np.tanh(obs @ rng.normal(size=(size, 4)) / size**0.5).astype(np.float32)
+        return Data(obs, teacher_action, rng.random((steps, envs)) < DONE)
 
 
 class Ours:
@@ -80,26 +81,32 @@ class Ours:
         )
         env = AutoReset(PointControl(PointControlCfg(num_envs=envs)))
         teacher = Policy(4, (64, 64, 64), output_activation="tanh")
-        self.alg = Distillation(env, student, teacher, agent)
+        self.alg = Distillation(env, student, agent)
         frozen = networks.init(teacher, jax.random.key(1), 26, normalize=True)
-        self.state: TrainState = jax.jit(self.alg.init)(jax.random.key(0), frozen)
-        shapes: Any = jax.eval_shape(self.alg.rollout, self.state)[1]
-        self.rollout: Transition = shapes._replace(
-            obs={group: jnp.array(data.obs)}, teacher_action=jnp.array(data.label), done=jnp.array(data.done)
+        actor = PolicyActor(teacher, frozen, ("teacher",))
+        self.state: TrainState = jax.jit(self.alg.init)(jax.random.key(0), actor)
+        shapes: Any = jax.eval_shape(self.alg.rollout, self.state, actor)[1]
+        is_first = np.concatenate([np.zeros_like(data.done[:1]), data.done[:-1]])
+        self.steps = shapes.steps._replace(
+            obs={group: jnp.array(data.obs)},
+            teacher_action=jnp.array(data.teacher_action),
+            is_first=jnp.array(is_first),
+            student_carry=(),
         )
         began = time.perf_counter()
-        self.update = jax.jit(self._update).lower(self.state, self.rollout.obs, *self._rest()).compile()
+        self.update = jax.jit(self._update).lower(self.state, *self._arrays()).compile()
         self.compile_s = time.perf_counter() - began
 
-    def _rest(self) -> Any:
-        return self.rollout.teacher_action, self.rollout.done
+    def _arrays(self) -> Any:
+        return self.steps.obs, self.steps.teacher_action, self.steps.is_first
 
-    def _update(self, state: TrainState, obs: Any, label: Any, done: Any) -> Any:
-        return self.alg.update(state, self.rollout._replace(obs=obs, teacher_action=label, done=done))
+    def _update(self, state: TrainState, obs: Any, teacher_action: Any, is_first: Any) -> Any:
+        steps = self.steps._replace(obs=obs, teacher_action=teacher_action, is_first=is_first)
+        return self.alg.update(state, Rollout(steps, start_carry=state.student_carry))
 
     def run(self) -> float:
         """One update; its loss."""
-        self.state, loss = jax.block_until_ready(self.update(self.state, self.rollout.obs, *self._rest()))
+        self.state, loss = jax.block_until_ready(self.update(self.state, *self._arrays()))
         return float(loss)
 
 
@@ -125,11 +132,11 @@ class Theirs:
 
     def fill(self) -> None:
         """Put the rollout back into the storage, which an update empties."""
-        label, done = torch.tensor(self.data.label), torch.tensor(self.data.done)
-        zeros = torch.zeros(label.shape[1:]), torch.zeros(label.shape[1])
-        for t in range(len(label)):
+        actions, done = torch.tensor(self.data.teacher_action), torch.tensor(self.data.done)
+        zeros = torch.zeros(actions.shape[1:]), torch.zeros(actions.shape[1])
+        for t in range(len(actions)):
             transition = RolloutStorage.Transition()
-            transition.observations, transition.privileged_actions = self.obs[t], label[t]
+            transition.observations, transition.privileged_actions = self.obs[t], actions[t]
             transition.actions, transition.rewards = zeros
             transition.dones = done[t]
             self.storage.add_transition(transition)

@@ -8,6 +8,8 @@ that changes lives in the :class:`State` pytree.
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import jax
@@ -16,7 +18,7 @@ import numpy as np
 from flax import struct
 from jax import Array
 
-from bridge.errors import RenderError
+from bridge.errors import RenderError, SettingError
 
 T = TypeVar("T")
 Color = tuple[float, float, float]
@@ -29,6 +31,29 @@ metrics are averaged over all steps."""
 
 Layout = tuple[tuple[str, int, str], ...]
 """Parts of an observation group in order: name, size, unit."""
+FLOAT32: np.dtype[Any] = np.dtype(np.float32)
+
+
+@dataclass(frozen=True)
+class ObservationSpec:
+    """What an observation group is, for each environment of the batch."""
+
+    shape: tuple[int, ...]
+    """Without the batch axis: (D,) of a vector, (height, width, channels) of an image."""
+    dtype: np.dtype[Any] = FLOAT32
+    """Of its numbers."""
+    layout: Layout = ()
+    """What a vector is made of, where the environment says."""
+    frame: str | None = None
+    """The frame it is measured in, where the environment has a choice."""
+
+    @classmethod
+    def of_layout(cls, layout: Layout, frame: str | None = None) -> ObservationSpec:
+        """A float32 vector of these parts."""
+        return cls((sum(size for _, size, _ in layout),), layout=layout, frame=frame)
+
+    def __str__(self) -> str:
+        return f"{self.dtype}[{', '.join(map(str, self.shape))}]"
 
 
 class State(struct.PyTreeNode):
@@ -38,7 +63,7 @@ class State(struct.PyTreeNode):
     """The simulator's own state, a pytree (Brax's name for it). Leaves have the leading axis B too, so that finished
     environments can be replaced one by one; what is shared, a random key for one, belongs in ``info``."""
     obs: dict[str, Array]
-    """Observation groups by name, each (B, size) float32."""
+    """Observation groups by name: vectors (B, D) float32, images (B, height, width, channels) uint8 or float32."""
     reward: Array
     """(B,) float32, the reward of the step that led here."""
     done: Array
@@ -51,18 +76,20 @@ class State(struct.PyTreeNode):
 
 @runtime_checkable
 class Env(Protocol):
-    """A batch of environments. An implementation is immutable: all that changes is in the State."""
+    """A batch of environments. An implementation is immutable: all that changes is in the State.
+
+    What it observes need not be declared, for it can be traced; see :func:`bridge.check.check_env`.
+    """
 
     num_envs: int
     """Number of environments in the batch (B)."""
     num_actions: int
-    """Size of one action; actions are (B, num_actions) float32 in [-1, 1]."""
+    """Size of one action (A). Actions are (B, A) float32 of any size: the task decides what they mean and where it
+    clips them."""
     max_episode_length: int
     """Steps after which an episode is cut by time."""
     step_dt: float
     """Seconds of simulated time per step."""
-    obs_sizes: Mapping[str, int]
-    """Size of each observation group."""
 
     def reset(self, rng: Array) -> State:
         """Start all episodes. ``rng`` is one JAX key."""
@@ -83,14 +110,15 @@ class TrainingEnv(Env, Protocol):
     ``metrics["episode_length"]`` (B,) float32 are the running sums, the finished episode's at a step with ``done``.
     """
 
-    obs_frames: Mapping[str, str]
-    """Frame of each observation group, where the environment has a choice."""
-    obs_layouts: Mapping[str, Layout]
-    """What each observation group is made of, where the environment says."""
     action_layout: Mapping[str, Any]
     """``layout`` (names in order), ``range`` and ``rate_hz`` of the actions, where the environment says."""
     restorable: bool
     """Whether a State holds all of the simulator, so that a saved one can be gone on with."""
+
+    @property
+    def obs_specs(self) -> Mapping[str, ObservationSpec]:
+        """Every observation group that there is. A State may hold only those that were asked for."""
+        ...
 
     def randomize_episode_length(self, state: State, rng: Array) -> State:
         """Pretend the episodes began at different times, rsl_rl's ``init_at_random_ep_len``."""
@@ -126,14 +154,14 @@ class Renderer(Protocol):
 
 
 class Viewer(Protocol):
-    """A window that shows several flights in one scene.
+    """A window that shows several policies' episodes in one scene.
 
-    An environment that opens one has ``viewer(colors) -> Viewer``, a color for each flight. It raises
+    An environment that opens one has ``viewer(colors) -> Viewer``, a color for each policy. It raises
     :class:`RenderError` where there is no display.
     """
 
     def show(self, states: Sequence[State], index: int = 0) -> bool:
-        """Draw environment ``index`` of each flight's state; returns whether the window is still open."""
+        """Draw environment ``index`` of each policy's state; returns whether the window is still open."""
         ...
 
     def close(self) -> None:
@@ -159,6 +187,12 @@ class Parametric(Protocol):
     def with_parameters(self, parameters: Any) -> Any:
         """The environment with other parameters, concrete or traced."""
         ...
+
+
+def require(env: Any, *members: str) -> None:
+    """Raise :class:`SettingError` unless ``env`` has all ``members`` of :class:`Env`."""
+    if missing := [member for member in members if not hasattr(env, member)]:
+        raise SettingError(f"{type(env).__name__} has no {' and no '.join(missing)}; bridge.env.Env says what it needs")
 
 
 def begin_episodes(num_envs: int) -> dict[str, Array]:
@@ -187,7 +221,8 @@ class AutoReset:
     """Restarts finished environments inside ``step``, tells time-outs from terminations, keeps episode sums.
 
     It makes a :class:`TrainingEnv` of an :class:`Env`, which reports terminations in ``done`` and need not know about
-    time. Added to the State:
+    time. Where the environment has ``obs_layouts`` (group to :data:`Layout`) and ``obs_frames`` (group to name), or
+    ``obs_specs`` with both, the specs say so. Added to the State:
 
     - ``info["time_outs"]`` (B,) bool: the episode ended by time alone.
     - ``info["episode_length_buf"]`` (B,) int32: the episode's age in steps, which the time limit is held against.
@@ -199,16 +234,22 @@ class AutoReset:
     """
 
     def __init__(self, env: Env):
+        """Raises :class:`SettingError` where ``env`` does not say how large it is."""
+        require(env, "num_envs", "num_actions", "max_episode_length", "step_dt")
         self.env = env
         self.num_envs = env.num_envs
         self.num_actions = env.num_actions
         self.max_episode_length = env.max_episode_length
         self.step_dt = env.step_dt
-        self.obs_sizes = env.obs_sizes
-        self.obs_frames: Mapping[str, str] = getattr(env, "obs_frames", {})
-        self.obs_layouts: Mapping[str, Layout] = getattr(env, "obs_layouts", {})
         self.action_layout: Mapping[str, Any] = getattr(env, "action_layout", {})
         self.restorable = True
+
+    @cached_property
+    def obs_specs(self) -> Mapping[str, ObservationSpec]:
+        """See :class:`TrainingEnv`; found by :func:`bridge.check.check_env`, whose errors it raises."""
+        from bridge.check import check_env  # It builds on this module.
+
+        return check_env(self.env)
 
     @property
     def structure(self) -> Hashable:
@@ -222,10 +263,15 @@ class AutoReset:
 
     def with_parameters(self, parameters: Any) -> AutoReset:
         """See :class:`Parametric`."""
-        return AutoReset(self.env.with_parameters(parameters)) if isinstance(self.env, Parametric) else self
+        if not isinstance(self.env, Parametric):
+            return self
+        other = AutoReset(self.env.with_parameters(parameters))
+        # Shapes are a matter of the structure, so a traced program need not find them again.
+        vars(other).update({k: v for k, v in vars(self).items() if k == "obs_specs"})
+        return other
 
     def trace(self, state: State) -> dict[str, Array]:
-        """What a picture of the flight shows, each (B, ...); empty where the environment has nothing to show."""
+        """What a picture of an episode shows, each (B, ...); empty where the environment has nothing to show."""
         return self.env.trace(state) if hasattr(self.env, "trace") else {}
 
     def reset(self, rng: Array) -> State:

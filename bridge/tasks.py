@@ -61,8 +61,8 @@ class Task:
     scenarios: Callable[[Any], Mapping[str, Scenario]] = lambda cfg: {"default": Scenario("the task as it is", cfg)}
     """What the task is evaluated in, given settings of ``cfg_cls``: at least one scenario, by name."""
     main_metric: str | None = None
-    """The metric (``Metrics/<name>`` of a State) that tells most about a policy on this task; None where there is none.
-    Tables, reports and films speak of it."""
+    """The metric (``Metrics/<name>`` of a State) that tells most about a policy on this task: tables, reports and films
+    speak of it. None takes the first by name."""
 
 
 class Request(NamedTuple):

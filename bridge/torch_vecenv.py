@@ -22,7 +22,7 @@ from bridge.env import EPISODE_METRIC_PREFIX, State, TrainingEnv
 class TorchVecEnv(VecEnv):
     """``env`` on the device JAX runs on.
 
-    ``step`` returns observation groups (B, size), rewards (B,), dones (B,) and extras with ``time_outs`` (B,) and
+    ``step`` returns observation groups (B, ...), rewards (B,), dones (B,) and extras with ``time_outs`` (B,) and
     ``log``, the environment's metrics: means over the batch, those of whole episodes over the episodes that ended.
     """
 

@@ -1,19 +1,19 @@
 """Train the teacher of the embedded point-control task from scratch, with analytic policy gradients.
 
 The embedded simulator is differentiable, so the policy needs no reward samples and no critic: the cost of a
-stretch of flight is differentiated through simulator and policy with respect to the policy's parameters. A
+stretch of an episode is differentiated through simulator and policy with respect to the policy's parameters. A
 stretch (``--horizon`` steps) begins where the last one ended, so the policy learns on the states it meets
 itself; some environments start afresh between stretches.
 
 A teacher is worth what its student can copy, so it is trained with two handicaps. Its rotor speeds are noisy:
-the student has no rotor speeds, and a teacher that leans on them gives labels that the student cannot
+the student has no rotor speeds, and a teacher that leans on them gives actions that the student cannot
 reproduce. And its actions are executed with errors, as a student's are, which makes it hold its point firmly
 in spite of them. ::
 
     python examples/train_teacher.py --out jdistill/teachers/crazyflie.safetensors
 
-``--quadrotors`` trains a teacher for quadrotors that differ widely; it sees the physical parameters of the one that it
-flies. The bundled one was made in three runs: from scratch, then twice more with the trim loss that takes away its
+``--quadrotors`` trains a teacher for quadrotors that differ widely; it observes the physical parameters of its own
+one. The bundled one was made in three runs: from scratch, then twice more with the trim loss that takes away its
 offsets, the last time with larger errors for a firmer hold. ::
 
     train="python examples/train_teacher.py --quadrotors --width 0.01"
@@ -51,7 +51,7 @@ GROUP = "teacher"
 ROTOR_SPEEDS = slice(22, 26)
 """Where the rotor speeds are in the observation."""
 NORMALIZER_UPDATES = 100
-"""Updates after which the normaliser is frozen: by then the policy flies, and what it observes is typical."""
+"""Updates after which the normalizer is frozen: by then the policy can fly, and what it observes is typical."""
 
 
 def parse_args() -> argparse.Namespace:
@@ -141,7 +141,7 @@ def cost(before: PhysicalState, after: PhysicalState, width: float) -> Array:
 
 
 def stretch(
-    env: PointControl, policy: Policy, learnt: PolicyState, state: State, handicap: Handicap, width: float
+    env: PointControl, policy: Policy, policy_state: PolicyState, state: State, handicap: Handicap, width: float
 ) -> Any:
     """Fly the steps of a stretch: mean cost, and beside it the last State and all observations (T, B, D)."""
 
@@ -149,7 +149,7 @@ def stretch(
     @jax.checkpoint
     def step(state: State, noise: Array):
         obs = state.obs[GROUP].at[:, ROTOR_SPEEDS].add(noise)
-        _, action = networks.act(policy, learnt, (), obs)
+        _, action = networks.act(policy, policy_state, (), obs)
         after = env.step(state, action + handicap.action_error)
         return after, (cost(state.pipeline_state, after.pipeline_state, width), state.obs[GROUP])
 
@@ -157,22 +157,22 @@ def stretch(
     return costs.mean(), (state, obs)
 
 
-def trim_loss(env: PointControl, policy: Policy, learnt: PolicyState, rng: Array) -> Array:
+def trim_loss(env: PointControl, policy: Policy, policy_state: PolicyState, rng: Array) -> Array:
     """How far the policy is from rest where it should rest: the mean squared difference from the hover command.
 
     For craft that hover level on a resting target, with any heading and any physical parameters. An offset of the
-    policy's there is an offset of the craft from its point, which the cost of flight barely tells from the rest.
+    policy's there is an offset of the craft from its point, which the cost of an episode barely tells from the rest.
     """
     sim = env.reset(rng).pipeline_state
     hover = env.craft.felt(sim.physics)[:, :1]
     craft = sim.craft.replace(rotor_vel=jnp.tile(env.craft.command(hover), (1, 4)))
     sim = sim.replace(craft=craft, last_action=jnp.tile(hover, (1, 4)))
-    _, action = networks.act(policy, learnt, (), env.observe(sim)[GROUP])
+    _, action = networks.act(policy, policy_state, (), env.observe(sim)[GROUP])
     return jnp.mean((action - (2.0 * hover - 1.0)) ** 2)
 
 
 def refresh(env: PointControl, state: State, rng: Array, share: float = 0.15) -> State:
-    """Restart a random share of the environments and all that have left the flight envelope."""
+    """Restart a random share of the environments and all that have left the limits."""
     fresh_key, pick_key = jax.random.split(rng)
     fresh = env.reset(fresh_key)
     craft = state.pipeline_state.craft
@@ -185,67 +185,67 @@ def refresh(env: PointControl, state: State, rng: Array, share: float = 0.15) ->
     return state.replace(pipeline_state=chosen[0], obs=chosen[1])
 
 
-def hovering_start(learnt: PolicyState, action: float) -> PolicyState:
+def hovering_start(policy_state: PolicyState, action: float) -> PolicyState:
     """Let the untrained policy command about ``action`` (-1..1) on all motors, whatever it sees."""
-    last = max(k for k in learnt.params if k.startswith("mlp_"))
-    dense = learnt.params[last]["dense"]
+    last = max(k for k in policy_state.params if k.startswith("mlp_"))
+    dense = policy_state.params[last]["dense"]
     dense = {"kernel": 0.1 * dense["kernel"], "bias": jnp.full_like(dense["bias"], jnp.arctanh(action))}
-    return learnt.replace(params={**learnt.params, last: {"dense": dense}})
+    return policy_state.replace(params={**policy_state.params, last: {"dense": dense}})
 
 
 def train(args: argparse.Namespace) -> tuple[Policy, PolicyState]:
-    """Run all updates; returns the network and what it has learnt."""
+    """Run all updates; returns the network, its parameters and its normalizer."""
     env = PointControl(training_cfg(args))
     policy = Policy(num_actions=4, hidden_dims=(64, 64, 64), activation="elu", output_activation="tanh")
     init_key, reset_key, rng = jax.random.split(jax.random.key(args.seed), 3)
-    learnt = networks.init(policy, init_key, env.obs_sizes[GROUP], normalize=True)
-    learnt = hovering_start(learnt, 2.0 * env.hover_action - 1.0)
+    policy_state = networks.init(policy, init_key, env.obs_specs[GROUP].shape[0], normalize=True)
+    policy_state = hovering_start(policy_state, 2.0 * env.hover_action - 1.0)
     if args.init:
-        policy, learnt, _ = load_policy(args.init)
+        policy, policy_state, _ = load_policy(args.init)
     resting = dataclasses.replace(env.cfg, target=TargetCfg(kind="fixed"), reset=ResetCfg(on_target_fraction=1.0))
     at_rest = PointControl(resting)
     schedule = optax.cosine_decay_schedule(args.learning_rate, args.updates)
     optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(schedule, b2=0.99))
 
     @jax.jit
-    def update(learnt: PolicyState, opt_state: Any, state: State, rng: Array, normalize: Array):
+    def update(policy_state: PolicyState, opt_state: Any, state: State, rng: Array, normalize: Array):
         refresh_key, handicap_key = jax.random.split(rng)
         state = refresh(env, state, refresh_key)
         handicap = Handicap.draw(args, handicap_key)
 
         def loss(params):
-            candidate = learnt.replace(params=params)
-            value, flown = stretch(env, policy, candidate, state, handicap, args.width)
+            candidate = policy_state.replace(params=params)
+            value, after = stretch(env, policy, candidate, state, handicap, args.width)
             if args.quadrotors:
                 value += args.trim * trim_loss(at_rest, policy, candidate, handicap_key)
-            return value, flown
+            return value, after
 
-        (value, (state, obs)), gradient = jax.value_and_grad(loss, has_aux=True)(learnt.params)
+        (value, (state, obs)), gradient = jax.value_and_grad(loss, has_aux=True)(policy_state.params)
         norm = optax.global_norm(gradient)
         gradient = jax.tree.map(lambda g: jnp.where(jnp.isfinite(norm), g, 0.0), gradient)
         change, opt_state = optimizer.update(gradient, opt_state)
-        assert learnt.normalizer is not None
-        seen = jax.lax.cond(normalize, learnt.normalizer.update, lambda _: learnt.normalizer, obs)
-        learnt = PolicyState(params=optax.apply_updates(learnt.params, change), normalizer=seen)
-        return learnt, opt_state, state, value, norm
+        assert policy_state.normalizer is not None
+        seen = jax.lax.cond(normalize, policy_state.normalizer.update, lambda _: policy_state.normalizer, obs)
+        policy_state = PolicyState(params=optax.apply_updates(policy_state.params, change), normalizer=seen)
+        return policy_state, opt_state, state, value, norm
 
-    state, opt_state = jax.jit(env.reset)(reset_key), optimizer.init(learnt.params)
+    state, opt_state = jax.jit(env.reset)(reset_key), optimizer.init(policy_state.params)
     begin = time.perf_counter()
     for i in range(args.updates):
         rng, key = jax.random.split(rng)
-        learnt, opt_state, state, value, norm = update(
-            learnt, opt_state, state, key, i < NORMALIZER_UPDATES and not args.init
+        policy_state, opt_state, state, value, norm = update(
+            policy_state, opt_state, state, key, i < NORMALIZER_UPDATES and not args.init
         )
         if i % 50 == 0 or i == args.updates - 1:
             elapsed = time.perf_counter() - begin
             print(f"{i:5d}  cost {value:.4f}  gradient norm {norm:7.3f}  {elapsed:5.0f} s", flush=True)
-    return policy, learnt
+    return policy, policy_state
 
 
 # ---------------------------------------------------------------------------------------- evaluation
 
 
-def evaluate_all(task: PointControlCfg, policy: Policy, learnt: PolicyState, seed: int = 1000) -> dict[str, dict]:
+def evaluate_all(task: PointControlCfg, policy: Policy, policy_state: PolicyState, seed: int = 1000) -> dict[str, dict]:
     """The bundled numbers: 1000 episodes of the task and of variations of it."""
     cases: dict[str, dict[str, Any]] = {
         "mixed": {},
@@ -258,7 +258,7 @@ def evaluate_all(task: PointControlCfg, policy: Policy, learnt: PolicyState, see
     numbers = {}
     for i, (name, changes) in enumerate(cases.items()):
         cfg = dataclasses.replace(task, num_envs=1000, **changes)
-        numbers[name] = evaluate(AutoReset(PointControl(cfg)), policy, learnt, [GROUP], seed + i)
+        numbers[name] = evaluate(AutoReset(PointControl(cfg)), policy, policy_state, [GROUP], seed + i)
         print(f"{name}: {json.dumps(numbers[name])}", flush=True)
     return numbers
 
@@ -270,7 +270,7 @@ def describe(env_cfg: PointControlCfg, numbers: dict[str, dict]) -> dict[str, An
         "observation": {
             "group": GROUP,
             "frame": env_cfg.teacher_frame,
-            "layout": [dict(zip(("name", "size", "unit"), part, strict=True)) for part in env.obs_layouts[GROUP]],
+            "layout": [dict(zip(("name", "size", "unit"), part, strict=True)) for part in env.obs_specs[GROUP].layout],
         },
         "action": env.action_layout,
         "drone": env_cfg.drone,
@@ -282,11 +282,11 @@ def describe(env_cfg: PointControlCfg, numbers: dict[str, dict]) -> dict[str, An
 def main() -> None:
     """Train, evaluate, write."""
     args = parse_args()
-    policy, learnt = train(args)
+    policy, policy_state = train(args)
     task = task_cfg(args)
-    numbers = evaluate_all(task, policy, learnt)
+    numbers = evaluate_all(task, policy, policy_state)
     args.out.parent.mkdir(parents=True, exist_ok=True)
-    save_policy(args.out, policy, learnt, describe(task, numbers))
+    save_policy(args.out, policy, policy_state, describe(task, numbers))
     print(f"wrote {args.out}")
 
 

@@ -54,8 +54,8 @@ MOVED = {
     "schedule": "core.schedule",
     "video": "evaluation.video",
 }
-COMMANDS = ("convert", "dataset", "evaluate", "play", "report", "runs")
-"""What ``python -m jdistill.NAME`` runs. (``jdistill.export`` is a package now, with a ``__main__`` of its own.)"""
+COMMANDS = ("convert", "dataset", "evaluate", "export.__main__", "play", "report", "runs")
+"""What ``python -m jdistill.NAME`` runs; of a package, as ``jdistill.export`` is one now, that is its ``__main__``."""
 _PACKAGE = __package__ + "."
 
 
@@ -82,7 +82,8 @@ class _Loader(InspectLoader):
         """What ``python -m`` runs."""
         name = fullname.removeprefix(_PACKAGE)
         if name in COMMANDS:
-            program = f"import sys\nfrom jdistill.cli.main import main\nsys.exit(main([{name!r}, *sys.argv[1:]]))"
+            command = name.removesuffix(".__main__")
+            program = f"import sys\nfrom jdistill.cli.main import main\nsys.exit(main([{command!r}, *sys.argv[1:]]))"
         else:
             program = f"raise SystemExit('{fullname} is no command; jdistill --help lists them')"
         return compile(program, f"<{fullname}>", "exec")

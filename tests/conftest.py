@@ -18,13 +18,15 @@ import pytest
 from bridge.crazyflie import PointControl, PointControlCfg
 from bridge.env import AutoReset
 from jdistill.core import networks
+from jdistill.core.actor import PolicyActor
 from jdistill.core.config import AgentCfg, AlgorithmCfg, StudentCfg
 from jdistill.core.distillation import Distillation
 from jdistill.core.networks import Policy
 from jdistill.run import compilation
 from jdistill.run.compose import compose, load_file
 from jdistill.run.folders import new_run, note_start, planned_folder
-from jdistill.run.runner import DistillationRunner, load_teacher
+from jdistill.run.inputs import load_teacher
+from jdistill.run.runner import DistillationRunner
 
 OPTIONAL = {
     *("av", "foundation_policy", "isaaclab", "newton", "onnx", "onnxruntime", "PIL", "playwright", "plotly", "rsl_rl"),
@@ -82,13 +84,13 @@ def teacher() -> Policy:
 
 
 @pytest.fixture(scope="session")
-def teacher_state(teacher):
-    """A teacher that has learnt nothing in particular."""
-    return networks.init(teacher, jax.random.key(7), 26, normalize=True)
+def teacher_actor(teacher) -> PolicyActor:
+    """A teacher of random parameters."""
+    return PolicyActor(teacher, networks.init(teacher, jax.random.key(7), 26, normalize=True), ("teacher",))
 
 
 @pytest.fixture
-def make_distillation(flock, teacher):
+def make_distillation(flock):
     """Builds the algorithm on the eight Crazyflies; keyword arguments change the algorithm's settings."""
 
     def make(student: Policy | None = None, num_steps: int = 30, student_cfg: StudentCfg | None = None, **algorithm):
@@ -98,7 +100,7 @@ def make_distillation(flock, teacher):
             student=student_cfg or StudentCfg(),
         )
         student = student or Policy(4, (16,), pre_dims=(16,), rnn_type="gru", output_activation="tanh")
-        return Distillation(flock, student, teacher, cfg)
+        return Distillation(flock, student, cfg)
 
     return make
 

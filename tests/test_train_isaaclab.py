@@ -49,7 +49,7 @@ def documented(tmp_path_factory, make_isaaclab_env):
 
 def test_the_documented_command(documented):
     run, out = documented
-    assert "best_model.pt: 26 observations, 64-64-64-4, elu, tanh at the output, with normaliser" in out
+    assert "best_model.pt: 26 observations, 64-64-64-4, elu, tanh at the output, with normalizer" in out
     assert "Training Phase: Phase 1 (teacher actions)\nPhase Iteration: 0/1 (Phase 1)" in out
     assert "SWITCHING TO PHASE 2" in out and "Metrics/position_error" in out, "the simulator's own scalars are shown"
     config = yaml.safe_load((run / "config.yaml").read_text())

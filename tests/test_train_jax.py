@@ -363,7 +363,7 @@ def test_an_rsl_rl_checkpoint_is_a_teacher(tmp_path):
     torch.save({"model_state_dict": actor, "obs_norm_state_dict": normalizer, "iter": 9}, tmp_path / "best_model.pt")
     arguments = ["--max_iterations", "1", "--checkpoint", str(tmp_path / "best_model.pt")]
     run, out = train(tmp_path, *SMALL, *arguments)
-    assert "best_model.pt: 26 observations, 64-64-64-4, elu, tanh at the output, with normaliser" in out
+    assert "best_model.pt: 26 observations, 64-64-64-4, elu, tanh at the output, with normalizer" in out
     kept, again, _ = load_policy(run / "teacher.safetensors")
     obs = jax.random.normal(jax.random.key(0), (5, 26))
     assert jnp.allclose(networks.act(kept, again, (), obs)[1], networks.act(policy, state, (), obs)[1], atol=1e-6)

@@ -22,7 +22,7 @@ PHYSICS = (
     ("roll_acceleration", 1, "rad/s^2"),
     ("motor_rate", 1, "1/s"),
 )
-"""What follows them with ``teacher_sees_physics``: this episode's physical parameters as a pilot feels them."""
+"""What follows them with ``teacher_sees_physics``: this episode's physical parameters as a policy feels them."""
 MOTORS = ("front_right", "back_right", "back_left", "front_left")
 """Order of the motor commands."""
 TARGETS = ("mixed", "fixed", "langevin", "figure_eight", "step")

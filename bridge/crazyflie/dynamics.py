@@ -121,7 +121,7 @@ class Crazyflie:
         return Craft(**{k: getattr(data.states, k)[:, 0] for k in vars(craft)})
 
     def felt(self, physics: Physics) -> Array:
-        """What the physical parameters mean to a pilot (B, 4), see :data:`bridge.crazyflie.cfg.PHYSICS`.
+        """What the physical parameters mean to a policy (B, 4), see :data:`bridge.crazyflie.cfg.PHYSICS`.
 
         The motor command that carries the craft; thrust over weight at full speed; the angular acceleration about the
         roll axis when the motors of one side run at full speed; and the rate at which a motor near hover approaches

@@ -21,7 +21,7 @@ from bridge.crazyflie.dynamics import Craft, Crazyflie, Physics, rotation_matrix
 from bridge.crazyflie.sensor import Sensors
 from bridge.crazyflie.target import Target, in_unit_ball
 from bridge.crazyflie.wind import Wind
-from bridge.env import Color, Layout, Renderer, State, Viewer
+from bridge.env import Color, ObservationSpec, Renderer, State, Viewer
 
 
 class PhysicalState(struct.PyTreeNode):
@@ -66,10 +66,11 @@ class PointControl:
         cfg.validate()
         self.cfg = cfg
         teacher = OBSERVATION + PHYSICS if cfg.teacher_sees_physics else OBSERVATION
-        self.obs_layouts: Mapping[str, Layout] = {"student": OBSERVATION[:-1], "teacher": teacher}
-        self.obs_sizes: Mapping[str, int] = {k: sum(size for _, size, _ in v) for k, v in self.obs_layouts.items()}
+        self.obs_specs: Mapping[str, ObservationSpec] = {
+            "student": ObservationSpec.of_layout(OBSERVATION[:-1], cfg.frame),
+            "teacher": ObservationSpec.of_layout(teacher, cfg.teacher_frame),
+        }
         self.action_layout = {"layout": list(MOTORS), "range": [-1, 1], "rate_hz": cfg.policy_freq}
-        self.obs_frames = {"student": cfg.frame, "teacher": cfg.teacher_frame}
         self.num_envs = cfg.num_envs
         self.step_dt = 1.0 / cfg.policy_freq
         self.max_episode_length = round(cfg.episode_length_s * cfg.policy_freq)
@@ -205,7 +206,7 @@ class PointControl:
         return jnp.concatenate([errors[..., 0], errors[..., 1], flat, craft.ang_vel, sim.last_action], axis=-1)
 
     def trace(self, state: State) -> dict[str, Array]:
-        """What a picture of the flight shows: ``position`` and ``target``, (B, 3) m in the world frame."""
+        """What a picture of an episode shows: ``position`` and ``target``, (B, 3) m in the world frame."""
         return {"position": state.pipeline_state.craft.pos, "target": state.pipeline_state.target.pos}
 
     def _limits(self, craft: Craft) -> dict[str, Array]:

@@ -22,7 +22,7 @@ import torch
 from jax import Array
 
 from bridge.dlpack import DLPackError, torch_call
-from bridge.env import Color, Layout, Renderer, State, begin_episodes, count_episodes
+from bridge.env import Color, ObservationSpec, Renderer, State, begin_episodes, count_episodes
 from bridge.errors import SettingError, SimulatorError
 from bridge.isaaclab.log import ScalarLog
 from bridge.isaaclab.render import VisualizerRenderer
@@ -43,7 +43,7 @@ class IsaacLabEnv:
     Args:
         env: the environment, wrapped by Gymnasium or not. It belongs to this object from now on, which does not close
             it.
-        groups: observation groups to bring over; None brings all. The others cost nothing.
+        groups: observation groups to bring over; None brings all, images too. The others cost nothing.
         mode: ``callback`` steps the simulator on whichever thread XLA calls back, ``host`` on the one that calls
             :meth:`drive`. The numbers are the same.
 
@@ -64,16 +64,28 @@ class IsaacLabEnv:
         self.step_dt = float(self.unwrapped.step_dt)
         # Some of Isaac Lab's buffers are filled by the first step only, which makes the first reset unlike all others.
         obs = _flat(self.env.reset()[0])
-        self.obs_sizes: Mapping[str, int] = {name: _width(value) for name, (_, value) in obs.items()}
-        self.obs_frames: Mapping[str, str] = getattr(self.unwrapped, "obs_frames", {})
-        self.obs_layouts: Mapping[str, Layout] = getattr(self.unwrapped, "obs_layouts", {})
+        if not obs:
+            raise SettingError("the environment observes nothing, so there is nothing to learn from")
+        self.obs_specs: Mapping[str, ObservationSpec] = {
+            name: self._spec(name, value) for name, (_, value) in obs.items()
+        }
         self.action_layout: Mapping[str, Any] = getattr(self.unwrapped, "action_layout", {})
-        self.groups = [name for name in self.obs_sizes if groups is None or name in groups]
+        self.groups = [name for name in self.obs_specs if groups is None or name in groups]
         self._paths = [(name, obs[name][0], obs[name][1].ndim == 1) for name in self.groups]
         _check_device(next(iter(obs.values()))[1].device)
         self._main_thread = MainThread() if mode == "host" else None
         self._failure: Exception | None = None
         self._log = ScalarLog()
+
+    def _spec(self, name: str, value: torch.Tensor) -> ObservationSpec:
+        """Vectors, and single numbers as vectors of one, come over as float32; all else as it is."""
+        if value.ndim == 0 or value.shape[0] != self.num_envs:
+            shape = f"({self.num_envs}, ...)"
+            raise SettingError(f"observation group '{name}' has shape {tuple(value.shape)}, expected {shape}")
+        dtype = "float32" if value.ndim <= 2 else str(value.dtype).removeprefix("torch.")
+        layouts, frames = (getattr(self.unwrapped, kind, {}) for kind in ("obs_layouts", "obs_frames"))
+        held = jax.dtypes.canonicalize_dtype(dtype)  # JAX has no 64 bits, as long as it is not told to.
+        return ObservationSpec(tuple(value.shape[1:]) or (1,), held, tuple(layouts.get(name, ())), frames.get(name))
 
     # -- what the learner traces -----------------------------------------------------------------------------------
 
@@ -161,7 +173,8 @@ class IsaacLabEnv:
 
     def _torch_set_lengths(self, out: Any, length: torch.Tensor, before: torch.Tensor, obs: Any) -> None:
         self.unwrapped.episode_length_buf = length.to(self.unwrapped.episode_length_buf.dtype, copy=True)
-        self._write(out["obs"], obs)
+        for name, value in obs.items():
+            out["obs"][name].copy_(value)
         out["outcome"].copy_(before)
 
     def _write(self, out: dict[str, torch.Tensor], obs: Any) -> None:
@@ -182,7 +195,8 @@ class IsaacLabEnv:
                 self._failure = e
                 raise
 
-        obs = {g: jax.ShapeDtypeStruct((self.num_envs, self.obs_sizes[g]), jnp.float32) for g in self.groups}
+        specs = {g: self.obs_specs[g] for g in self.groups}
+        obs = {g: jax.ShapeDtypeStruct((self.num_envs, *spec.shape), spec.dtype) for g, spec in specs.items()}
         shapes = {"obs": obs, "outcome": jax.ShapeDtypeStruct((3, self.num_envs), jnp.float32)}
         execute = self._main_thread.execute if self._main_thread else None
         # The functions above hand XLA's memory to nobody.
@@ -190,17 +204,13 @@ class IsaacLabEnv:
 
 
 def _flat(obs: Any, above: tuple[str, ...] = ()) -> dict[str, tuple[tuple[str, ...], torch.Tensor]]:
-    """Observation groups with the keys that lead to them; those of nested groups are ``outer/inner``.
-
-    Images are left out.
-    """
+    """Observation groups with the keys that lead to them; those of nested groups are ``outer/inner``."""
+    name = "/".join(above) or "policy"
     if isinstance(obs, torch.Tensor):
-        return {"/".join(above) or "policy": (above, obs)} if obs.ndim <= 2 else {}
+        return {name: (above, obs)}
+    if not hasattr(obs, "items"):
+        raise SettingError(f"observation group '{name}' is a {type(obs).__name__}, expected a torch tensor")
     return {name: group for key, value in obs.items() for name, group in _flat(value, (*above, key)).items()}
-
-
-def _width(group: torch.Tensor) -> int:
-    return group.shape[1] if group.ndim == 2 else 1
 
 
 def _num_actions(env: Any) -> int:

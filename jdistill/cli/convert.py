@@ -8,7 +8,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from jdistill.cli.parser import Parser, positive
-from jdistill.core.networks import ACTIVATIONS, OUTPUT_ACTIVATIONS, summary
+from jdistill.core.activations import ACTIVATIONS, OUTPUT_ACTIVATIONS
+from jdistill.core.networks import summary
 from jdistill.export.policy_file import save_policy
 from jdistill.export.rsl_rl_checkpoint import load_teacher_checkpoint
 

@@ -4,23 +4,24 @@ from __future__ import annotations
 
 import argparse
 import math
-import warnings
 from contextlib import ExitStack
 
 from bridge import registry
 from jdistill.cli.parser import Parser, add, names
-from jdistill.errors import ExportError
 from jdistill.run.folders import open_run
 
 
 def make_parser() -> Parser:
     """Every argument."""
-    from jdistill.export.exporters import FORMATS
+    from jdistill.export.formats import known_formats
 
     parser = Parser(prog="jdistill export", description="Students to where they are used.")
     add(parser, "run")
     parser.add_argument(
-        "--format", type=names, default=["safetensors"], help=f"any of {', '.join(FORMATS)}, separated by commas"
+        "--format",
+        type=names,
+        default=["safetensors"],
+        help=f"any of {', '.join(known_formats())}, separated by commas",
     )
     add(parser, "--out", help="folder for the files (default: RUN/exported)")
     parser.add_argument(
@@ -45,21 +46,25 @@ def deviation(text: str) -> float:
 def run(argv: list[str]) -> None:
     """The command."""
     args = make_parser().parse_args(argv)
-    from jdistill.export.exporters import FORMATS, export
+    from jdistill.export import formats
+    from jdistill.export.exporters import export
+    from jdistill.export.formats import Student
     from jdistill.run import compilation
-    from jdistill.run.saved_run import load_config, request_of
+    from jdistill.run.provenance import versions
+    from jdistill.run.saved_run import load_config, load_student, request_of
     from jdistill.run.session import open_env, start
 
     compilation.prepare()
-    if unknown := [f for f in args.format if f not in FORMATS]:
-        raise ExportError(f"--format {unknown[0] or '(empty)'}: expected some of {', '.join(FORMATS)}")
+    for name in args.format:
+        formats.load(name)  # A missing package is told before anything is written.
     folder = open_run(args.run, args.logdir)
     cfg = load_config(folder, ["env.num_envs=1"])
+    policy, state, header = load_student(folder, args.best)
+    student = Student(policy, state, header, cfg.agent, folder / "teacher.safetensors", args.actor_std)
+    notes = {"task": cfg.task, "versions": versions("jdistill", "jax", "flax", "torch", "onnx")}
     request = request_of(cfg)
     with ExitStack() as stack:
         env = None
         if registry.find(request).is_jax:  # Any other would have to be started first.
             env = stack.enter_context(open_env(cfg, start(request).task))
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)  # TorchScript is what was asked for.
-            export(folder, cfg, env, args.format, args.out or folder / "exported", args.best, args.actor_std)
+        export(student, args.format, args.out or folder / "exported", env, notes)

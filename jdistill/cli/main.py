@@ -20,7 +20,7 @@ COMMANDS = {
     "tasks": "list the tasks that can be trained on",
     "runs": "list the runs and how far they got",
     "evaluate": "what a run's student is worth, in numbers",
-    "report": "a run's curves, numbers and flights on one HTML page",
+    "report": "a run's curves, numbers and episodes on one HTML page",
     "play": "a film of a run's student beside its teacher",
     "export": "a run's student as ONNX, TorchScript, safetensors or for rsl_rl",
     "convert": "an rsl_rl checkpoint as a policy that needs no torch",

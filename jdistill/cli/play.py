@@ -55,7 +55,7 @@ def run(argv: list[str]) -> None:
     args = parse(parser, argv)
     compilation.prepare()
     folder = open_run(args.run, args.logdir)
-    flown = play.pilots(folder, load_config(folder), args.best)
+    actors = play.load_actors(folder, load_config(folder), args.best)
     file: Path = args.out or folder / "videos" / f"play{'' if args.scenario is None else '_' + args.scenario}.mp4"
     if not args.live:
         video.check_packages(file)
@@ -65,7 +65,7 @@ def run(argv: list[str]) -> None:
         settings = chosen(task.scenarios(cfg.env), [args.scenario])[args.scenario].cfg
     with open_env(cfg, task, args.seed, settings, str(folder)) as env:
         if args.live:
-            play.watch(env, flown, args.seed)
+            play.watch(env, actors, args.seed)
             return
-        frames = play.film(env, flown, file, args.seconds, args.seed)
-    print(f"{file}: {frames} frames, {' and '.join(flown)}")
+        frames = play.film(env, actors, file, args.seconds, args.seed, task.main_metric)
+    print(f"{file}: {frames} frames, {' and '.join(actors)}")

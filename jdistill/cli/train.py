@@ -6,7 +6,6 @@ import argparse
 import shlex
 import sys
 from collections.abc import Sequence
-from contextlib import closing
 from dataclasses import fields
 from typing import Any
 
@@ -128,15 +127,16 @@ def run(argv: list[str], program: Sequence[str] = PROGRAM) -> int:
     beginning = training.begin(job_of(args), args.unknown, f"{_prog(program)} ...")
     args, started = start_simulator(beginning.request, args, lambda rest: parse(parser, rest), parser)
 
-    def open_camera(env: Any) -> Any:
-        from jdistill.evaluation.video import Camera
+    def open_film(env: Any) -> Any:
+        from jdistill.evaluation.video import Camera, FilmStudent
 
-        return closing(Camera(env, args.video_interval or 100, args.video_length))
+        metric = started.task.main_metric
+        return FilmStudent(Camera(env, args.video_length, metric), args.video_interval or 100)
 
     films = args.video and not started.simulator.records_video
     command = shlex.join([*program, *argv])
     try:
-        training.train(job_of(args), beginning, started, command, open_camera if films else None)
+        training.train(job_of(args), beginning, started, command, open_film if films else None)
     except Interrupted as stop:
         flags = [*_camera_flags(args), *started.flags] if films else started.flags
         on = ["--device", args.device] if args.device else []

@@ -103,7 +103,7 @@ class StudentCfg:
     output_activation: str = "tanh"
     """Activation of the output; ``identity`` is rsl_rl's own, ``beta`` is the mean of its Beta distribution."""
     learn_initial_carry: bool = False
-    """Whether the recurrent state at an episode's start is learnt instead of zero."""
+    """Whether the recurrent state at an episode's start is trained, instead of zero."""
     obs_normalization: bool = True
     """Whether observations are normalized by their running mean and standard deviation."""
     init_noise_std: float = 0.0

@@ -5,7 +5,7 @@ Every policy maps ``(carry, observation) -> (carry, action)``; the carry of a fe
 which only the recurrence runs step by step.
 
 Recurrent layers hold the parameters of their torch counterparts, both biases included: torch trains ``b_ih`` and
-``b_hh`` as two parameters, and an optimiser that normalises gradients (Adam) moves their sum twice as fast as a
+``b_hh`` as two parameters, and an optimizer that normalizes gradients (Adam) moves their sum twice as fast as a
 single bias, so a layer with one bias would not learn the same student.
 """
 
@@ -20,56 +20,13 @@ from flax import linen as nn
 from flax import struct
 from jax import Array
 
+from bridge.env import where_done
 from jdistill.core import recurrence
+from jdistill.core.activations import ACTIVATIONS, OUTPUT_ACTIVATIONS
 from jdistill.core.recurrence import State
 
 Carry = tuple[State, ...]
 """Recurrent states of all layers; () for a feed-forward policy."""
-
-
-@jax.custom_jvp
-def elu(x: Array) -> Array:
-    """x where positive, exp(x) - 1 elsewhere.
-
-    XLA's exp is much faster than its expm1; the absolute error is float32's at 1. The slope comes from the result.
-    """
-    return jnp.where(x > 0, x, jnp.exp(jnp.minimum(x, 0.0)) - 1.0)
-
-
-@elu.defjvp
-def _elu_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
-    y = elu(*primals)
-    return y, tangents[0] * (jnp.minimum(y, 0.0) + 1.0)
-
-
-ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
-    "elu": elu,
-    "selu": nn.selu,
-    "relu": nn.relu,
-    "crelu": nn.celu,
-    "lrelu": nn.leaky_relu,
-    "tanh": nn.tanh,
-    "sigmoid": nn.sigmoid,
-    "softplus": nn.softplus,
-    "gelu": lambda x: nn.gelu(x, approximate=False),
-    "swish": nn.swish,
-    "mish": lambda x: x * jnp.tanh(nn.softplus(x)),
-    "identity": lambda x: x,
-}
-"""Activations by rsl_rl's names (its ``crelu`` is torch's CELU)."""
-
-
-def beta_mean(x: Array) -> Array:
-    """Mean of rsl_rl's ``BetaDistribution`` on [-1, 1]: raw alphas, then raw betas (..., 2A) to actions (..., A).
-
-    alpha = 1 + softplus(raw alpha), beta likewise; the mean of Beta(alpha, beta) is alpha / (alpha + beta).
-    """
-    alpha, beta = jnp.split(1.0 + nn.softplus(x), 2, axis=-1)
-    return 2.0 * alpha / (alpha + beta) - 1.0
-
-
-OUTPUT_ACTIVATIONS: dict[str, Callable[[Array], Array]] = {**ACTIVATIONS, "beta": beta_mean}
-"""What can follow the last layer: any activation, or the mean of a Beta distribution (two outputs an action)."""
 
 
 class Normalizer(struct.PyTreeNode):
@@ -83,6 +40,8 @@ class Normalizer(struct.PyTreeNode):
     """() float32, number of observations seen."""
 
     EPS: ClassVar[float] = 1e-2
+    FORMULA: ClassVar[str] = "(obs - mean) / (sqrt(var) + 1e-2)"
+    """What a call computes; policy files tell it to readers that have the moments alone."""
 
     @staticmethod
     def create(size: int) -> Normalizer:
@@ -90,8 +49,18 @@ class Normalizer(struct.PyTreeNode):
         return Normalizer(mean=jnp.zeros(size), var=jnp.ones(size), count=jnp.zeros(()))
 
     def __call__(self, obs: Array) -> Array:
-        """(..., D) to (obs - mean) / (std + 1e-2)."""
-        return (obs - self.mean) / (jnp.sqrt(self.var) + self.EPS)
+        """Observations (..., D), normalized."""
+        return (obs - self.mean) / self.scale
+
+    @property
+    def std(self) -> Array:
+        """(D,) standard deviation."""
+        return jnp.sqrt(self.var)
+
+    @property
+    def scale(self) -> Array:
+        """(D,) what centred observations are divided by."""
+        return self.std + self.EPS
 
     def update(self, obs: Array) -> Normalizer:
         """Merge the moments of ``obs`` (..., D), all leading axes together (parallel variance, Chan et al. 1979)."""
@@ -106,7 +75,7 @@ class Normalizer(struct.PyTreeNode):
 
 
 class PolicyState(struct.PyTreeNode):
-    """All that a policy has learnt."""
+    """Parameters and normalizer of a policy."""
 
     params: Any
     """Linen parameters."""
@@ -146,10 +115,10 @@ class RecurrentLayer(nn.Module):
     """The layer's function in :mod:`jdistill.core.recurrence`."""
 
     @nn.compact
-    def __call__(self, x: Array, state: State, begins: Array | None = None, first: State | None = None) -> Any:
+    def __call__(self, x: Array, state: State, reset: Array | None = None, reset_carry: State | None = None) -> Any:
         """One step: inputs (B, I) to the next state and the output (B, hidden).
 
-        With ``begins`` a whole window (T * B, I), to the state after it and the outputs (T, B, hidden).
+        With ``reset`` (T, B) a whole window (T * B, I), to the state after it and the outputs (T, B, hidden).
         """
         init = _uniform(self.hidden_dim**-0.5)
         width = self.gates * self.hidden_dim
@@ -158,9 +127,9 @@ class RecurrentLayer(nn.Module):
         bias_ih = self.param("bias_ih", init, (width,))
         bias_hh = self.param("bias_hh", init, (width,))
         projected = x @ weight_ih + bias_ih
-        if begins is None:
+        if reset is None:
             return self.cell(projected, state[0] @ weight_hh + bias_hh, state)
-        return self.unroll(projected.reshape(*begins.shape, width), weight_hh, bias_hh, state, begins, first)
+        return self.unroll(projected.reshape(*reset.shape, width), weight_hh, bias_hh, state, reset, reset_carry)
 
     def cell(self, from_input: Array, from_hidden: Array, state: State) -> tuple[State, Array]:
         """The gate equations of one step."""
@@ -214,7 +183,7 @@ RNN_TYPES: dict[str, type[RecurrentLayer]] = {"gru": GRU, "lstm": LSTM}
 class Policy(nn.Module):
     """Dense layers, recurrent layers, dense layers; any of the three may be empty.
 
-    Observations arrive normalised (see :meth:`PolicyState.normalize`).
+    Observations arrive normalized (see :meth:`PolicyState.normalize`).
     """
 
     num_actions: int
@@ -250,7 +219,7 @@ class Policy(nn.Module):
         return self.rnn_type is not None
 
     def initial_carry(self, batch: int) -> Carry:
-        """Carry of ``batch`` environments whose episodes begin: zeros, or what was learnt."""
+        """Carry of ``batch`` environments whose episodes begin: zeros, or the trained state."""
         first = self.first if self.learn_initial_carry else [layer.initial() for layer in self.rnn]
         return tuple(tuple(jnp.broadcast_to(x, (batch, x.shape[0])) for x in state) for state in first)
 
@@ -263,22 +232,19 @@ class Policy(nn.Module):
             states.append(state)
         return tuple(states), self._after(x)
 
-    def unroll(
-        self, carry: Carry, obs: Array, dones: Array, restart: Array, restart_carry: Carry
-    ) -> tuple[Carry, Array]:
+    def unroll(self, carry: Carry, obs: Array, reset: Array, reset_carry: Carry) -> tuple[Carry, Array]:
         """A window of steps: observations (T, B, D) to the carry after the window and actions (T, B, A).
 
-        After step t the carry becomes the initial one where ``dones[t]`` (T, B), and ``restart_carry`` for all
-        environments where ``restart[t]`` (T,).
+        Before step t the carry becomes ``reset_carry[t]`` where ``reset[t]``; ``reset`` is (T, B) bool, the leaves of
+        ``reset_carry`` are (T, B, hidden) or can be broadcast to that.
         """
         steps, batch, size = obs.shape
-        begins = dones | restart[:, None]
         # Rows without a time axis: that is what XLA's matrix products, and their gradients, are fast at.
         x = self._before(obs.reshape(steps * batch, size))
         states = []
-        for layer, start, new, again in zip(self.rnn, carry, self.initial_carry(batch), restart_carry, strict=True):
-            first = jax.tree.map(lambda n, a: jnp.where(restart[:, None, None], a, n), new, again)
-            state, out = layer(x, start, begins, first)
+        for layer, start, new in zip(self.rnn, carry, reset_carry, strict=True):
+            every = tuple(jnp.broadcast_to(s, (steps, batch, self.rnn_hidden_dim)) for s in new)
+            state, out = layer(x, start, reset, every)
             x = out.reshape(steps * batch, self.rnn_hidden_dim)
             states.append(state)
         return tuple(states), self._after(x).reshape(steps, batch, self.num_actions)
@@ -306,29 +272,29 @@ def init(policy: Policy, rng: Array, obs_size: int, normalize: bool) -> PolicySt
 
 def initial_carry(policy: Policy, state: PolicyState, batch: int) -> Carry:
     """Carry of ``batch`` environments whose episodes begin."""
-    carry: Any = policy.apply({"params": state.params}, batch, method=Policy.initial_carry)
+    carry: Carry = policy.apply({"params": state.params}, batch, method=Policy.initial_carry)  # type: ignore[assignment]
     return carry
 
 
 def act(policy: Policy, state: PolicyState, carry: Carry, obs: Array) -> tuple[Carry, Array]:
     """Deterministic actions (B, A) for raw observations (B, D), and the next carry."""
-    out: Any = policy.apply({"params": state.params}, carry, state.normalize(obs), method=Policy.step)
+    args = carry, state.normalize(obs)
+    out: tuple[Carry, Array] = policy.apply({"params": state.params}, *args, method=Policy.step)  # type: ignore[assignment]
     return out
 
 
-def replay(policy: Policy, state: PolicyState, obs: Array, begins: Array) -> Array:
-    """Deterministic actions (T, B, A) along recorded raw observations (T, B, D): the labels of a teacher, anew.
+def replay(policy: Policy, state: PolicyState, obs: Array, is_first: Array) -> Array:
+    """Deterministic actions (T, B, A) along recorded raw observations (T, B, D): a teacher's actions, computed anew.
 
-    Episodes begin at the steps ``begins`` (T, B) and at the first one; there, and only there, the policy forgets.
+    Episodes begin at the steps ``is_first`` (T, B) and at the first one; there, and only there, the policy forgets.
     """
-    first = initial_carry(policy, state, obs.shape[1])
+    initial = initial_carry(policy, state, obs.shape[1])
 
     def step(carry: Carry, inputs: tuple[Array, Array]) -> tuple[Carry, Array]:
         now, new = inputs
-        carry = jax.tree.map(lambda f, c: jnp.where(new[:, None], f, c), first, carry)
-        return act(policy, state, carry, now)
+        return act(policy, state, where_done(new, initial, carry), now)
 
-    return jax.lax.scan(step, first, (obs, begins))[1]
+    return jax.lax.scan(step, initial, (obs, is_first))[1]
 
 
 def num_parameters(state: PolicyState) -> int:
@@ -342,4 +308,4 @@ def summary(policy: Policy, state: PolicyState, obs_size: int) -> str:
     layers = "-".join(map(str, [*policy.pre_dims, *memory, *policy.hidden_dims, policy.num_actions]))
     end = "" if policy.output_activation == "identity" else f", {policy.output_activation} at the output"
     normalizer = "with" if state.normalizer else "without"
-    return f"{obs_size} observations, {layers}, {policy.activation}{end}, {normalizer} normaliser"
+    return f"{obs_size} observations, {layers}, {policy.activation}{end}, {normalizer} normalizer"

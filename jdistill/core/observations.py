@@ -1,5 +1,8 @@
 """Which numbers a policy sees: observation groups by name, whole or in part.
 
+Up to here an observation is a dict of groups of any shape; a policy takes one vector (B, D). Groups that are no vectors
+can be there, but not be selected.
+
 An entry of ``agent.obs_groups.student`` or ``.teacher`` is the name of one of the environment's groups, or a part of it
 in brackets, written as in NumPy: ``policy``, ``policy[:22]``, ``policy[0,2]``, ``policy[0:3,6]``. The entries' numbers
 stand side by side, in their order.
@@ -14,6 +17,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
+from bridge.env import ObservationSpec
 from jdistill.errors import ObservationError
 
 _ENTRY = re.compile(r"(?P<name>[^\[\]]+)(\[(?P<part>[^\[\]]*)\])?")
@@ -25,21 +29,25 @@ def group_names(entries: Sequence[str]) -> list[str]:
     return list(dict.fromkeys(_parse(entry)[0] for entry in entries))
 
 
-def size(entries: Sequence[str], sizes: Mapping[str, int]) -> int:
-    """How many numbers ``entries`` are, given the groups' ``sizes``.
+def size(entries: Sequence[str], specs: Mapping[str, ObservationSpec]) -> int:
+    """How many numbers ``entries`` are, given the ``specs`` of an environment's groups.
 
     Raises:
-        ObservationError: a group that there is not, or a part that reaches beyond it.
+        ObservationError: a group that there is not or that no policy can take, or a part that reaches beyond it.
     """
-    return sum(len(_columns(entry, sizes)) for entry in entries)
+    return sum(len(_columns(entry, _vector_size(entry, specs))) for entry in entries)
 
 
 def select(obs: Mapping[str, Any], entries: Sequence[str]) -> Any:
-    """The observation that ``entries`` make of the groups ``obs``, each (..., size), of JAX's arrays or NumPy's."""
-    sizes = {name: obs[name].shape[-1] for name in group_names(entries)}
+    """The observation that ``entries`` make of the groups ``obs``, each (..., size), of JAX's arrays or NumPy's.
+
+    Truth values become 0.0 and 1.0.
+    """
     parts = []
     for entry in entries:
-        group, columns = obs[_parse(entry)[0]], _columns(entry, sizes)
+        group = obs[_parse(entry)[0]]
+        columns = _columns(entry, group.shape[-1])
+        group = group.astype(np.float32) if group.dtype == bool else group
         if len(columns) == 0 or (np.diff(columns) != 1).any():
             parts.append(group[..., columns])
         else:
@@ -54,12 +62,12 @@ def describe(env: Any, entries: Sequence[str]) -> dict[str, Any]:
     groups = []
     for entry in entries:
         name = _parse(entry)[0]
-        layout = env.obs_layouts.get(name, ()) if entry == name else ()
+        spec = env.obs_specs[name]
+        layout = spec.layout if entry == name else ()
         parts = [dict(zip(("name", "size", "unit"), part, strict=True)) for part in layout]
-        frame = env.obs_frames.get(name)
-        groups.append({"name": entry, "size": size([entry], env.obs_sizes), "frame": frame, "layout": parts})
+        groups.append({"name": entry, "size": size([entry], env.obs_specs), "frame": spec.frame, "layout": parts})
     return {
-        "observation": {"groups": groups, "frame": groups[0]["frame"], "size": size(entries, env.obs_sizes)},
+        "observation": {"groups": groups, "frame": groups[0]["frame"], "size": size(entries, env.obs_specs)},
         "action": {"size": env.num_actions, **env.action_layout},
         "control_rate_hz": 1.0 / env.step_dt,
     }
@@ -72,12 +80,25 @@ def _parse(entry: str) -> tuple[str, str | None]:
     return match["name"], match["part"]
 
 
-def _columns(entry: str, sizes: Mapping[str, int]) -> np.ndarray:
-    name, part = _parse(entry)
-    if name not in sizes:
-        known = ", ".join(f"{g} ({n})" for g, n in sizes.items())
+def _vector_size(entry: str, specs: Mapping[str, ObservationSpec]) -> int:
+    """Numbers in the group that ``entry`` takes from."""
+    name, _ = _parse(entry)
+    known = ", ".join(f"{g} ({'x'.join(map(str, spec.shape))})" for g, spec in specs.items())
+    if name not in specs:
         raise ObservationError(f"no observation group '{name}'; there are {known}")
-    every = np.arange(sizes[name])
+    spec = specs[name]
+    if len(spec.shape) != 1 or not (jnp.issubdtype(spec.dtype, jnp.floating) or spec.dtype == bool):
+        raise ObservationError(
+            f"observation group '{name}' is {spec} for each environment, "
+            f"a policy takes vectors of floats (float32[D]); there are {known}"
+        )
+    return spec.shape[0]
+
+
+def _columns(entry: str, group_size: int) -> np.ndarray:
+    """Which of the group's numbers ``entry`` takes."""
+    _, part = _parse(entry)
+    every = np.arange(group_size)
     if part is None:
         return every
     columns = []
@@ -88,8 +109,8 @@ def _columns(entry: str, sizes: Mapping[str, int]) -> np.ndarray:
         first, is_range, last = match.groups()
         ends = [int(x) if x else None for x in (first, last)]
         if any(x is not None and not -len(every) <= x <= len(every) for x in ends):
-            raise ObservationError(f"'{entry}': reaches beyond the group, which has {sizes[name]} numbers")
+            raise ObservationError(f"'{entry}': reaches beyond the group, which has {group_size} numbers")
         if not is_range and int(first) == len(every):
-            raise ObservationError(f"'{entry}': reaches beyond the group, which has {sizes[name]} numbers")
+            raise ObservationError(f"'{entry}': reaches beyond the group, which has {group_size} numbers")
         columns.append(every[slice(*ends)] if is_range else every[[int(first)]])
     return np.concatenate(columns)

@@ -10,11 +10,10 @@ functions take:
 
 - ``projected`` (T, B, G), the inputs times ``weight_ih``, plus ``bias_ih``;
 - ``weight_hh`` (H, G), ``bias_hh`` (G,);
-- ``start``, the state before the first step, arrays of (B, H);
-- ``begins`` (T, B) bool, whether the state *after* a step is not the layer's own but that of ``first``, arrays of
-  (T, B, H).
+- ``carry``, the state before the first step, arrays of (B, H);
+- ``reset`` (T, B) bool, whether the state before a step gives way to that of ``reset_carry``, arrays of (T, B, H).
 
-They return the state after the window, and the outputs (T, B, H), in which ``first`` has not taken over anywhere.
+They return the state after the window, and the outputs (T, B, H).
 """
 
 from __future__ import annotations
@@ -37,38 +36,38 @@ State = tuple[Array, ...]
 
 @jax.custom_vjp
 def gru(
-    projected: Array, weight_hh: Array, bias_hh: Array, start: State, begins: Array, first: State
+    projected: Array, weight_hh: Array, bias_hh: Array, carry: State, reset: Array, reset_carry: State
 ) -> tuple[State, Array]:
     """torch.nn.GRU along a window; gates in torch's order r, z, n.
 
     h' = (1 - z) n + z h with n = tanh(x_n + r (W_hn h + b_hn)); r and z are sigmoids of sums.
     """
-    return _gru_forward(projected, weight_hh, bias_hh, start, begins, first)[0]
+    return _gru_forward(projected, weight_hh, bias_hh, carry, reset, reset_carry)[0]
 
 
 def _gru_forward(
-    projected: Array, weight_hh: Array, bias_hh: Array, start: State, begins: Array, first: State
+    projected: Array, weight_hh: Array, bias_hh: Array, carry: State, reset: Array, reset_carry: State
 ) -> tuple[tuple[State, Array], Any]:
     hidden = weight_hh.shape[0]
 
     def step(state: State, inputs: tuple[Array, Array, State]) -> Any:
-        (h,), (at, new, other) = state, inputs
+        x, is_reset, reset_state = inputs
+        (h,) = where_reset(is_reset, reset_state, state)
         from_hidden = h @ weight_hh + bias_hh
-        rz = sigmoid(at[:, : 2 * hidden] + from_hidden[:, : 2 * hidden])
+        rz = sigmoid(x[:, : 2 * hidden] + from_hidden[:, : 2 * hidden])
         from_hidden = from_hidden[:, 2 * hidden :]
-        n = jnp.tanh(at[:, 2 * hidden :] + rz[:, :hidden] * from_hidden)
-        after = (n + rz[:, hidden:] * (h - n),)
-        return _take_over(new, other, after), (h, rz, n, from_hidden)
+        n = jnp.tanh(x[:, 2 * hidden :] + rz[:, :hidden] * from_hidden)
+        return (n + rz[:, hidden:] * (h - n),), (h, rz, n, from_hidden)
 
-    end, kept = lax.scan(step, start, (projected, begins, first))
+    end, kept = lax.scan(step, carry, (projected, reset, reset_carry))
     before, rz, n, _ = kept
     # Once more for all steps: cheaper than to store it step by step.
     out = n + rz[..., hidden:] * (before - n)
-    return (end, out), (kept, weight_hh, begins)
+    return (end, out), (kept, weight_hh, reset)
 
 
 def _gru_backward(residuals: Any, cotangents: tuple[State, Array]) -> Any:
-    (before, rz, n, from_hidden), weight_hh, begins = residuals
+    (before, rz, n, from_hidden), weight_hh, reset = residuals
     (d_end, d_out), hidden = cotangents, weight_hh.shape[0]
     r, z = rz[..., :hidden], rz[..., hidden:]
     # What a gradient of the output times this is a gradient of: the gates before their activations.
@@ -77,14 +76,15 @@ def _gru_backward(residuals: Any, cotangents: tuple[State, Array]) -> Any:
     back = weight_hh.T
 
     def step(d_after: State, inputs: tuple[Array, Array, Array, Array]) -> Any:
-        d_here, new, factor, keep = inputs
-        d = d_here + jnp.where(new[:, None], 0.0, d_after[0])
-        return (d * keep + (jnp.concatenate([d, d, d], axis=-1) * factor) @ back,), (d, d_after)
+        d_here, is_reset, factor, keep = inputs
+        d = d_here + d_after[0]
+        d_before = d * keep + (jnp.concatenate([d, d, d], axis=-1) * factor) @ back
+        return (jnp.where(is_reset[:, None], 0.0, d_before),), (d, d_before)
 
-    d_start, (d, d_after) = lax.scan(step, d_end, (d_out, begins, by_hidden, z), reverse=True)
+    d_carry, (d, d_before) = lax.scan(step, d_end, (d_out, reset, by_hidden, z), reverse=True)
     d_hidden = jnp.concatenate([d, d, d], axis=-1) * by_hidden
     d_projected = jnp.concatenate([d_hidden[..., : 2 * hidden], d * by_n], axis=-1)
-    return d_projected, *_weights(before, d_hidden), d_start, None, _given(begins, d_after)
+    return d_projected, *_weights(before, d_hidden), d_carry, None, _of_reset_carry(reset, (d_before,))
 
 
 gru.defvjp(_gru_forward, _gru_backward)
@@ -92,32 +92,33 @@ gru.defvjp(_gru_forward, _gru_backward)
 
 @jax.custom_vjp
 def lstm(
-    projected: Array, weight_hh: Array, bias_hh: Array, start: State, begins: Array, first: State
+    projected: Array, weight_hh: Array, bias_hh: Array, carry: State, reset: Array, reset_carry: State
 ) -> tuple[State, Array]:
     """torch.nn.LSTM along a window; gates in torch's order i, f, g, o, states (h, c).
 
     c' = f c + i g, h' = o tanh(c'); i, f and o are sigmoids of sums, g is their tanh.
     """
-    return _lstm_forward(projected, weight_hh, bias_hh, start, begins, first)[0]
+    return _lstm_forward(projected, weight_hh, bias_hh, carry, reset, reset_carry)[0]
 
 
 def _lstm_forward(
-    projected: Array, weight_hh: Array, bias_hh: Array, start: State, begins: Array, first: State
+    projected: Array, weight_hh: Array, bias_hh: Array, carry: State, reset: Array, reset_carry: State
 ) -> tuple[tuple[State, Array], Any]:
     def step(state: State, inputs: tuple[Array, Array, State]) -> Any:
-        (h, c), (at, new, other) = state, inputs
-        i, f, g, o = jnp.split(at + h @ weight_hh + bias_hh, 4, axis=-1)
+        x, is_reset, reset_state = inputs
+        h, c = where_reset(is_reset, reset_state, state)
+        i, f, g, o = jnp.split(x + h @ weight_hh + bias_hh, 4, axis=-1)
         i, f, g, o = sigmoid(i), sigmoid(f), jnp.tanh(g), sigmoid(o)
         cell = f * c + i * g
         tanh = jnp.tanh(cell)
-        return _take_over(new, other, (o * tanh, cell)), (h, c, i, f, g, o, tanh)
+        return (o * tanh, cell), (h, c, i, f, g, o, tanh)
 
-    end, kept = lax.scan(step, start, (projected, begins, first))
-    return (end, kept[5] * kept[6]), (kept, weight_hh, begins)
+    end, kept = lax.scan(step, carry, (projected, reset, reset_carry))
+    return (end, kept[5] * kept[6]), (kept, weight_hh, reset)
 
 
 def _lstm_backward(residuals: Any, cotangents: tuple[State, Array]) -> Any:
-    (before, c, i, f, g, o, tanh), weight_hh, begins = residuals
+    (before, c, i, f, g, o, tanh), weight_hh, reset = residuals
     d_end, d_out = cotangents
     # The gates i, f, g hang on the cell, o on the output.
     by_cell = jnp.concatenate([g * i * (1 - i), c * f * (1 - f), i * (1 - g * g)], axis=-1)
@@ -125,24 +126,24 @@ def _lstm_backward(residuals: Any, cotangents: tuple[State, Array]) -> Any:
     back = weight_hh.T
 
     def step(d_after: State, inputs: Any) -> Any:
-        d_here, new, of_cell, of_out, to_cell, keep = inputs
-        d_h, d_c = (jnp.where(new[:, None], 0.0, d) for d in d_after)
-        d_h = d_here + d_h
-        d_c = d_c + d_h * to_cell
+        d_here, is_reset, of_cell, of_out, to_cell, keep = inputs
+        d_h = d_here + d_after[0]
+        d_c = d_after[1] + d_h * to_cell
         d_gates = jnp.concatenate([jnp.concatenate([d_c, d_c, d_c], axis=-1) * of_cell, d_h * of_out], axis=-1)
-        return (d_gates @ back, d_c * keep), (d_gates, d_after)
+        d_before = d_gates @ back, d_c * keep
+        return tuple(jnp.where(is_reset[:, None], 0.0, d) for d in d_before), (d_gates, d_before)
 
-    inputs = (d_out, begins, by_cell, by_out, out_to_cell, f)
-    d_start, (d_gates, d_after) = lax.scan(step, d_end, inputs, reverse=True)
-    return d_gates, *_weights(before, d_gates), d_start, None, _given(begins, d_after)
+    inputs = (d_out, reset, by_cell, by_out, out_to_cell, f)
+    d_carry, (d_gates, d_before) = lax.scan(step, d_end, inputs, reverse=True)
+    return d_gates, *_weights(before, d_gates), d_carry, None, _of_reset_carry(reset, d_before)
 
 
 lstm.defvjp(_lstm_forward, _lstm_backward)
 
 
-def _take_over(new: Array, other: State, state: State) -> State:
-    """``other`` where ``new`` (B,), else ``state``."""
-    return tuple(jnp.where(new[:, None], o, s) for o, s in zip(other, state, strict=True))
+def where_reset(reset: Array, reset_state: State, state: State) -> State:
+    """``reset_state`` where ``reset`` (B,), else ``state``."""
+    return tuple(jnp.where(reset[:, None], r, s) for r, s in zip(reset_state, state, strict=True))
 
 
 def _weights(before: Array, d_hidden: Array) -> tuple[Array, Array]:
@@ -151,6 +152,6 @@ def _weights(before: Array, d_hidden: Array) -> tuple[Array, Array]:
     return before.reshape(-1, before.shape[-1]).T @ rows, rows.sum(axis=0)
 
 
-def _given(begins: Array, d_after: State) -> State:
-    """Gradients of the states that took over where ``begins`` (T, B)."""
-    return tuple(jnp.where(begins[..., None], d, 0.0) for d in d_after)
+def _of_reset_carry(reset: Array, d_before: State) -> State:
+    """Gradients of ``reset_carry``: those of the states before the steps, where these were resets (T, B)."""
+    return tuple(jnp.where(reset[..., None], d, 0.0) for d in d_before)

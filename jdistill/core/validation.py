@@ -12,6 +12,7 @@ from collections.abc import Callable
 from operator import attrgetter
 from typing import Any, NamedTuple
 
+from jdistill.core.activations import ACTIVATIONS, OUTPUT_ACTIVATIONS
 from jdistill.core.config import (
     BETA_SCHEDULES,
     CARRY_STARTS,
@@ -24,7 +25,6 @@ from jdistill.core.config import (
     one_of,
     sampler_name,
 )
-from jdistill.core.networks import ACTIVATIONS, OUTPUT_ACTIVATIONS
 from jdistill.errors import ConfigError
 
 COUNTS = (
@@ -171,7 +171,7 @@ CONFLICTS = (
         "algorithm.gradient_length",
         lambda c: c.algorithm.gradient_length > _steps(c),
         "longer than the {steps} steps of an iteration (num_steps_per_env * num_learning_epochs), so nothing would "
-        "ever be learnt",
+        "ever be learned",
     ),
 )
 

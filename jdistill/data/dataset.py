@@ -21,10 +21,11 @@ from jax import Array
 
 from jdistill.core import networks, observations
 from jdistill.core.config import AlgorithmCfg
-from jdistill.core.history import GIB, History, check_memory
+from jdistill.core.history import History
+from jdistill.core.memory import GIB, check_memory
 from jdistill.core.networks import Normalizer, Policy, PolicyState
 from jdistill.data.write_ahead_log import recover
-from jdistill.errors import ConfigError, DatasetError
+from jdistill.errors import ConfigError, DatasetError, ObservationError
 
 
 class Relabeler(NamedTuple):
@@ -125,8 +126,8 @@ def load(
     teacher_action = _relabel(teacher, packed["teacher_obs"], is_first) if teacher else packed["teacher_action"]
     history = History(
         obs=jnp.asarray(packed["obs"]),
-        label=jnp.asarray(teacher_action, dtype),
-        first=jnp.asarray(is_first),
+        teacher_action=jnp.asarray(teacher_action, dtype),
+        is_first=jnp.asarray(is_first),
         carry=(),
         origin=jnp.zeros((), jnp.int32),
         length=jnp.asarray(filled, jnp.int32),
@@ -240,7 +241,7 @@ def _observation(where: str, group: h5py.Group, entries: Sequence[str], size: in
         raise DatasetError(f"{where}: the groups {', '.join(names)} in obs are not equally long")
     try:
         value = observations.select(groups, entries)
-    except observations.ObservationError as e:
+    except ObservationError as e:
         raise DatasetError(f"{where}: {e}") from e
     if value.shape[1] != size:
         raise DatasetError(

@@ -67,7 +67,7 @@ class Recorder:
             DatasetError: an earlier one could not be written.
         """
         self._check()
-        rollout = rollout._replace(metrics={}, student_carry=None)
+        rollout = rollout._replace(metrics={}, student_carry=())
         for x in jax.tree.leaves(rollout):
             x.copy_to_host_async()
         self._queue.put(rollout)
@@ -145,7 +145,7 @@ def _on_host(rollout: Any) -> dict[str, Any]:
     return {
         "student_actions": host.student_action,
         "teacher_actions": host.teacher_action,
-        "teacher_acts": host.teacher_steps,
+        "teacher_acts": host.teacher_acts,
         "rewards": host.reward,
         "dones": host.done,
         "states": {jax.tree_util.keystr(path, simple=True, separator="."): x for path, x in states},

@@ -1,6 +1,6 @@
 """What a student is worth: ``jdistill evaluate RUN``.
 
-Flies a run's student and its teacher through the scenarios of the run's task, all from the same start states, and
+Rolls out a run's student and its teacher in the scenarios of the run's task, all from the same start states, and
 writes ``evaluation.json`` and ``evaluation.csv`` into the run's folder ``evaluation/``.
 """
 
@@ -14,16 +14,17 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from bridge.env import TrainingEnv
 from bridge.registry import packages
 from bridge.tasks import Scenario, Task
 from jdistill.core import observations
+from jdistill.core.actor import Actor, PolicyActor
 from jdistill.core.networks import Policy, PolicyState
 from jdistill.errors import ConfigError, SettingError, nearest
-from jdistill.evaluation.rollouts import Flight, Flights, Pilot, inference_cost, make_pilot
+from jdistill.evaluation.metrics import find_main_metric
+from jdistill.evaluation.rollouts import EpisodeStatistics, Evaluator, inference_cost
 from jdistill.run.compose import RunCfg
 from jdistill.run.provenance import machine, versions
 from jdistill.run.saved_run import Saved, load_student, load_teacher
@@ -38,9 +39,14 @@ COLUMNS = ("survival", "return", "length", "action_change")
 
 
 def evaluate(
-    env: TrainingEnv, policy: Policy, learnt: PolicyState, groups: list[str], seed: int = 1000, settle_s: float = 3.0
+    env: TrainingEnv,
+    policy: Policy,
+    policy_state: PolicyState,
+    groups: Sequence[str],
+    seed: int = 1000,
+    settle_s: float = 3.0,
 ) -> dict[str, Any]:
-    """The numbers of one policy in one environment, flown in ``env.num_envs`` episodes.
+    """The numbers of one policy in one environment, over ``env.num_envs`` episodes.
 
     Args:
         groups: what makes up the policy's observation (see :mod:`jdistill.core.observations`).
@@ -49,11 +55,11 @@ def evaluate(
 
     Returns:
         ``episodes``; ``survival``, ``return``, ``length``, ``action_change`` and ``terminations`` as in
-        :class:`jdistill.evaluation.rollouts.Flight`; ``steady``, every metric of the environment averaged over the
-        settled steps.
+        :class:`jdistill.evaluation.rollouts.EpisodeStatistics`; ``steady``, every metric of the environment averaged
+        over the settled steps.
     """
-    flights = Flights({"policy": make_pilot(policy, learnt, groups)}, settle_s=settle_s)
-    numbers = flights.fly(env, "policy", seed).numbers
+    evaluator = Evaluator({"policy": PolicyActor(policy, policy_state, tuple(groups))}, settle_s=settle_s)
+    numbers = evaluator.rollout(env, "policy", seed).numbers
     steady = {name: metric["steady"] for name, metric in numbers["metrics"].items()}
     return {"episodes": env.num_envs, **{k: numbers[k] for k in (*COLUMNS, "terminations")}, "steady": steady}
 
@@ -75,7 +81,7 @@ class Request(NamedTuple):
 
 
 def evaluate_run(request: Request, cfg: RunCfg, task: Task) -> dict[str, Any]:
-    """Fly every policy through every scenario; prints a table as it goes, returns what ``evaluation.json`` holds.
+    """Roll out every policy in every scenario; prints a table as it goes, returns what ``evaluation.json`` holds.
 
     Raises:
         ConfigError, PolicyFileError: something is missing, or does not fit; one line.
@@ -84,26 +90,31 @@ def evaluate_run(request: Request, cfg: RunCfg, task: Task) -> dict[str, Any]:
     saved = {"student": load_student(request.run, request.best), "teacher": load_teacher(request.run)}
     cfg.env.num_envs = request.episodes
     scenarios = chosen(task.scenarios(cfg.env), request.scenarios)
-    flights: Flights | None = None
+    evaluator: Evaluator | None = None
+    main_metric: str | None = None
     results: dict[str, Any] = {}
     costs: dict[str, Any] = {}
-    print(header())
     for name, scenario in scenarios.items():
         try:
             with open_env(cfg, task, request.seed, scenario.cfg) as env:
-                if flights is None:
-                    flights = Flights(make_pilots(request, cfg, env, saved), reference="teacher")
-                    costs = {key: inference_cost(pilot, shapes(env)) for key, pilot in flights.pilots.items()}
-                flown = {key: flights.fly(env, key, request.seed) for key in flights.pilots}
+                if evaluator is None:
+                    actors = make_actors(request, cfg, env, saved)
+                    evaluator = Evaluator(actors, reference="teacher", main_metric=task.main_metric)
+                    costs = {key: inference_cost(actor, shapes(env)) for key, actor in actors.items()}
+                statistics = {key: evaluator.rollout(env, key, request.seed) for key in evaluator.actors}
         except SettingError as e:
             raise ConfigError(f"{name}: {e}") from e
-        results[name] = {"description": scenario.description, "policies": side_by_side(flown)}
+        results[name] = {"description": scenario.description, "policies": side_by_side(statistics)}
+        if len(results) == 1:
+            main_metric = find_main_metric(task.main_metric, statistics["student"].numbers["metrics"])
+            print(header(main_metric))
         for key, numbers in results[name]["policies"].items():
-            print(row(name, key, numbers), flush=True)
+            print(row(name, key, numbers, main_metric), flush=True)
     return {
         "format": FORMAT,
         "run": str(request.run),
         "task": cfg.task,
+        "main_metric": main_metric,
         "iteration": saved["student"].header.get("iteration"),
         "episodes": request.episodes,
         "seed": request.seed,
@@ -123,49 +134,49 @@ def chosen(scenarios: Mapping[str, Scenario], names: Sequence[str]) -> dict[str,
     return {name: scenarios[name] for name in names or scenarios}
 
 
-def make_pilots(request: Request, cfg: RunCfg, env: TrainingEnv, saved: Mapping[str, Saved]) -> dict[str, Pilot]:
-    """The policies that fly: the run's own two, and others that were asked for."""
-    pilots = {}
+def make_actors(request: Request, cfg: RunCfg, env: TrainingEnv, saved: Mapping[str, Saved]) -> dict[str, Actor]:
+    """The policies to evaluate: the run's own two, and others that were asked for."""
+    actors: dict[str, Actor] = {}
     for name, (policy, state, header) in saved.items():
         entries = cfg.agent.obs_groups[name]
-        size = observations.size(entries, env.obs_sizes)
+        size = observations.size(entries, env.obs_specs)
         if header["obs_size"] != size:
             raise ConfigError(f"the {name} takes {header['obs_size']} observations, {'+'.join(entries)} has {size}")
-        pilots[name] = make_pilot(policy, state, entries, cfg.agent.clip_actions)
+        actors[name] = PolicyActor(policy, state, tuple(entries), cfg.agent.clip_actions)
     if request.raptor:
         from jdistill.export import raptor
 
-        pilots["raptor"] = raptor.make_pilot(env, cfg.agent.obs_groups["student"])
-    return pilots
+        actors["raptor"] = raptor.make_actor(env, cfg.agent.obs_groups["student"])
+    return actors
 
 
 def shapes(env: TrainingEnv) -> dict[str, jax.ShapeDtypeStruct]:
     """The observation groups of one environment."""
-    return {name: jax.ShapeDtypeStruct((1, size), jnp.float32) for name, size in env.obs_sizes.items()}
+    return {name: jax.ShapeDtypeStruct((1, *spec.shape), spec.dtype) for name, spec in env.obs_specs.items()}
 
 
-def side_by_side(flown: Mapping[str, Flight]) -> dict[str, Any]:
-    """What is told of each policy in one scenario.
+def side_by_side(statistics: Mapping[str, EpisodeStatistics]) -> dict[str, Any]:
+    """What ``evaluation.json`` says of each policy in one scenario.
 
     ``agreement`` is with the teacher, on the states that the policy itself visits, and ``agreement_on_teacher`` on
     those that the teacher visits. Histograms of one metric have the same edges for all policies.
     """
     edges = {}
-    for metric in next(iter(flown.values())).settled:
-        values = [flight.settled[metric] for flight in flown.values() if flight.settled[metric].size]
+    for metric in next(iter(statistics.values())).settled:
+        values = [found.settled[metric] for found in statistics.values() if found.settled[metric].size]
         if values:
             low, high = min(v.min() for v in values), max(np.percentile(v, 99) for v in values)
             edges[metric] = np.linspace(low, max(high, low + 1e-6), BINS + 1)
-    told = {}
-    for name, flight in flown.items():
-        told[name] = {
-            **flight.numbers,
-            "agreement": flight.numbers["agreement"][name],
-            "agreement_on_teacher": flown["teacher"].numbers["agreement"][name],
-            "histograms": {metric: histogram(flight.settled[metric], e) for metric, e in edges.items()},
-            "traces": flight.traces,
+    policies = {}
+    for name, found in statistics.items():
+        policies[name] = {
+            **found.numbers,
+            "agreement": found.numbers["agreement"][name],
+            "agreement_on_teacher": statistics["teacher"].numbers["agreement"][name],
+            "histograms": {metric: histogram(found.settled[metric], e) for metric, e in edges.items()},
+            "traces": found.traces,
         }
-    return told
+    return policies
 
 
 def histogram(values: np.ndarray, edges: np.ndarray) -> dict[str, list[Any]]:
@@ -177,25 +188,27 @@ def histogram(values: np.ndarray, edges: np.ndarray) -> dict[str, list[Any]]:
 # -- the table and the files ---------------------------------------------------------------------------------------
 
 
-def header() -> str:
-    """The table's head."""
-    names = ("survival", "return", "error", "95 %", "steady", "change", "RMSE", "R^2")
+def header(metric: str | None) -> str:
+    """The table's head; ``metric`` is the main one."""
+    names = ["survival", "return", *([metric, "95 %", "steady"] if metric else []), "change", "RMSE", "R^2"]
     return f"{'scenario':<18} {'policy':<8}" + "".join(f" {name:>9}" for name in names)
 
 
-def row(scenario: str, policy: str, numbers: Mapping[str, Any]) -> str:
-    """One line of the table; the error is that of position (m), steady is after 3 s."""
-    error = numbers["metrics"].get("position_error", {})
+def row(scenario: str, policy: str, numbers: Mapping[str, Any], metric: str | None) -> str:
+    """One line of the table: of the main ``metric`` the mean, the 95th percentile, and the mean after 3 s."""
     cells = [f"{numbers['survival']:.1%}", f"{numbers['return']:.1f}"]
-    cells += [f"{error[k]:.4f}" if k in error else "" for k in ("mean", "p95", "steady")]
+    if metric:
+        values = numbers["metrics"].get(metric, {})
+        mean, *others = (f"{values[k]:.4f}" if k in values else "" for k in ("mean", "p95", "steady"))
+        cells += [f"{mean:>{len(metric)}}", *others]
     cells += [f"{numbers['action_change']:.4f}", *(f"{numbers['agreement'][k]:.4f}" for k in ("rmse", "r2"))]
     return f"{scenario:<18} {policy:<8}" + "".join(f" {cell:>9}" for cell in cells)
 
 
 def records(results: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     """One flat record for each scenario and policy."""
-    for scenario, told in results["scenarios"].items():
-        for policy, numbers in told["policies"].items():
+    for scenario, result in results["scenarios"].items():
+        for policy, numbers in result["policies"].items():
             record = {"scenario": scenario, "policy": policy, **{name: numbers[name] for name in COLUMNS}}
             for metric, values in numbers["metrics"].items():
                 record |= {f"{metric}_{statistic}": value for statistic, value in values.items()}

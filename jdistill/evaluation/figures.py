@@ -1,4 +1,4 @@
-"""The report's figures, as plotly's: learning curves, scenarios beside each other, flights."""
+"""The report's figures, as plotly's: learning curves, scenarios beside each other, single episodes."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ COLORS = {"student": "#0072B2", "teacher": "#D55E00", "raptor": "#009E73"}
 OTHER, TARGET, GRID, INK = "#CC79A7", "#6b7280", "#e8eaee", "#374151"
 FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, sans-serif"
 LINE_POINTS = 250
-"""Points of a line of a flight, at most; more are not seen."""
+"""Points of a line over an episode, at most; more are not seen."""
 ACTIONS = 8
 """Actions that are drawn, at most."""
 CURVES = {
@@ -69,7 +69,7 @@ def phase_switch(curves: Curves) -> int | None:
 def learning_curves(curves: Curves) -> list[go.Figure]:
     """One figure for each curve that the run has, the phase switch marked in all of them."""
     titles = {tag: title for tag, title in CURVES.items() if tag in curves}
-    titles |= {tag: _spoken(tag) for tag in curves if tag.startswith("Metrics/")}
+    titles |= {tag: spoken(tag.partition("/")[2]) for tag in curves if tag.startswith("Metrics/")}
     switch = phase_switch(curves)
     figures = [_curve(tag, curves[tag], title, switch) for tag, title in titles.items()]
     ends = {tag: c for tag, c in curves.items() if tag.startswith("Episode_Termination/") and any(c[1])}
@@ -112,13 +112,14 @@ def _marked(figure: go.Figure, switch: int | None) -> go.Figure:
 
 
 def running_mean(values: np.ndarray, width: int) -> np.ndarray:
-    """Centred means over ``width`` values, fewer at the ends."""
+    """Centered means over ``width`` values, fewer at the ends."""
     ones = np.ones(width)
     return (np.convolve(values, ones, "same") / np.convolve(np.ones(len(values)), ones, "same")).astype(np.float32)
 
 
-def _spoken(tag: str) -> str:
-    text = tag.partition("/")[2].replace("_", " ")
+def spoken(name: str) -> str:
+    """A metric's name as a title."""
+    text = name.replace("_", " ")
     return text[:1].upper() + text[1:]
 
 
@@ -126,14 +127,14 @@ def _spoken(tag: str) -> str:
 
 
 def overview(scenarios: Mapping[str, Any], metric: str | None) -> go.Figure:
-    """Every scenario's survival and, where the environment measures one, its steady error, policy by policy."""
-    titles = ["Survival", *([f"{_spoken('/' + metric)}, steady"] if metric else ["Return"])]
+    """Every scenario's survival and its main metric when settled, or its return where there is none, by policy."""
+    titles = ["Survival", *([f"{spoken(metric)}, steady"] if metric else ["Return"])]
     figure = make_subplots(1, 2, shared_yaxes=True, subplot_titles=titles, horizontal_spacing=0.04)
     names = list(scenarios)
     for policy in policies(scenarios):
-        told = [scenarios[name]["policies"].get(policy, {}) for name in names]
-        right = [(p.get("metrics") or {}).get(metric, {}).get("steady") if metric else p.get("return") for p in told]
-        for column, values in ((1, [p.get("survival") for p in told]), (2, right)):
+        found = [scenarios[name]["policies"].get(policy, {}) for name in names]
+        right = [(p.get("metrics") or {}).get(metric, {}).get("steady") if metric else p.get("return") for p in found]
+        for column, values in ((1, [p.get("survival") for p in found]), (2, right)):
             marker = {"color": color(policy), "size": 9, "opacity": 0.85}
             figure.add_scatter(x=values, y=names, mode="markers", name=policy, marker=marker, row=1, col=column)
     figure = styled(figure, 90 + 24 * len(names))
@@ -147,32 +148,41 @@ def overview(scenarios: Mapping[str, Any], metric: str | None) -> go.Figure:
 
 
 def policies(scenarios: Mapping[str, Any]) -> list[str]:
-    """The policies that fly in any scenario, in the order in which they are told."""
-    return list(dict.fromkeys(policy for told in scenarios.values() for policy in told["policies"]))
+    """The policies of all scenarios, in the order in which they come."""
+    return list(dict.fromkeys(policy for result in scenarios.values() for policy in result["policies"]))
 
 
-def flights(told: Mapping[str, Any]) -> dict[str, Any]:
-    """The figures of one scenario: ``histograms`` and ``agreement`` (lists), ``episodes`` (a list of lists)."""
-    flown = told["policies"]
-    traces = {policy: numbers.get("traces") or [] for policy, numbers in flown.items()}
+def shows_target(scenarios: Mapping[str, Any]) -> bool:
+    """Whether any episode has a target to be drawn."""
+    numbers = [numbers for result in scenarios.values() for numbers in result["policies"].values()]
+    return any(_points(trace, "target") is not None for n in numbers for trace in n.get("traces") or [])
+
+
+def scenario(result: Mapping[str, Any], metric: str | None) -> dict[str, Any]:
+    """The figures of one scenario: ``histograms`` and ``agreement`` (lists), ``episodes`` (a list of lists).
+
+    ``metric`` is the name of the main one, whose course the traces hold.
+    """
+    found = result["policies"]
+    traces = {policy: numbers.get("traces") or [] for policy, numbers in found.items()}
     count = max((len(t) for t in traces.values()), default=0)
     episodes = [{p: t[i] for p, t in traces.items() if i < len(t)} for i in range(count)]
-    metrics = dict.fromkeys(m for numbers in flown.values() for m in numbers.get("histograms") or {})
-    labelled = [trace for trace in traces.get("student", []) if trace.get("teacher_action")]
+    metrics = dict.fromkeys(m for numbers in found.values() for m in numbers.get("histograms") or {})
+    compared = [trace for trace in traces.get("student", []) if trace.get("teacher_action")]
     return {
-        "histograms": [histogram(flown, metric) for metric in metrics],
-        "agreement": [agreement(labelled)] if labelled else [],
-        "episodes": [episode(traces) for traces in episodes],
+        "histograms": [histogram(found, metric) for metric in metrics],
+        "agreement": [agreement(compared)] if compared else [],
+        "episodes": [episode(traces, metric) for traces in episodes],
     }
 
 
-def episode(traces: Mapping[str, Mapping[str, Any]]) -> list[go.Figure]:
-    """One episode's course under every policy: in space, over time, and the student's actions."""
+def episode(traces: Mapping[str, Mapping[str, Any]], metric: str | None) -> list[go.Figure]:
+    """One episode's course under every policy: in space, its main ``metric`` over time, and the student's actions."""
     figures = []
-    if any(trace.get("position") for trace in traces.values()):
+    if any(_points(trace, "position") is not None for trace in traces.values()):
         figures += [path(traces), positions(traces)]
-    if any(trace.get("error") for trace in traces.values()):
-        figures.append(errors(traces))
+    if metric and any(_main_metric(trace) for trace in traces.values()):
+        figures.append(metric_over_time(traces, metric))
     if traces.get("student", {}).get("teacher_action"):
         figures.append(actions(traces["student"]))
     return figures
@@ -181,15 +191,15 @@ def episode(traces: Mapping[str, Mapping[str, Any]]) -> list[go.Figure]:
 def path(traces: Mapping[str, Mapping[str, Any]]) -> go.Figure:
     """In space, the target's way included."""
     figure = go.Figure()
-    with_target = [trace for trace in traces.values() if trace.get("target")]
+    targets = [target for trace in traces.values() if (target := _points(trace, "target")) is not None]
     # A crashed policy's target ends early; the longest is everybody's.
-    for target in sorted((thinned(trace["target"]) for trace in with_target), key=len)[-1:]:
+    for target in sorted(targets, key=len)[-1:]:
         dots = {"color": TARGET, "size": 2.5}
         figure.add_scatter3d(x=target[:, 0], y=target[:, 1], z=target[:, 2], mode="markers", name="target", marker=dots)
     for policy, trace in traces.items():
-        if not trace.get("position"):
+        if (position := _points(trace, "position")) is None:
             continue
-        x, y, z = thinned(trace["position"]).T
+        x, y, z = position.T
         line = {"color": color(policy), "width": 4}
         figure.add_scatter3d(x=x, y=y, z=z, mode="lines", name=policy, line=line)
         start = {"color": color(policy), "size": 4, "symbol": "diamond"}
@@ -210,26 +220,36 @@ def positions(traces: Mapping[str, Mapping[str, Any]]) -> go.Figure:
         lines: dict[str, dict[str, Any]] = {"target": {"color": TARGET, "width": 1, "dash": "dot"}}
         for policy, trace in traces.items():
             lines["position"] = {"color": color(policy), "width": 1.6}
-            for key in (k for k in lines if trace.get(k)):
-                x, y, name = thinned(trace["time"]), thinned(trace[key])[:, axis], policy if key == "position" else key
-                figure.add_scatter(x=x, y=y, mode="lines", name=name, line=lines[key], row=axis + 1, col=1)
+            for key, line in lines.items():
+                if (points := _points(trace, key)) is not None:
+                    x, y, name = thinned(trace["time"]), points[:, axis], policy if key == "position" else key
+                    figure.add_scatter(x=x, y=y, mode="lines", name=name, line=line, row=axis + 1, col=1)
         figure.update_yaxes(title=f"{'xyz'[axis]} (m)", row=axis + 1, col=1)
     figure.update_xaxes(title="time (s)", row=3, col=1)
     return styled(figure, 420, "Position")
 
 
-def errors(traces: Mapping[str, Mapping[str, Any]]) -> go.Figure:
-    """The distance to the target over time."""
+def metric_over_time(traces: Mapping[str, Mapping[str, Any]], metric: str) -> go.Figure:
+    """The main ``metric`` over time."""
     figure = go.Figure()
     for policy, trace in traces.items():
-        if trace.get("error"):
+        if values := _main_metric(trace):
             line = {"color": color(policy), "width": 1.6}
-            figure.add_scatter(
-                x=thinned(trace["time"]), y=thinned(trace["error"]), mode="lines", name=policy, line=line
-            )
+            figure.add_scatter(x=thinned(trace["time"]), y=thinned(values), mode="lines", name=policy, line=line)
     figure.update_xaxes(title="time (s)")
-    figure.update_yaxes(title="error (m)", rangemode="tozero")
-    return styled(figure, 300, "Position error")
+    figure.update_yaxes(title=metric.replace("_", " "), rangemode="tozero")
+    return styled(figure, 300, spoken(metric))
+
+
+def _main_metric(trace: Mapping[str, Any]) -> list[float] | None:
+    """Its course; jdistill 0.1.0 knew the position error alone."""
+    return trace.get("main_metric", trace.get("error"))
+
+
+def _points(trace: Mapping[str, Any], key: str) -> np.ndarray | None:
+    """What a trace shows as ``key``, thinned, if those are points in space (N, 3)."""
+    points = thinned(trace.get(key) or [])
+    return points if points.ndim == 2 and points.shape[1] == 3 else None
 
 
 def actions(trace: Mapping[str, Any]) -> go.Figure:
@@ -270,10 +290,10 @@ def agreement(traces: Sequence[Mapping[str, Any]]) -> go.Figure:
     return figure
 
 
-def histogram(flown: Mapping[str, Mapping[str, Any]], metric: str) -> go.Figure:
+def histogram(policies: Mapping[str, Mapping[str, Any]], metric: str) -> go.Figure:
     """How a metric is spread over the settled steps of all episodes."""
     figure = go.Figure()
-    for policy, numbers in flown.items():
+    for policy, numbers in policies.items():
         if found := (numbers.get("histograms") or {}).get(metric):
             edges, counts = np.asarray(found["edges"]), np.asarray(found["counts"], float)
             share = (counts / max(counts.sum(), 1)).astype(np.float32)
@@ -281,7 +301,7 @@ def histogram(flown: Mapping[str, Mapping[str, Any]], metric: str) -> go.Figure:
             figure.add_scatter(x=edges, y=[*share, share[-1]], mode="lines", name=policy, line=line)
     figure.update_xaxes(title=metric.replace("_", " "), rangemode="tozero")
     figure.update_yaxes(title="share of the steps", tickformat=".0%", rangemode="tozero")
-    return styled(figure, 300, f"{_spoken('/' + metric)} when settled")
+    return styled(figure, 300, f"{spoken(metric)} when settled")
 
 
 def thinned(values: Sequence[Any]) -> np.ndarray:

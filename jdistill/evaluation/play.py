@@ -8,15 +8,15 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Iterator
+from collections.abc import Mapping
 from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
 
-from bridge.env import State, TrainingEnv
+from bridge.env import TrainingEnv
+from jdistill.core.actor import Actor, PolicyActor
 from jdistill.errors import RenderError
 from jdistill.evaluation import video
-from jdistill.evaluation.rollouts import Pilot, make_pilot
 from jdistill.run.compose import RunCfg
 from jdistill.run.saved_run import load_student, load_teacher
 
@@ -24,18 +24,26 @@ PANEL = 480
 """Width and height of a policy's picture, pixels."""
 
 
-def pilots(run: Path, cfg: RunCfg, best: bool) -> dict[str, Pilot]:
+def load_actors(run: Path, cfg: RunCfg, best: bool) -> dict[str, Actor]:
     """The run's student and teacher."""
-    agent = cfg.agent
-    student, teacher = load_student(run, best)[:2], load_teacher(run)[:2]
+    agent, saved = cfg.agent, {"student": load_student(run, best), "teacher": load_teacher(run)}
     return {
-        "student": make_pilot(*student, agent.obs_groups["student"], agent.clip_actions),
-        "teacher": make_pilot(*teacher, agent.obs_groups["teacher"], agent.clip_actions),
+        name: PolicyActor(policy, state, tuple(agent.obs_groups[name]), agent.clip_actions)
+        for name, (policy, state, _) in saved.items()
     }
 
 
-def film(env: TrainingEnv, flown: dict[str, Pilot], file: Path, seconds: float, seed: int) -> int:
-    """Write the policies' flights from one start state, side by side; returns how many frames.
+def film(
+    env: TrainingEnv,
+    actors: Mapping[str, Actor],
+    file: Path,
+    seconds: float,
+    seed: int,
+    main_metric: str | None = None,
+) -> int:
+    """Write the actors' episodes from one start state, side by side; returns how many frames.
+
+    ``main_metric`` is the task's, to be shown in the captions.
 
     Raises:
         RenderError: no picture can be drawn, or no such file written.
@@ -44,36 +52,31 @@ def film(env: TrainingEnv, flown: dict[str, Pilot], file: Path, seconds: float, 
     stride = video.stride(env, video.GIF_FPS if file.suffix.lower() == ".gif" else video.FPS)
     dt = stride * env.step_dt
     count = max(1, round(seconds / dt))
-    stage = video.Stage(env)
+    rollout = video.StepwiseRollout(env)
     with ExitStack() as stack:
         panels = []
-        for name, pilot in flown.items():
+        for name, actor in actors.items():
             renderer = stack.enter_context(closing(video.make_renderer(env, PANEL, PANEL, video.COLORS[name])))
-            states = itertools.islice(flight(stage, pilot, seed, stride), count)
-            pictures = video.frames(states, renderer, name, dt)
-            # A simulator that keeps its state to itself flies one after the other.
+            states = itertools.islice(rollout.states(actor, seed, stride), count)
+            pictures = video.frames(states, renderer, name, dt, main_metric)
+            # A simulator that keeps its state to itself can run only one after the other.
             panels.append(pictures if env.restorable else iter(list(pictures)))
         return video.write(file, video.beside(panels), 1.0 / dt)
 
 
-def flight(stage: video.Stage, pilot: Pilot, seed: int, stride: int) -> Iterator[State]:
-    """The way of a policy that learns no more."""
-    return stage.fly(stage.actor(lambda _: pilot), (), seed, stride)
-
-
-def watch(env: Any, flown: dict[str, Pilot], seed: int) -> None:
-    """Show the policies beside each other in a window, as fast as time goes by, until it is closed.
+def watch(env: Any, actors: Mapping[str, Actor], seed: int) -> None:
+    """Show the actors beside each other in a window, as fast as time goes by, until it is closed.
 
     Raises:
         RenderError: there is no display, or the environment opens no window.
     """
     if not hasattr(env, "viewer"):
         raise RenderError(f"{type(env).__name__} opens no window; leave --live out for a file")
-    stage, stride = video.Stage(env), video.stride(env, video.FPS)
-    with closing(env.viewer([video.COLORS[name] for name in flown])) as viewer:
-        ways = [flight(stage, pilot, seed, stride) for pilot in flown.values()]
+    rollout, stride = video.StepwiseRollout(env), video.stride(env, video.FPS)
+    with closing(env.viewer([video.COLORS[name] for name in actors])) as viewer:
+        rollouts = [rollout.states(actor, seed, stride) for actor in actors.values()]
         began = time.perf_counter()
-        for i, states in enumerate(zip(*ways, strict=True)):
+        for i, states in enumerate(zip(*rollouts, strict=True)):
             if not viewer.show(states):
                 return
             time.sleep(max(0.0, began + i * stride * env.step_dt - time.perf_counter()))

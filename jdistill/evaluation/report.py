@@ -1,8 +1,8 @@
 """A run on one HTML page that needs no network: ``jdistill report RUN``.
 
-Learning curves, what the evaluation says in tables and pictures, flights in space and over time, and all that made the
-run. The curves come from the run's ``progress.csv``, the rest from its ``evaluation/evaluation.json``; without an
-evaluation the page has what there is.
+Learning curves, what the evaluation says in tables and pictures, single episodes over time and in space, and all that
+made the run. The curves come from the run's ``progress.csv``, the rest from its ``evaluation/evaluation.json``; without
+an evaluation the page has what there is.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from jdistill.errors import ReportError
+from jdistill.evaluation.metrics import find_main_metric
 from jdistill.run.folders import describe, starts
 from jdistill.run.progress import read_progress
 
@@ -42,18 +43,20 @@ def write_report(run: Path, evaluation: Mapping[str, Any] | None) -> Path:
     curves = read_progress(run)
     evaluation = evaluation or {}
     scenarios = evaluation.get("scenarios") or {}
+    metric = main_metric(evaluation)
     drawn = {
         "curves": figures.learning_curves(curves),
-        "overview": [figures.overview(scenarios, main_metric(scenarios))] if scenarios else [],
-        "flights": {
-            name: {"description": told["description"], **figures.flights(told)} for name, told in scenarios.items()
+        "overview": [figures.overview(scenarios, metric)] if scenarios else [],
+        "scenarios": {
+            name: {"description": result["description"], **figures.scenario(result, metric)}
+            for name, result in scenarios.items()
         },
     }
     page = string.Template(files("jdistill.evaluation").joinpath("report.html").read_text())
     body = [
         heading(run, evaluation),
         curves_section(curves, figures.phase_switch(curves)),
-        *([scenarios_section(evaluation), flights_section(scenarios)] if scenarios else [no_evaluation(run)]),
+        *([scenarios_section(evaluation), episodes_section(scenarios)] if scenarios else [no_evaluation(run)]),
         origin_section(run, evaluation),
     ]
     text = page.substitute(
@@ -95,15 +98,16 @@ def read_evaluation(run: Path) -> dict[str, Any] | None:
     return found
 
 
-def main_metric(scenarios: Mapping[str, Any]) -> str | None:
-    """The metric that the page speaks of: the position error, else the environment's first."""
-    found = dict.fromkeys(
+def main_metric(evaluation: Mapping[str, Any]) -> str | None:
+    """The metric that the page speaks of: the task's, else the first by name; None where nothing is measured."""
+    found = {
         metric
-        for told in scenarios.values()
-        for numbers in told["policies"].values()
+        for result in (evaluation.get("scenarios") or {}).values()
+        for numbers in result["policies"].values()
         for metric in numbers.get("metrics") or {}
-    )
-    return "position_error" if "position_error" in found else next(iter(found), None)
+    }
+    # Evaluations of jdistill 0.1.0 do not say; theirs were of tasks with positions.
+    return find_main_metric(evaluation.get("main_metric", "position_error"), found)
 
 
 # -- sections ------------------------------------------------------------------------------------------------------
@@ -121,7 +125,7 @@ def heading(run: Path, evaluation: Mapping[str, Any]) -> str:
     cards = []
     if scenarios:
         name = "default" if "default" in scenarios else next(iter(scenarios))
-        numbers, metric = scenarios[name]["policies"]["student"], main_metric(scenarios)
+        numbers, metric = scenarios[name]["policies"]["student"], main_metric(evaluation)
         cards.append((percent(numbers.get("survival")), f"survival, {name}"))
         if metric:
             steady = ((numbers.get("metrics") or {}).get(metric) or {}).get("steady")
@@ -144,7 +148,7 @@ def curves_section(curves: Mapping[str, Any], switch: int | None) -> str:
     """Where the learning curves go."""
     if not curves:
         return "<h2>Learning</h2><p class='soft'>The run has no progress.csv, so there are no curves.</p>"
-    text = "The thin line is every iteration, the strong one a running mean."
+    text = "Each thin line shows every iteration, the strong one a running mean."
     if switch is not None:
         text += f" The teacher stepped the environments up to iteration {switch - 1} (phase 1)."
     return f'<h2>Learning</h2><p class="soft">{text}</p><div class="grid" id="curves"></div>'
@@ -167,7 +171,7 @@ def scenarios_section(evaluation: Mapping[str, Any]) -> str:
         f"all (seed {evaluation['seed']}). Steady is after the first three seconds; agreement is that of the policy's "
         "actions with the teacher's, in the states that the policy itself visits.</p>"
         f'{key(policies(scenarios))}<div class="figure" id="overview"></div>'
-        f"{scenario_table(scenarios)}{cost_table(evaluation.get('policies') or {})}"
+        f"{scenario_table(scenarios, main_metric(evaluation))}{cost_table(evaluation.get('policies') or {})}"
     )
 
 
@@ -179,22 +183,21 @@ def key(names: Iterable[str]) -> str:
     return f'<div class="bar">{items}</div>'
 
 
-def scenario_table(scenarios: Mapping[str, Any]) -> str:
-    """One row for each scenario and policy."""
-    metric = main_metric(scenarios)
+def scenario_table(scenarios: Mapping[str, Any], metric: str | None) -> str:
+    """One row for each scenario and policy; ``metric`` is the main one."""
     heads = ["survival", "return", "action change", "RMSE", "R²"]
     if metric:
         heads[2:2] = [f"{metric.replace('_', ' ')}, mean", "95 %", "steady"]
     rows = []
-    for name, told in scenarios.items():
-        label = f"{html.escape(name)}<small>{html.escape(told['description'])}</small>"
-        for i, (policy, numbers) in enumerate(told["policies"].items()):
+    for name, result in scenarios.items():
+        label = f"{html.escape(name)}<small>{html.escape(result['description'])}</small>"
+        for i, (policy, numbers) in enumerate(result["policies"].items()):
             values = (numbers.get("metrics") or {}).get(metric) or {}
             near = numbers.get("agreement") or {}
             cells = [percent(numbers.get("survival")), number(numbers.get("return"))]
             cells += [number(values.get(k)) for k in ("mean", "p95", "steady")] if metric else []
             cells += [number(numbers.get("action_change")), number(near.get("rmse")), number(near.get("r2"))]
-            first = f'<td class="name" rowspan="{len(told["policies"])}">{label}</td>' if i == 0 else ""
+            first = f'<td class="name" rowspan="{len(result["policies"])}">{label}</td>' if i == 0 else ""
             row = f'{first}<td class="policy">{html.escape(policy)}</td>' + "".join(f"<td>{c}</td>" for c in cells)
             rows.append(f'<tr class="{"first" if i == 0 else ""}">{row}</tr>')
     return table(["scenario", "policy", *heads], rows)
@@ -216,15 +219,16 @@ def table(heads: Iterable[str], rows: Iterable[str]) -> str:
     return f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{"".join(rows)}</tbody></table></div>'
 
 
-def flights_section(scenarios: Mapping[str, Any]) -> str:
-    """Where the chosen scenario's flights go."""
-    from jdistill.evaluation.figures import policies
+def episodes_section(scenarios: Mapping[str, Any]) -> str:
+    """Where the chosen scenario's episodes go."""
+    from jdistill.evaluation.figures import policies, shows_target
 
+    names = [*policies(scenarios), *(["target"] if shows_target(scenarios) else [])]
     options = "".join(f"<option>{html.escape(name)}</option>" for name in scenarios)
     return (
-        f'<h2>Flights</h2><div class="bar"><label>Scenario <select id="scenario">{options}</select></label>'
+        f'<h2>Episodes</h2><div class="bar"><label>Scenario <select id="scenario">{options}</select></label>'
         '<select id="episode" aria-label="Episode"></select><span class="soft" id="about"></span></div>'
-        f'{key([*policies(scenarios), "target"])}<div class="grid" id="flight"></div>'
+        f'{key(names)}<div class="grid" id="episodes"></div>'
     )
 
 

@@ -1,22 +1,28 @@
-"""Films of policies under way: flown step by step, drawn by the environment, labelled, written as MP4 or GIF."""
+"""Films of policies at work: rolled out step by step, drawn by the environment, labelled, written as MP4 or GIF."""
 
 from __future__ import annotations
 
 import importlib.util
 import io
 import itertools
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from fractions import Fraction
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import numpy as np
 from jax import Array
 
 from bridge.env import Color, Renderer, State, TrainingEnv, where_done
+from jdistill.core.actor import Actor
 from jdistill.errors import RenderError
-from jdistill.evaluation.rollouts import Pilot
+from jdistill.evaluation.metrics import find_main_metric
+from jdistill.evaluation.rollouts import step_metrics
+from jdistill.run.callbacks import Callback, Iteration
+
+if TYPE_CHECKING:
+    from jdistill.run.runner import DistillationRunner
 
 COLORS: dict[str, Color] = {"student": (0.0, 0.45, 0.70), "teacher": (0.84, 0.37, 0.0), "raptor": (0.0, 0.62, 0.45)}
 """Of each policy's path and label: Okabe and Ito's, which the color-blind tell apart."""
@@ -26,42 +32,34 @@ GIF_FPS = 12.5
 PAPER, INK = (255, 255, 255), (40, 44, 52)
 
 
-Actor = tuple[Callable[[Any], Any], Callable[..., tuple[Any, Array]]]
-"""A policy compiled: its memory when episodes begin, and its next memory and actions; see :meth:`Stage.actor`."""
+class StepwiseRollout:
+    """Rolls out actors state by state, so that each state can be drawn.
 
-
-class Stage:
-    """An environment in which policies fly step by step; it and they are compiled once."""
+    Everything is compiled once, the policy for all actors of one structure.
+    """
 
     def __init__(self, env: TrainingEnv):
+        def initial_carry(actor: Actor) -> Any:
+            return actor.initial_carry(env.num_envs)
+
+        def act(actor: Actor, carry: Any, obs: Mapping[str, Array], is_first: Array) -> tuple[Any, Array]:
+            return actor.act(where_done(is_first, initial_carry(actor), carry), obs)
+
         self._env = env
         self._reset, self._step = jax.jit(env.reset), jax.jit(env.step)
+        self._initial_carry, self._act = jax.jit(initial_carry), jax.jit(act)
 
-    def actor(self, pilot_of: Callable[[Any], Pilot]) -> Actor:
-        """Compile the policy that ``pilot_of`` makes of what it has learnt, which may change from flight to flight."""
-        batch = self._env.num_envs
-
-        def begin(learnt: Any) -> Any:
-            return pilot_of(learnt).initial_carry(batch)
-
-        def act(learnt: Any, carry: Any, state: State) -> tuple[Any, Array]:
-            pilot = pilot_of(learnt)
-            return pilot.act(where_done(state.done, pilot.initial_carry(batch), carry), state.obs)
-
-        return jax.jit(begin), jax.jit(act)
-
-    def fly(self, actor: Actor, learnt: Any, seed: int, stride: int) -> Iterator[State]:
+    def states(self, actor: Actor, seed: int, stride: int) -> Iterator[State]:
         """Endless: the start state that ``seed`` means, and every ``stride``-th after it.
 
         ``done`` tells which episodes have ended since the state before.
         """
-        begin, act = actor
-        carry, state = begin(learnt), self._env.drive(self._reset, jax.random.key(seed))
+        carry, state = self._initial_carry(actor), self._env.drive(self._reset, jax.random.key(seed))
         yield state
         while True:
             ended = np.zeros(self._env.num_envs, bool)
             for _ in range(stride):
-                carry, action = act(learnt, carry, state)
+                carry, action = self._act(actor, carry, state.obs, state.done)
                 state = self._env.drive(self._step, state, action)
                 ended |= np.asarray(state.done)
             yield state.replace(done=ended)
@@ -83,14 +81,20 @@ def make_renderer(env: TrainingEnv, width: int, height: int, color: Color) -> Re
     return env.renderer(width, height, color)
 
 
-def frames(states: Iterable[State], renderer: Renderer, name: str, dt: float) -> Iterator[np.ndarray]:
-    """Pictures (H, W, 3) uint8 of environment 0, labelled; ``dt`` seconds of simulated time lie between two."""
+def frames(
+    states: Iterable[State], renderer: Renderer, name: str, dt: float, main_metric: str | None = None
+) -> Iterator[np.ndarray]:
+    """Pictures (H, W, 3) uint8 of environment 0, labelled; ``dt`` seconds of simulated time lie between two.
+
+    ``main_metric`` is the task's, see :mod:`jdistill.evaluation.metrics`.
+    """
     endings = 0
     for i, state in enumerate(states):
         endings += int(state.done[0])
         facts = [f"{i * dt:4.1f} s"]
-        if "Metrics/position_error" in state.metrics:
-            facts.append(f"error {float(state.metrics['Metrics/position_error'][0]):.2f} m")
+        metrics = step_metrics(state.metrics)
+        if (shown := find_main_metric(main_metric, metrics)) is not None:
+            facts.append(f"{shown.replace('_', ' ')} {float(metrics[shown][0]):.2f}")
         if endings:
             facts.append(f"episode {endings + 1}")
         yield labelled(renderer.frame(state), name, "   ".join(facts), COLORS.get(name, COLORS["student"]))
@@ -137,22 +141,25 @@ class Camera:
     """Width and height of the picture, pixels."""
     NAME = "student"
 
-    def __init__(self, env: TrainingEnv, interval: int, length: int | None):
-        """Film after every ``interval`` iterations, for ``length`` steps (None: a whole episode)."""
+    def __init__(self, env: TrainingEnv, length: int | None, main_metric: str | None = None):
+        """Film ``length`` steps (None: a whole episode); ``main_metric`` is the task's, for the captions."""
         check_packages("video.mp4")
-        self.interval = interval
-        self._env, self._stage = env, Stage(env)
+        self._main_metric = main_metric
+        self._env, self._rollout = env, StepwiseRollout(env)
         self._steps = length or env.max_episode_length
         self._renderer = make_renderer(env, self.PANEL, self.PANEL, COLORS[self.NAME])
-        self._actor: Actor | None = None
 
-    def film(self, run: Path, iteration: int, pilot_of: Callable[[Any], Pilot], learnt: Any, seed: int) -> Film:
-        """Film what ``pilot_of`` makes of what it has ``learnt``, which from call to call is the same function."""
-        self._actor = self._actor or self._stage.actor(pilot_of)
+    def film(self, run: Path, iteration: int, actor: Actor, seed: int) -> Film:
+        """Film ``actor`` from the start state that ``seed`` means; all actors of one structure share a program.
+
+        Raises:
+            RenderError, SimulatorError: nothing can be drawn, or the simulator failed.
+            OSError: the file cannot be written.
+        """
         every = stride(self._env)
         dt = every * self._env.step_dt
-        states = itertools.islice(self._stage.fly(self._actor, learnt, seed, every), -(-self._steps // every))
-        pictures = list(frames(states, self._renderer, self.NAME, dt))
+        states = itertools.islice(self._rollout.states(actor, seed, every), -(-self._steps // every))
+        pictures = list(frames(states, self._renderer, self.NAME, dt, self._main_metric))
         file = run / "videos" / f"{self.NAME}_{iteration}.mp4"
         write(file, pictures, 1.0 / dt)
         return Film(file, pictures, 1.0 / dt)
@@ -168,6 +175,36 @@ class Film(NamedTuple):
     file: Path
     pictures: list[np.ndarray]
     fps: float
+
+    def gif(self) -> tuple[bytes, int, int]:
+        """The film as a small GIF, with its height and width in pixels."""
+        every = max(1, round(self.fps / GIF_FPS))
+        height, width = self.pictures[0].shape[:2]
+        return gif(self.pictures[::every], self.fps / every), height, width
+
+
+class FilmStudent(Callback):
+    """Films the student every ``interval`` iterations and at the end, and shows it beside the scalars."""
+
+    def __init__(self, camera: Camera, interval: int):
+        self.camera = camera
+        self.interval = interval
+
+    def open(self, runner: DistillationRunner) -> None:
+        """Remember whose student it is."""
+        self._runner = runner
+
+    def after_iteration(self, iteration: Iteration) -> None:
+        """Film, if it is time."""
+        number, runner = iteration.number + 1, self._runner
+        if number % self.interval and number != runner.cfg.agent.max_iterations:
+            return
+        film = self.camera.film(runner.run_dir, number, runner.student_actor(), runner.cfg.agent.seed)
+        runner.scalars.show(film, iteration.number)
+
+    def close(self) -> None:
+        """Free what drawing takes."""
+        self.camera.close()
 
 
 # -- files ---------------------------------------------------------------------------------------------------------

@@ -1,36 +1,80 @@
 """Policies as ONNX graphs, built node by node: no torch, no tracing.
 
 Inputs and outputs have rsl_rl's names: ``obs`` (1, D) and ``actions`` (1, A); with a GRU ``h_in`` and ``h_out``
-(layers, 1, H), with an LSTM ``c_in`` and ``c_out`` as well. The normaliser and the output activation are in the graph.
+(layers, 1, H), with an LSTM ``c_in`` and ``c_out`` as well. The normalizer and the output activation are in the graph.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
+import onnxruntime
 from onnx import TensorProto, helper, numpy_helper
 
-from jdistill.core.networks import Normalizer, Policy, PolicyState
+from jdistill.core.activations import OUTPUT_ACTIVATIONS
+from jdistill.export.formats import Exported, Student
+from jdistill.export.layers import GATES, STATES, DenseLayer, PolicyLayers, RecurrentLayer
+from jdistill.export.verify import Step
 
 OPSET = 20
 """The first with an exact GELU."""
-ONNX_GATES = {"gru": (1, 0, 2), "lstm": (0, 3, 1, 2)}
-"""ONNX orders the gates z, r, n and i, o, f, g; ours are torch's, r, z, n and i, f, g, o."""
-ACTIVATION_NODES: dict[str, tuple[str, dict[str, Any]]] = {
-    "elu": ("Elu", {}),
-    "selu": ("Selu", {}),
-    "relu": ("Relu", {}),
-    "crelu": ("Celu", {}),
-    "lrelu": ("LeakyRelu", {"alpha": 0.01}),
-    "tanh": ("Tanh", {}),
-    "sigmoid": ("Sigmoid", {}),
-    "softplus": ("Softplus", {}),
-    "gelu": ("Gelu", {}),
-    "mish": ("Mish", {}),
-}
-"""ONNX's names of our activations; ``swish`` and ``beta`` take several nodes, ``identity`` none."""
+ONNX_GATES = {"gru": "zrn", "lstm": "iofg"}
+"""ONNX's order of the gates; ours is :data:`jdistill.export.layers.GATES`."""
+
+
+def export(student: Student, out: Path) -> Exported:
+    """``policy.onnx``, the format ``onnx`` of :mod:`jdistill.export.formats`; onnxruntime runs it."""
+    file = out / "policy.onnx"
+    onnx.save(to_onnx(student.layers), str(file))
+    session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
+
+    def start() -> Step:
+        carry = student.layers.initial_states
+
+        def act(obs: np.ndarray) -> np.ndarray:
+            action, *states = session.run(None, {"obs": obs, **{f"{k}_in": v for k, v in carry.items()}})
+            carry.update(zip(carry, states, strict=True))
+            return action
+
+        return act
+
+    return Exported(file, start)
+
+
+def to_onnx(layers: PolicyLayers) -> onnx.ModelProto:
+    """A policy, one step of one environment, as a checked ONNX model."""
+    graph = _Graph()
+    x = "obs"
+    if layers.normalizer is not None:
+        centred = graph.node("Sub", x, graph.constant(layers.normalizer.mean))
+        x = graph.node("Div", centred, graph.constant(layers.normalizer.scale))
+    for dense in layers.pre:
+        x = graph.dense(dense, x)
+    after: list[list[str]] = []
+    for i, recurrent in enumerate(layers.recurrent):
+        at = graph.constant([i], np.int64)
+        x, states = graph.recurrent(
+            recurrent, x, [graph.node("Gather", f"{s}_in", at, axis=0) for s in layers.state_names]
+        )
+        after.append(states)
+    for dense in layers.mlp:
+        x = graph.dense(dense, x)
+    graph.node("Identity", x, output="actions")
+    for j, s in enumerate(layers.state_names):
+        graph.node("Concat", *(states[j] for states in after), output=f"{s}_out", axis=0)
+
+    carry = {name: list(state.shape) for name, state in layers.initial_states.items()}
+    inputs = [_value("obs", [1, layers.obs_size]), *(_value(f"{s}_in", shape) for s, shape in carry.items())]
+    outputs = [_value("actions", [1, layers.num_actions]), *(_value(f"{s}_out", shape) for s, shape in carry.items())]
+    built = helper.make_graph(graph.nodes, "jdistill_policy", inputs, outputs, graph.constants)
+    model = helper.make_model(built, opset_imports=[helper.make_opsetid("", OPSET)], producer_name="jdistill")
+    model.ir_version = 9  # What goes with the opset; onnx writes its own newest, which runtimes may not know.
+    onnx.checker.check_model(model, full_check=True)
+    return model
 
 
 class _Graph:
@@ -50,82 +94,52 @@ class _Graph:
         self.nodes.append(helper.make_node(op, list(inputs), [name], **attributes))
         return name
 
-    def activation(self, kind: str, x: str) -> str:
-        if kind == "identity":
-            return x
-        if kind == "swish":
-            return self.node("Mul", x, self.node("Sigmoid", x))
-        if kind == "beta":
-            return self.beta_mean(x)
-        op, attributes = ACTIVATION_NODES[kind]
-        return self.node(op, x, **attributes)
+    def dense(self, layer: DenseLayer, x: str) -> str:
+        x = self.node("Gemm", x, self.constant(layer.weight.T), self.constant(layer.bias))
+        activation = OUTPUT_ACTIVATIONS[layer.activation]
+        if activation.onnx is None:
+            return COMPOSED[layer.activation](self, x)
+        return self.node(activation.onnx, x, **activation.onnx_attributes)
 
-    def beta_mean(self, x: str) -> str:
-        """:func:`jdistill.core.networks.beta_mean`."""
-        both = self.node("Add", self.node("Softplus", x), self.constant(1.0))
-        alpha, beta = (f"{kind}_{len(self.nodes)}" for kind in ("alpha", "beta"))
-        self.nodes.append(helper.make_node("Split", [both], [alpha, beta], axis=-1, num_outputs=2))
-        share = self.node("Div", alpha, self.node("Add", alpha, beta))
-        return self.node("Sub", self.node("Mul", share, self.constant(2.0)), self.constant(1.0))
-
-    def dense(self, layer: Any, x: str) -> str:
-        dense = layer["dense"]
-        return self.node("Gemm", x, self.constant(dense["kernel"]), self.constant(dense["bias"]))
-
-    def recurrent(self, kind: str, layer: Any, hidden: int, x: str, states: list[str]) -> tuple[str, list[str]]:
+    def recurrent(self, layer: RecurrentLayer, x: str, states: list[str]) -> tuple[str, list[str]]:
         """One step of a layer: its output (1, H) and its next states, each (1, 1, H)."""
-        order = ONNX_GATES[kind]
+        order = [GATES[layer.kind].index(gate) for gate in ONNX_GATES[layer.kind]]
 
-        def rows(name: str) -> np.ndarray:
-            blocks = np.split(np.asarray(layer[name]).T, len(order))
-            return np.concatenate([blocks[i] for i in order])[None]
+        def rows(value: np.ndarray) -> np.ndarray:
+            gates = np.split(value, len(order))
+            return np.concatenate([gates[i] for i in order])[None]
 
-        weights = [self.constant(rows("weight_ih")), self.constant(rows("weight_hh"))]
-        weights.append(self.constant(np.concatenate([rows("bias_ih"), rows("bias_hh")], axis=1)))
+        weights = [self.constant(rows(layer.weight_ih)), self.constant(rows(layer.weight_hh))]
+        weights.append(self.constant(np.concatenate([rows(layer.bias_ih), rows(layer.bias_hh)], axis=1)))
         sequence = self.node("Unsqueeze", x, self.constant([0], np.int64))
-        outputs = [f"{kind}_{len(self.nodes)}_{s}" for s in "hc"[: len(states)]]
-        attributes: dict[str, Any] = {"hidden_size": hidden}
-        if kind == "gru":
+        outputs = [f"{layer.kind}_{len(self.nodes)}_{s}" for s in STATES[layer.kind]]
+        attributes: dict[str, Any] = {"hidden_size": layer.outputs}
+        if layer.kind == "gru":
             attributes["linear_before_reset"] = 1  # torch's GRU; ONNX's default is another one.
-        node = helper.make_node(kind.upper(), [sequence, *weights, "", *states], ["", *outputs], **attributes)
+        node = helper.make_node(layer.kind.upper(), [sequence, *weights, "", *states], ["", *outputs], **attributes)
         self.nodes.append(node)
         return self.node("Squeeze", outputs[0], self.constant([0], np.int64)), outputs
 
 
-def to_onnx(policy: Policy, state: PolicyState, obs_size: int) -> onnx.ModelProto:
-    """The policy, one step of one environment, as a checked ONNX model."""
-    graph = _Graph()
-    x = "obs"
-    if state.normalizer is not None:
-        centred = graph.node("Sub", x, graph.constant(state.normalizer.mean))
-        scale = np.sqrt(np.asarray(state.normalizer.var)) + Normalizer.EPS
-        x = graph.node("Div", centred, graph.constant(scale))
-    for i in range(len(policy.pre_dims)):
-        x = graph.activation(policy.activation, graph.dense(state.params[f"pre_{i}"], x))
-    names = {"gru": "h", "lstm": "hc"}[policy.rnn_type] if policy.rnn_type else ""
-    layers = policy.rnn_num_layers if policy.rnn_type else 0
-    after: list[list[str]] = []
-    for i in range(layers):
-        at = graph.constant([i], np.int64)
-        states = [graph.node("Gather", f"{s}_in", at, axis=0) for s in names]
-        assert policy.rnn_type
-        x, states = graph.recurrent(policy.rnn_type, state.params[f"rnn_{i}"], policy.rnn_hidden_dim, x, states)
-        after.append(states)
-    for i in range(len(policy.hidden_dims)):
-        x = graph.activation(policy.activation, graph.dense(state.params[f"mlp_{i}"], x))
-    x = graph.activation(policy.output_activation, graph.dense(state.params[f"mlp_{len(policy.hidden_dims)}"], x))
-    graph.node("Identity", x, output="actions")
-    for j, s in enumerate(names):
-        graph.node("Concat", *(states[j] for states in after), output=f"{s}_out", axis=0)
+def _swish(graph: _Graph, x: str) -> str:
+    return graph.node("Mul", x, graph.node("Sigmoid", x))
 
-    carry = [layers, 1, policy.rnn_hidden_dim]
-    inputs = [_value("obs", [1, obs_size]), *(_value(f"{s}_in", carry) for s in names)]
-    outputs = [_value("actions", [1, policy.num_actions]), *(_value(f"{s}_out", carry) for s in names)]
-    built = helper.make_graph(graph.nodes, "jdistill_policy", inputs, outputs, graph.constants)
-    model = helper.make_model(built, opset_imports=[helper.make_opsetid("", OPSET)], producer_name="jdistill")
-    model.ir_version = 9  # What goes with the opset; onnx writes its own newest, which runtimes may not know.
-    onnx.checker.check_model(model, full_check=True)
-    return model
+
+def _beta_mean(graph: _Graph, x: str) -> str:
+    """:func:`jdistill.core.activations.beta_mean`."""
+    both = graph.node("Add", graph.node("Softplus", x), graph.constant(1.0))
+    alpha, beta = (f"{kind}_{len(graph.nodes)}" for kind in ("alpha", "beta"))
+    graph.nodes.append(helper.make_node("Split", [both], [alpha, beta], axis=-1, num_outputs=2))
+    share = graph.node("Div", alpha, graph.node("Add", alpha, beta))
+    return graph.node("Sub", graph.node("Mul", share, graph.constant(2.0)), graph.constant(1.0))
+
+
+COMPOSED: dict[str, Callable[[_Graph, str], str]] = {
+    "swish": _swish,
+    "identity": lambda graph, x: x,
+    "beta": _beta_mean,
+}
+"""The activations that ONNX has no operator for."""
 
 
 def _value(name: str, shape: list[int]) -> onnx.ValueInfoProto:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,18 +25,33 @@ from safetensors.numpy import save
 from jdistill.core import networks
 from jdistill.core.networks import Normalizer, Policy, PolicyState
 from jdistill.errors import PolicyFileError
+from jdistill.export.formats import Exported, Student
+from jdistill.export.layers import describe
+from jdistill.export.verify import jax_policy
 
 FORMAT = 1
 
 
-def save_policy(path: Path, policy: Policy, state: PolicyState, description: dict[str, Any]) -> None:
-    """Write ``policy`` and what it has learnt; ``description`` joins the JSON header. Replaces ``path`` whole."""
+def export(student: Student, out: Path) -> Exported:
+    """``policy.safetensors``, the format ``safetensors`` of :mod:`jdistill.export.formats`."""
+    file = out / "policy.safetensors"
+    save_policy(file, student.policy, student.state, student.header)
+    policy, state, _ = load_policy(file)
+    return Exported(file, jax_policy(policy, state))
+
+
+def save_policy(path: Path, policy: Policy, state: PolicyState, description: Mapping[str, Any]) -> None:
+    """Write ``policy`` with its parameters; ``description`` joins the JSON header. Replaces ``path`` whole.
+
+    Raises:
+        OSError: it cannot be written; what ``path`` held before is still there.
+    """
     header = {
         **description,
         "format": FORMAT,
         "network": {f.name: getattr(policy, f.name) for f in _network_fields()},
-        "obs_size": _input_size(policy, state.params),
-        "normalizer": None if state.normalizer is None else "(obs - mean) / (sqrt(var) + 1e-2)",
+        "obs_size": describe(policy, state).obs_size,
+        "normalizer": None if state.normalizer is None else Normalizer.FORMULA,
     }
     part = path.with_name(path.name + ".part")
     arrays = {k: np.array(v, order="C") for k, v in _tensors(state).items()}
@@ -96,10 +112,3 @@ def _tensors(state: PolicyState) -> dict[str, Any]:
 def _network_fields() -> list[dataclasses.Field]:
     """The fields that make a network, without Linen's own ``parent`` and ``name``."""
     return [f for f in dataclasses.fields(Policy) if f.name not in ("parent", "name")]
-
-
-def _input_size(policy: Policy, params: Any) -> int:
-    """Size of the observation, read from the first layer's weights."""
-    if not policy.pre_dims and policy.rnn_type:
-        return int(params["rnn_0"]["weight_ih"].shape[0])
-    return int(params["pre_0" if policy.pre_dims else "mlp_0"]["dense"]["kernel"].shape[0])

@@ -1,14 +1,14 @@
 """RAPTOR (arXiv 2509.11481), the published policy for many quadrotors, as one of ours.
 
-The package ``foundation-policy`` holds its weights: 22 -> 16 ReLU -> GRU 16 -> 4 with a learnt initial state. Its GRU
-is torch's, so the network is a :class:`jdistill.core.networks.Policy`; what differs is what it sees.
+The package ``foundation-policy`` holds its weights: 22 -> 16 ReLU -> GRU 16 -> 4 with a learned initial state. Its GRU
+is torch's, so the network is a :class:`jdistill.core.networks.Policy`; what differs is what it observes.
 
 Its observation is in the world frame: position minus target (3, m), rotation matrix (9, body to world, row major),
 linear velocity (3, m/s), body rates (3, rad/s), previous action (4, -1..1). Actions are motor commands in [-1, 1],
 front-right, back-right, back-left, front-left, 100 times a second.
 
-It does not hold headings beyond about 90 degrees, so the world frame in which it flies is turned about the vertical by
-the heading in which the episode begins.
+It does not hold headings beyond about 90 degrees, so its world frame is turned about the vertical by the heading with
+which an episode begins.
 """
 
 from __future__ import annotations
@@ -21,13 +21,14 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
+from flax import struct
 from jax import Array
 
 from bridge.env import TrainingEnv
 from jdistill.core import networks
 from jdistill.core.networks import Policy, PolicyState
 from jdistill.errors import ConfigError
-from jdistill.evaluation import rollouts as flight
+from jdistill.export.layers import DenseLayer, PolicyLayers, RecurrentLayer, build
 
 PARTS = {
     "position_error": 3,
@@ -58,57 +59,74 @@ def load() -> tuple[Policy, PolicyState]:
     check_installed()
     path = Path(str(files("foundation_policy"))) / "blob" / "checkpoint.h5"
     with h5py.File(path, "r") as file:
-        layers = [file["actor"]["layers"][str(i)] for i in range(len(file["actor"]["layers"]))]
-        kinds = [(layer.attrs["type"], layer.attrs.get("activation_function")) for layer in layers]
+        stored = [file["actor"]["layers"][str(i)] for i in range(len(file["actor"]["layers"]))]
+        kinds = [(layer.attrs["type"], layer.attrs.get("activation_function")) for layer in stored]
         if kinds != [("dense", "RELU"), ("gru", None), ("dense", "IDENTITY")]:
             raise ConfigError(f"{path}: holds {kinds}, not the network of foundation-policy 1.0")
-        dense, gru, out = ({k: np.array(v["parameters"]) for k, v in layer.items()} for layer in layers)
-    hidden = gru["weights_hidden"].shape[1]
-    policy = Policy(
-        num_actions=out["weights"].shape[0],
-        activation="relu",
-        pre_dims=(dense["weights"].shape[0],),
-        rnn_type="gru",
-        rnn_hidden_dim=hidden,
-        learn_initial_carry=True,
+        dense, gru, out = ({k: np.array(v["parameters"]) for k, v in layer.items()} for layer in stored)
+    layers = PolicyLayers(
+        normalizer=None,
+        pre=(DenseLayer(dense["weights"], dense["biases"].ravel(), "relu"),),
+        recurrent=(
+            RecurrentLayer(
+                kind="gru",
+                weight_ih=gru["weights_input"],
+                weight_hh=gru["weights_hidden"],
+                bias_ih=gru["biases_input"].ravel(),
+                bias_hh=gru["biases_hidden"].ravel(),
+                initial_state=(gru["initial_hidden_state"].ravel(),),
+            ),
+        ),
+        mlp=(DenseLayer(out["weights"], out["biases"].ravel(), "identity"),),
+        learned_initial_state=True,
     )
-    params = {
-        "pre_0": {"dense": {"kernel": dense["weights"].T, "bias": dense["biases"].ravel()}},
-        "rnn_0": {
-            "weight_ih": gru["weights_input"].T,
-            "weight_hh": gru["weights_hidden"].T,
-            "bias_ih": gru["biases_input"].ravel(),
-            "bias_hh": gru["biases_hidden"].ravel(),
-        },
-        "mlp_0": {"dense": {"kernel": out["weights"].T, "bias": out["biases"].ravel()}},
-        "initial_0_0": gru["initial_hidden_state"].ravel(),
-    }
-    return policy, PolicyState(params=_as_jax(params), normalizer=None)
+    return build(layers)
 
 
-def make_pilot(env: TrainingEnv, groups: Sequence[str]) -> flight.Pilot:
+class RaptorActor(struct.PyTreeNode):
+    """RAPTOR on an observation group of point control; see :class:`jdistill.core.actor.Actor`."""
+
+    policy: Policy = struct.field(pytree_node=False)
+    """The network."""
+    state: PolicyState
+    """Its weights."""
+    group: str = struct.field(pytree_node=False)
+    """The observation group (B, 22)."""
+    frame: str = struct.field(pytree_node=False)
+    """In which the group's errors are."""
+
+    def initial_carry(self, batch: int) -> Any:
+        """Recurrent state, the turn from the world's frame to RAPTOR's, and whether that is known yet."""
+        carry = networks.initial_carry(self.policy, self.state, batch)
+        return carry, jnp.zeros((batch, 3, 3)), jnp.zeros(batch, bool)
+
+    def act(self, carry: Any, obs: Mapping[str, Array]) -> tuple[Any, Array]:
+        """See :class:`jdistill.core.actor.Actor`."""
+        memory, turn, is_known = carry
+        seen = obs[self.group]
+        turn = jnp.where(is_known[:, None, None], turn, turn_back(seen))
+        memory, action = networks.act(self.policy, self.state, memory, observe(seen, self.frame, turn))
+        return (memory, turn, jnp.ones_like(is_known)), jnp.clip(action, -1.0, 1.0)
+
+    @property
+    def num_parameters(self) -> int:
+        """Trained numbers."""
+        return networks.num_parameters(self.state)
+
+
+def make_actor(env: TrainingEnv, groups: Sequence[str]) -> RaptorActor:
     """RAPTOR on the student's observation group of point control.
 
     Raises:
-        ConfigError: the environment or its observation is another.
+        ConfigError: the environment or its observation is another, or the package is missing.
     """
-    group = groups[0]
-    layout = {name: size for name, size, _ in env.obs_layouts.get(group, ())}
+    spec = env.obs_specs.get(groups[0])
+    layout = {name: size for name, size, _ in spec.layout} if spec else {}
+    frame = spec.frame if spec else None
     motors, rate = env.action_layout.get("layout"), env.action_layout.get("rate_hz")
-    if len(groups) != 1 or layout != PARTS or motors != MOTORS or rate != RATE_HZ:
-        raise ConfigError(f"--raptor: flies point control with {RATE_HZ} commands a second and its whole observation")
-    policy, learnt = load()
-
-    def initial_carry(batch: int) -> Any:
-        return networks.initial_carry(policy, learnt, batch), jnp.zeros((batch, 3, 3)), jnp.zeros(batch, bool)
-
-    def act(carry: Any, obs: Mapping[str, Array]) -> Any:
-        memory, turn, begun = carry
-        turn = jnp.where(begun[:, None, None], turn, turn_back(obs[group]))
-        memory, action = networks.act(policy, learnt, memory, observe(obs[group], env.obs_frames[group], turn))
-        return (memory, turn, jnp.ones_like(begun)), jnp.clip(action, -1.0, 1.0)
-
-    return flight.Pilot(initial_carry, act, networks.num_parameters(learnt))
+    if len(groups) != 1 or layout != PARTS or frame is None or motors != MOTORS or rate != RATE_HZ:
+        raise ConfigError(f"--raptor: needs point control with {RATE_HZ} commands a second and its whole observation")
+    return RaptorActor(*load(), groups[0], frame)
 
 
 def turn_back(obs: Array) -> Array:
@@ -130,7 +148,3 @@ def observe(obs: Array, frame: str, turn: Array) -> Array:
     errors = turn @ (rotation @ errors if frame == "body" else errors)
     turned = (turn @ rotation).reshape(-1, 9)
     return jnp.concatenate([errors[..., 0], turned, errors[..., 1], obs[:, 15:18], 2.0 * obs[:, 18:22] - 1.0], axis=-1)
-
-
-def _as_jax(tree: Any) -> Any:
-    return {k: _as_jax(v) for k, v in tree.items()} if isinstance(tree, dict) else jnp.asarray(tree, jnp.float32)

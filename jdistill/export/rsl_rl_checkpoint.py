@@ -1,8 +1,8 @@
-"""rsl_rl's checkpoint files: teachers out of those of every version, students into those of 5.x.
+"""Teachers out of rsl_rl's checkpoint files, of every version.
 
-In rsl_rl 2.x the normaliser stands in an entry of its own, ``obs_norm_state_dict`` (the actor's) or
-``privileged_obs_norm_state_dict`` (the teacher's). Activations are in no checkpoint; Isaac Lab keeps them in
-``params/agent.yaml`` beside it, otherwise the caller says them.
+In rsl_rl 2.x the normalizer stands in an entry of its own, ``obs_norm_state_dict`` (the actor's) or
+``privileged_obs_norm_state_dict`` (the teacher's). Activations are in no checkpoint. Training scripts record them in
+``params/agent.yaml`` beside it (see :class:`Recorded`), otherwise the caller says them.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from typing import Any, NamedTuple
 import numpy as np
 import yaml
 
-from jdistill.core.networks import ACTIVATIONS, Policy, PolicyState
+from jdistill.core.activations import ACTIVATIONS
+from jdistill.core.networks import Policy, PolicyState
 from jdistill.errors import PolicyFileError
-from jdistill.export.rsl_rl import ACTOR, MODEL, TEACHER, Names, Tensors, from_tensors, input_size, to_tensors
-
-# -- in ------------------------------------------------------------------------------------------------------------
+from jdistill.export.layers import build
+from jdistill.export.rsl_rl import ACTOR, MODEL, TEACHER, Names, Tensors, layers_from_tensors
 
 
 def load_teacher_checkpoint(
@@ -35,9 +35,9 @@ def load_teacher_checkpoint(
     Args:
         file: the checkpoint.
         num_actions: of the environment; a last layer twice as wide holds means and state-dependent deviations. None
-            takes the whole layer for actions, unless Isaac Lab recorded such deviations.
-        activation: of the hidden layers, by rsl_rl's names; None takes what Isaac Lab recorded, else ``elu``.
-        output_activation: what ends the network; None takes what Isaac Lab recorded, else rsl_rl's own ``identity``.
+            takes the whole layer for actions, unless such deviations are recorded.
+        activation: of the hidden layers, by rsl_rl's names; None takes what is recorded, else ``elu``.
+        output_activation: what ends the network; None takes what is recorded, else rsl_rl's own ``identity``.
         old_output_activation: the same for checkpoints of rsl_rl 2.x and 3.x, where nothing was recorded; None
             refuses those, because forks end their actors in this or that.
 
@@ -55,16 +55,17 @@ def load_teacher_checkpoint(
                 "--output_activation identity (rsl_rl's own) or tanh (forks for point control)"
             )
         output_activation = old_output_activation
+    if recorded.obs_normalization and not any(name.startswith(f"{names.normalizer}.") for name in tensors):
+        missing = f"{names.normalizer}._mean"
+        raise PolicyFileError(f"{file}: no tensor '{missing}', though params/agent.yaml tells of a normalizer")
+    if num_actions is None and recorded.state_dependent_std:
+        num_actions = _outputs(tensors, names) // 2
+    activation = activation or recorded.activation or "elu"
     try:
-        if recorded.obs_normalization and not any(name.startswith(f"{names.normalizer}.") for name in tensors):
-            raise ValueError(f"no tensor '{names.normalizer}._mean', though params/agent.yaml tells of a normaliser")
-        if num_actions is None and recorded.state_dependent_std:
-            num_actions = _outputs(tensors, names) // 2
-        network = activation or recorded.activation or "elu", output_activation, num_actions
-        policy, state = from_tensors(tensors, names, *network)
-    except ValueError as e:
+        layers = layers_from_tensors(tensors, names, activation, output_activation, num_actions)
+    except PolicyFileError as e:
         raise PolicyFileError(f"{file}: {e}") from e
-    return policy, state, {"obs_size": input_size(tensors, names), "converted_from": file.name}
+    return *build(layers), {"obs_size": layers.obs_size, "converted_from": file.name}
 
 
 def is_torch_file(file: Path) -> bool:
@@ -152,7 +153,7 @@ def _outputs(tensors: Tensors, names: Names) -> int:
 
 
 class Recorded(NamedTuple):
-    """What Isaac Lab wrote down of a network."""
+    """What ``params/agent.yaml`` beside a checkpoint says of its network."""
 
     activation: str | None = None
     output_activation: str | None = None
@@ -170,7 +171,7 @@ SECTIONS = {
 
 
 def _recorded_settings(file: Path, entry: str) -> Recorded:
-    """What Isaac Lab's ``params/agent.yaml`` beside the checkpoint says; nothing if there is none."""
+    """What is recorded of the network in ``entry``; nothing if there is no record."""
     record = file.absolute().parent / "params" / "agent.yaml"
     try:
         agent = yaml.load(record.read_text(), _Plain) if record.is_file() else {}
@@ -197,7 +198,7 @@ def _recorded_settings(file: Path, entry: str) -> Recorded:
 
 
 class _Plain(yaml.SafeLoader):
-    """Reads what Isaac Lab dumps: Python's tuples and slices become plain lists and mappings, and nothing is run."""
+    """Reads a dump of Python objects and runs nothing: Python's tuples and slices become plain lists and mappings."""
 
 
 def _plain(loader: yaml.SafeLoader, suffix: str, node: yaml.Node) -> Any:
@@ -209,49 +210,3 @@ def _plain(loader: yaml.SafeLoader, suffix: str, node: yaml.Node) -> Any:
 
 
 _Plain.add_multi_constructor("tag:yaml.org,2002:python/", _plain)
-
-
-# -- out -----------------------------------------------------------------------------------------------------------
-
-
-def distillation_checkpoint(
-    student: tuple[Policy, PolicyState],
-    teacher: tuple[Policy, PolicyState],
-    init_std: float,
-    optimizer: str,
-    learning_rate: float,
-    iteration: int,
-) -> dict[str, Any]:
-    """What rsl_rl 5.x's ``DistillationRunner.load`` reads; the optimizer begins anew.
-
-    ``init_std`` is the deviation of the actions' distribution; rsl_rl needs one of either model.
-    """
-    import torch
-
-    optimizers = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
-    optimizers |= {"sgd": torch.optim.SGD, "rmsprop": torch.optim.RMSprop}
-    tensors = model_tensors(*student, init_std)
-    buffers = [name for name in tensors if name.startswith(f"{MODEL.normalizer}.")]
-    parameters = [torch.nn.Parameter(v) for name, v in tensors.items() if name not in buffers]
-    return {
-        "student_state_dict": tensors,
-        "teacher_state_dict": model_tensors(*teacher, init_std),
-        "optimizer_state_dict": optimizers[optimizer](parameters, lr=learning_rate).state_dict(),
-        "iter": iteration,
-        "infos": None,
-    }
-
-
-def actor_checkpoint(student: tuple[Policy, PolicyState], init_std: float, iteration: int) -> dict[str, Any]:
-    """What rsl_rl 5.x's ``OnPolicyRunner.load(..., load_cfg={"actor": True})`` reads, to fine-tune by PPO."""
-    return {"actor_state_dict": model_tensors(*student, init_std), "iter": iteration, "infos": None}
-
-
-def model_tensors(policy: Policy, state: PolicyState, init_std: float) -> dict[str, Any]:
-    """The torch tensors of a model built from :func:`jdistill.export.rsl_rl.model_cfg`."""
-    import torch
-
-    tensors = {k: torch.from_numpy(v) for k, v in to_tensors(policy, state).items()}
-    if policy.output_activation != "beta":
-        tensors["distribution.std_param"] = torch.full((policy.num_actions,), init_std)
-    return tensors

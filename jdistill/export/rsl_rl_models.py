@@ -40,13 +40,13 @@ class MLPModel(models.MLPModel):
 
 
 class RNNModel(models.RNNModel):
-    """rsl_rl's RNNModel, with dense layers before the recurrent ones, an output activation, and a learnt initial state.
+    """rsl_rl's RNNModel, with dense layers before the recurrent ones, an output activation, a learned initial state.
 
     Args:
         hidden_dims: dense layers after the recurrent ones, possibly none.
-        pre_dims: dense layers between the normaliser and the recurrent ones.
+        pre_dims: dense layers between the normalizer and the recurrent ones.
         output_activation: applied to the last layer's output, before any distribution; by rsl_rl's names.
-        learn_initial_state: whether episodes start from a learnt state instead of zero. It keeps its value in rsl_rl,
+        learn_initial_state: whether episodes start from a learned state instead of zero. It keeps its value in rsl_rl,
             whose algorithms send no gradients there.
     """
 
@@ -76,13 +76,13 @@ class RNNModel(models.RNNModel):
         for dim in pre_dims:
             self.pre.extend([nn.Linear(width, dim), resolve_nn_activation(activation)])
             width = dim
-        cls = LearntStartRNN if learn_initial_state else RNN
+        cls = LearnedStartRNN if learn_initial_state else RNN
         self.rnn = cls(width, rnn_hidden_dim, rnn_num_layers, rnn_type)
 
     def get_latent(
         self, obs: TensorDict, masks: torch.Tensor | None = None, hidden_state: HiddenState = None
     ) -> torch.Tensor:
-        """Normalise, then the dense layers, then the recurrent ones: (B, D) to (B, H)."""
+        """Normalize, then the dense layers, then the recurrent ones: (B, D) to (B, H)."""
         latent = self.pre(models.MLPModel.get_latent(self, obs))
         return self.rnn(latent, masks, hidden_state).squeeze(0)
 
@@ -95,15 +95,15 @@ class RNNModel(models.RNNModel):
         return self._with_pre(super().as_onnx(verbose))
 
     def _with_pre(self, exported: Any) -> nn.Module:
-        if isinstance(self.rnn, LearntStartRNN):
+        if isinstance(self.rnn, LearnedStartRNN):
             raise NotImplementedError("rsl_rl's exporters start from a zero state; use 'python -m jdistill.export'")
-        # rsl_rl's exported models begin with their normaliser, so what follows it joins it.
+        # rsl_rl's exported models begin with their normalizer, so what follows it joins it.
         exported.obs_normalizer = nn.Sequential(exported.obs_normalizer, copy.deepcopy(self.pre))
         return exported
 
 
-class LearntStartRNN(RNN):
-    """rsl_rl's RNN whose episodes start from a learnt state."""
+class LearnedStartRNN(RNN):
+    """rsl_rl's RNN whose episodes start from a learned state."""
 
     if TYPE_CHECKING:
         hidden_state: Any
@@ -122,13 +122,13 @@ class LearntStartRNN(RNN):
     def forward(
         self, input: torch.Tensor, masks: torch.Tensor | None = None, hidden_state: HiddenState = None
     ) -> torch.Tensor:
-        """As rsl_rl's, but a rollout without a state begins with the learnt one."""
+        """As rsl_rl's, but a rollout without a state begins with the learned one."""
         if masks is None and self.hidden_state is None:
             self.hidden_state = self.initial(input.shape[0])
         return super().forward(input, masks, hidden_state)
 
     def reset(self, dones: torch.Tensor | None = None, hidden_state: HiddenState = None) -> None:
-        """As rsl_rl's, but environments that are ``dones`` (B,) go back to the learnt state."""
+        """As rsl_rl's, but environments whose episodes end, ``dones`` (B,), go back to the learned state."""
         super().reset(dones, hidden_state)
         if dones is None or self.hidden_state is None:
             return

@@ -21,6 +21,14 @@ from jdistill.errors import CheckpointError
 STATE, INFO = "state", "info"
 OTHER_SETTINGS = "the checkpoint was made with other settings"
 ADVICE = "leave out what differs from the run's config.yaml, or begin a new run"
+RENAMED = {
+    "history.label": "history.teacher_action",
+    "history.first": "history.is_first",
+    "teacher_drives": "teacher_acts",
+}
+"""Leaves of version 0.1, by their present names."""
+DROPPED = "teacher."
+"""How leaves of version 0.1 begin that are no part of the state any more: the teacher has a file of its own."""
 
 
 class Checkpoints:
@@ -114,6 +122,7 @@ def _to_host(state: Any) -> dict[str, np.ndarray]:
 def _from_host(arrays: dict[str, np.ndarray], template: Any) -> Any:
     paths, treedef = jax.tree_util.tree_flatten_with_path(template)
     expected = {_name(path): like for path, like in paths}
+    arrays = {RENAMED.get(name, name): x for name, x in arrays.items() if not name.startswith(DROPPED)}
     if missing := sorted(expected.keys() ^ arrays.keys()):
         raise CheckpointError(f"{OTHER_SETTINGS}: '{missing[0]}' is in one of the two only; {ADVICE}")
     leaves = []

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import datetime
+import time
 from dataclasses import dataclass
-from typing import Any
 
 from rich.console import Console
 from rich.progress import (
@@ -16,6 +16,8 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from jdistill.core.schedule import PhaseInfo
+
 WIDTH, PAD = 80, 40
 
 
@@ -24,7 +26,7 @@ class Timing:
     """How fast it goes."""
 
     total_steps: int
-    """Environment steps since the run began, all environments together; 0 where nothing is flown."""
+    """Environment steps since the run began, all environments together; 0 where a dataset takes their place."""
     steps_per_second: float
     """In this iteration."""
     iteration_time: float
@@ -33,6 +35,31 @@ class Timing:
     """Seconds since this program began to iterate."""
     eta: float
     """Seconds until the last iteration, at the mean speed so far."""
+
+
+class Clock:
+    """Times the iterations of a run."""
+
+    def __init__(self, first: int, total: int, steps: int):
+        """From iteration ``first`` on, of ``total``, each of so many ``steps``, all environments together."""
+        self._first, self._total, self._steps = first, total, steps
+        self._began = self._started = time.perf_counter()
+
+    def start(self) -> None:
+        """An iteration begins."""
+        self._started = time.perf_counter()
+
+    def read(self, number: int) -> Timing:
+        """Iteration ``number`` has ended."""
+        now = time.perf_counter()
+        seconds, elapsed = now - self._started, now - self._began
+        return Timing(
+            total_steps=(number + 1) * self._steps,
+            steps_per_second=self._steps / seconds,
+            iteration_time=seconds,
+            elapsed=elapsed,
+            eta=elapsed / (number + 1 - self._first) * (self._total - number - 1),
+        )
 
 
 class RunConsole:
@@ -89,16 +116,16 @@ def switch_banner(iteration: int, action_source: str) -> str:
 
 
 def iteration_block(
-    iteration: int, total: int, phase: dict[str, Any], scalars: dict[str, float], timing: Timing, run_name: str
+    iteration: int, total: int, phase: PhaseInfo, scalars: dict[str, float], timing: Timing, run_name: str
 ) -> str:
-    """The block of one iteration; ``phase`` is :meth:`DistillationRunner.get_training_phase_info`'s answer."""
+    """The block of one iteration; its scalars are by rsl_rl's log tags."""
     lines = ["#" * WIDTH, f" Learning iteration {iteration}/{total} ".center(WIDTH).rstrip(), ""]
-    if phase["use_two_stage_training"]:
+    if phase.use_two_stage_training:
         lines += [
-            f"Training Phase: Phase {phase['training_phase']} ({phase['action_source']} actions)",
-            f"Phase Iteration: {iteration}/{phase['phase1_iterations']} (Phase 1)",
+            f"Training Phase: Phase {phase.training_phase} ({phase.action_source} actions)",
+            f"Phase Iteration: {iteration}/{phase.phase1_iterations} (Phase 1)",
         ]
-    if phase["action_source"] == "mixed":
+    if phase.action_source == "mixed":
         lines.append(_row("Steps by the teacher", f"{scalars['Distillation/teacher_share']:.1%}"))
     if run_name:
         lines.append(_row("Run name", run_name))

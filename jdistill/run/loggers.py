@@ -4,16 +4,26 @@ from __future__ import annotations
 
 import importlib.util
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 from jdistill.core.config import AgentCfg
 from jdistill.errors import ConfigError
 from jdistill.run.progress import ProgressWriter
 
-if TYPE_CHECKING:
-    from jdistill.evaluation.video import Film
-
 VIDEO_TAG = "Video/student"
+
+
+class Film(Protocol):
+    """A film of the student."""
+
+    @property
+    def file(self) -> Path:
+        """Where it is."""
+        ...
+
+    def gif(self) -> tuple[bytes, int, int]:
+        """The film as a small GIF, with its height and width in pixels."""
+        ...
 
 
 class Writer(Protocol):
@@ -50,11 +60,7 @@ class TensorBoardWriter:
         """A moving picture among TensorBoard's images, which a GIF in an image's place is."""
         from tensorboardX.proto.summary_pb2 import Summary
 
-        from jdistill.evaluation.video import GIF_FPS, gif
-
-        every = max(1, round(film.fps / GIF_FPS))
-        height, width = film.pictures[0].shape[:2]
-        data = gif(film.pictures[::every], film.fps / every)
+        data, height, width = film.gif()
         image = Summary.Image(height=height, width=width, colorspace=3, encoded_image_string=data)
         self._writer.file_writer.add_summary(Summary(value=[Summary.Value(tag=VIDEO_TAG, image=image)]), iteration)
 

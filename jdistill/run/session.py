@@ -74,8 +74,13 @@ def open_env(
 
 
 def needed_groups(agent: AgentCfg) -> list[str]:
-    """The observation groups that policies may take from, rsl_rl's name for what they see by default among them."""
+    """The observation groups that policies may take from.
+
+    ``policy`` is among them where a set is left at its own name, for which it stands in (see
+    :func:`jdistill.run.inputs.resolve_obs_groups`).
+    """
+    fallback = ["policy"] if any(entries == [name] for name, entries in agent.obs_groups.items()) else []
     try:
-        return group_names(["policy", *(entry for entries in agent.obs_groups.values() for entry in entries)])
+        return group_names([*fallback, *(entry for entries in agent.obs_groups.values() for entry in entries)])
     except ObservationError as e:
         raise ConfigError(f"agent.obs_groups: {e}") from e

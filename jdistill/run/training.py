@@ -7,7 +7,6 @@ task, :func:`train` builds everything and runs it.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -24,7 +23,8 @@ from jdistill.run.presets import config_path, preset
 from jdistill.run.session import Started, open_env
 
 if TYPE_CHECKING:
-    from jdistill.run.profiling import ProfileWindow
+    from jdistill.run.callbacks import Callback
+    from jdistill.run.runner import DistillationRunner
 
 _EXPERIMENT = "agent.experiment_name="
 
@@ -163,24 +163,23 @@ def teacher_path(cfg: RunCfg, task: Task, job: Job, run: Path | None) -> Path:
     return file
 
 
-OpenCamera = Callable[[TrainingEnv], AbstractContextManager[Any]]
-"""Makes a :class:`jdistill.evaluation.video.Camera`."""
+OpenFilm = Callable[[TrainingEnv], "Callback"]
+"""Makes the callback that films the student."""
 
 
-def train(
-    job: Job, beginning: Beginning, started: Started, command: str, open_camera: OpenCamera | None = None
-) -> Path:
+def train(job: Job, beginning: Beginning, started: Started, command: str, open_film: OpenFilm | None = None) -> Path:
     """Build everything and run it; returns the run folder.
 
     Args:
         command: what the run folder remembers as the command that made it.
-        open_camera: makes what films the student from time to time.
+        open_film: makes what films the student from time to time.
 
     Raises:
         UserError: it cannot be done as asked, or went wrong; one line.
         Interrupted: SIGINT or SIGTERM came; everything is saved.
     """
     from jdistill.data.recorder import check_new
+    from jdistill.run.callbacks import Profile, Record
     from jdistill.run.loggers import check_logger
     from jdistill.run.profiling import ProfileWindow
 
@@ -192,60 +191,61 @@ def train(
     teacher = teacher_path(cfg, started.task, job, run)
     record = Path(job.record) if job.record else None
     if record and cfg.agent.algorithm.dataset:
-        raise ConfigError("--record writes what is flown, of a dataset nothing is: leave one of the two out")
+        raise ConfigError("--record writes rollouts, and a dataset has none: leave one of the two out")
     if record:
         check_new(record)
     planned = run or planned_folder(job.logdir, cfg.agent.experiment_name, cfg.agent.run_name)
-    with ExitStack() as stack:
-        env = stack.enter_context(open_env(cfg, started.task, video_dir=str(planned)))
-        camera = stack.enter_context(open_camera(env)) if open_camera else None
-        extras = Extras(command, profile, record, camera)
-        return train_on(env, cfg, started.task, teacher, planned, run is not None, extras)
+    callbacks: list[Callback] = [*([Profile(profile)] if profile else []), *([Record(record)] if record else [])]
+    with open_env(cfg, started.task, video_dir=str(planned)) as env:
+        if open_film:
+            callbacks.append(open_film(env))
+        runner = make_runner(env, cfg, started.task, teacher, planned, run is not None, callbacks)
+        first = runner.current_learning_iteration
+        if run and profile:
+            profile.check(first, cfg.agent.max_iterations)
+        cfg.save(runner.run_dir / "config.yaml")
+        note_start(runner.run_dir, command, first)
+        runner.learn()
+    print(f"Done. Student: {runner.run_dir / 'student.safetensors'}")
+    return runner.run_dir
 
 
-class Extras(NamedTuple):
-    """What a run does beside training."""
+def make_runner(
+    env: TrainingEnv,
+    cfg: RunCfg,
+    task: Task,
+    teacher_file: Path,
+    planned: Path,
+    resume: bool,
+    callbacks: Sequence[Callback],
+) -> DistillationRunner:
+    """A runner at the iteration where it begins, in the folder ``planned`` or one beside it.
 
-    command: str
-    """The command line, which the run folder remembers."""
-    profile: ProfileWindow | None
-    """Iterations to be traced."""
-    record: Path | None
-    """File for what is flown."""
-    camera: Any
-    """Films the student, if there is one."""
-
-
-def train_on(
-    env: TrainingEnv, cfg: RunCfg, task: Task, teacher_file: Path, run: Path, resumed: bool, extras: Extras
-) -> Path:
-    """Distill on an open environment; returns the run folder."""
+    Raises:
+        UserError: teacher, dataset, memory or checkpoint do not fit; one line, and nothing is written.
+    """
+    from jdistill.core.memory import plan_history
     from jdistill.core.networks import summary
-    from jdistill.run.runner import DistillationRunner, load_recording, load_teacher, plan_history, resolve_obs_groups
+    from jdistill.run.inputs import load_recording, load_teacher, make_algorithm, resolve_obs_groups
+    from jdistill.run.runner import DistillationRunner
 
     resolve_obs_groups(cfg.agent, env)
     cfg.env.num_envs = env.num_envs
     teacher = load_teacher(teacher_file, env, cfg, task.old_teacher_output_activation)
     print(f"Teacher: {teacher_file}: {summary(teacher.policy, teacher.state, teacher.description['obs_size'])}")
     recording = load_recording(env, cfg, teacher)
-    for held in (plan_history(env, cfg, teacher), recording):
+    for held in (plan_history(make_algorithm(env, cfg.agent)), recording):
         if held:
             print(held.describe())
-    run = run if resumed else new_run(run)
-    runner = DistillationRunner(env, cfg, teacher, run, recording, extras.record, extras.camera)
-    if resumed:
-        runner.load()
-        if runner.current_learning_iteration >= cfg.agent.max_iterations:
-            done, goal = runner.current_learning_iteration, cfg.agent.max_iterations
-            raise ConfigError(f"{run} already has {done} iterations, --max_iterations is {goal}: raise it")
-        if extras.profile:
-            extras.profile.check(runner.current_learning_iteration, cfg.agent.max_iterations)
-        print(f"Resuming {run} at iteration {runner.current_learning_iteration}", flush=True)
-    else:
+    run = planned if resume else new_run(planned)
+    runner = DistillationRunner(env, cfg, teacher, run, recording, callbacks)
+    if not resume:
         print(f"Logging to {run}", flush=True)
         runner.start()
-    cfg.save(run / "config.yaml")
-    note_start(run, extras.command, runner.current_learning_iteration)
-    runner.learn(extras.profile)
-    print(f"Done. Student: {run / 'student.safetensors'}")
-    return run
+        return runner
+    runner.load()
+    done, goal = runner.current_learning_iteration, cfg.agent.max_iterations
+    if done >= goal:
+        raise ConfigError(f"{run} already has {done} iterations, --max_iterations is {goal}: raise it")
+    print(f"Resuming {run} at iteration {done}", flush=True)
+    return runner

@@ -95,7 +95,7 @@ def test_observation_layout(crazyflie, frame):
     student = np.concatenate(in_body if frame == "body" else in_world, axis=1)
     np.testing.assert_allclose(state.obs["student"], student, atol=1e-5)
     np.testing.assert_allclose(state.obs["teacher"], np.concatenate([*in_body, motors], axis=1), atol=1e-5)
-    assert {k: v.shape[1] for k, v in state.obs.items()} == dict(env.obs_sizes)
+    assert {k: v.shape[1:] for k, v in state.obs.items()} == {k: v.shape for k, v in env.obs_specs.items()}
 
 
 def test_rotation_matrix_agrees_with_scipy():

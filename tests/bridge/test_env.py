@@ -7,7 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bridge.env import AutoReset, Env, State
+from bridge.check import check_env
+from bridge.crazyflie import PointControl
+from bridge.env import AutoReset, Env, ObservationSpec, State, TrainingEnv
+from bridge.errors import SettingError
 
 
 class Counter:
@@ -16,7 +19,6 @@ class Counter:
     num_actions = 1
     max_episode_length = 5
     step_dt = 0.1
-    obs_sizes = {"count": 1, "start": 1}  # noqa: RUF012
 
     def __init__(self, limits: list[int]):
         self.limits = jnp.array(limits)
@@ -59,9 +61,19 @@ def run(env: AutoReset, steps: int) -> list[State]:
     return states
 
 
+def obs(**groups):
+    """What changes a State's observation groups."""
+    return lambda state: state.replace(obs={**state.obs, **groups})
+
+
+def metrics(value):
+    """What changes a State's metric."""
+    return lambda state: state.replace(metrics={"Metrics/reach": value})
+
+
 def test_counter_and_wrapper_satisfy_the_protocol(crazyflie):
     assert isinstance(Counter([1]), Env)
-    assert isinstance(AutoReset(Counter([1])), Env)
+    assert isinstance(AutoReset(Counter([1])), TrainingEnv)
     assert isinstance(crazyflie, Env)
 
 
@@ -110,3 +122,137 @@ def test_states_keep_their_types(crazyflie, wrap):
     step(after, jnp.zeros((8, 4)))
     assert jax.tree.map(lambda x: (x.shape, x.dtype), before) == jax.tree.map(lambda x: (x.shape, x.dtype), after)
     assert step._cache_size() == 1
+
+
+class Robot:
+    """Observes a vector, a picture and a contact; ``changes`` replace parts of what it says, by method and field."""
+
+    num_envs, num_actions, max_episode_length, step_dt = 3, 2, 5, 0.1
+
+    def __init__(self, **changes):
+        self.changes = changes
+
+    def reset(self, rng):
+        zeros = jnp.zeros(3)
+        obs = {
+            "arm": jnp.zeros((3, 4)),
+            "camera": jnp.zeros((3, 8, 6, 1), jnp.uint8),
+            "contact": jnp.zeros((3, 1), bool),
+        }
+        state = State({"x": zeros}, obs, zeros, jnp.zeros(3, bool), {"Metrics/reach": zeros}, {"steps": 0})
+        return self._changed("reset", state)
+
+    def step(self, state, action):
+        assert action.shape == (3, 2)
+        return self._changed("step", state.replace(reward=action[:, 0]))
+
+    def _changed(self, method, state):
+        for field in ("both", method):
+            change = self.changes.get(field)
+            state = change(state) if change else state
+        return state
+
+
+def test_shapes_are_found_and_not_declared():
+    env = AutoReset(Robot())
+    assert {name: str(spec) for name, spec in env.obs_specs.items()} == {
+        "arm": "float32[4]",
+        "camera": "uint8[8, 6, 1]",
+        "contact": "bool[1]",
+    }
+    state = env.step(env.reset(jax.random.key(0)), jnp.ones((3, 2)))
+    assert state.obs["camera"].dtype == jnp.uint8
+
+
+def test_what_an_environment_says_of_its_groups_is_kept():
+    plain = Robot()
+    plain.obs_sizes, plain.obs_frames = {"arm": 4}, {"arm": "body"}
+    plain.obs_layouts = {"arm": (("joint", 3, "rad"), ("grip", 1, "m"))}
+    spec = AutoReset(plain).obs_specs["arm"]
+    assert spec == ObservationSpec.of_layout((("joint", 3, "rad"), ("grip", 1, "m")), "body")
+    told = Robot()
+    told.obs_specs = {"arm": spec}
+    assert AutoReset(told).obs_specs["arm"] == spec and set(AutoReset(told).obs_specs) == {"arm", "camera", "contact"}
+
+
+def test_a_traced_program_does_not_look_again(crazyflie):
+    env = AutoReset(PointControl(crazyflie.cfg))
+    assert env.obs_specs["teacher"].frame == crazyflie.cfg.teacher_frame
+    assert env.with_parameters(env.parameters).obs_specs is env.obs_specs
+
+
+@pytest.mark.parametrize(
+    ("changes", "complaint"),
+    [
+        ({"reset": lambda s: s.obs}, "Robot.reset returns a dict, expected a bridge.env.State"),
+        ({"step": lambda s: (s, 0.0)}, "Robot.step returns a tuple, expected a bridge.env.State"),
+        (
+            {"both": lambda s: s.replace(obs=s.obs["arm"])},
+            "reset: obs is float32[3, 4], expected a dict of arrays by name",
+        ),
+        ({"both": lambda s: s.replace(obs={})}, "Robot.reset: obs is empty, expected at least one observation group"),
+        ({"both": obs(arm=jnp.zeros(3))}, "obs['arm'] is float32[3], expected (batch, size) with a batch of 3"),
+        ({"both": obs(arm=jnp.zeros((4, 3)))}, "obs['arm'] is float32[4, 3], expected (batch, size) with a batch of 3"),
+        ({"both": obs(arm=jnp.zeros((3, 4), int))}, "Robot.reset: obs['arm'] is int32[3, 4], expected float32"),
+        ({"step": obs(arm=jnp.zeros((3, 5)))}, "obs['arm'] is float32[3, 4] after reset and float32[3, 5] after step"),
+        ({"step": obs(leg=jnp.zeros((3, 5)))}, "obs['leg'] is missing after reset and float32[3, 5] after step"),
+        ({"step": lambda s: s.replace(reward=0.0)}, "Robot.step: reward is float32[], expected float32[3]"),
+        ({"both": lambda s: s.replace(done=jnp.zeros(3))}, "Robot.reset: done is float32[3], expected bool[3]"),
+        ({"both": lambda s: s.replace(done=None)}, "Robot.reset: done is a NoneType, expected bool[3]"),
+        ({"both": metrics(jnp.zeros(3, int))}, "metrics['Metrics/reach'] is int32[3], expected float32[3]"),
+        ({"both": metrics(0.0)}, "metrics['Metrics/reach'] is float32[], expected float32[3]"),
+        (
+            {"step": lambda s: s.replace(metrics={})},
+            "metrics['Metrics/reach'] is float32[3] after reset and missing after",
+        ),
+        ({"step": lambda s: s.replace(info={})}, "info['steps'] is int32[] after reset and missing after step"),
+        ({"both": lambda s: s.replace(info={"name": "arm"})}, "Robot.reset: info['name'] is a str, expected an array"),
+        (
+            {"both": lambda s: s.replace(pipeline_state=jnp.zeros(()))},
+            "pipeline_state is float32[], expected a leading axis",
+        ),
+        (
+            {"step": lambda s: s.replace(pipeline_state=[s.pipeline_state["x"]])},
+            "pipeline_state['x'] is float32[3] after",
+        ),
+    ],
+)
+def test_mistakes_of_an_environment_are_named(changes, complaint):
+    with pytest.raises(SettingError) as error:
+        check_env(Robot(**changes))
+    assert complaint in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "declared", "complaint"),
+    [
+        ("obs_sizes", {"arm": 5}, "Robot: obs['arm'] is float32[4] without its batch axis, declared is (5,)"),
+        ("obs_sizes", {"leg": 5}, "there is no obs['leg'], which it declares; there are arm, camera, contact"),
+        (
+            "obs_layouts",
+            {"arm": (("joint", 3, "rad"),)},
+            "obs['arm'] is float32[4] without its batch axis, declared is (3,)",
+        ),
+        (
+            "obs_specs",
+            {"camera": ObservationSpec((8, 6, 3))},
+            "obs['camera'] is uint8[8, 6, 1] without its batch axis, ",
+        ),
+    ],
+)
+def test_declarations_are_held_against_what_is_there(name, declared, complaint):
+    env = Robot()
+    setattr(env, name, declared)
+    with pytest.raises(SettingError) as error:
+        AutoReset(env).obs_specs  # noqa: B018
+    assert complaint in str(error.value)
+
+
+def test_an_environment_that_lacks_a_member():
+    class Half:
+        num_envs, num_actions, reset = 1, 1, Robot.reset
+
+    with pytest.raises(SettingError, match=r"^Half has no max_episode_length and no step_dt and no step; bridge"):
+        check_env(Half())
+    with pytest.raises(SettingError, match="Half has no max_episode_length and no step_dt"):
+        AutoReset(Half())

@@ -12,15 +12,19 @@ import pytest
 import torch
 
 from benchmarks.trivial import TrivialEnv
+from bridge.crazyflie import PointControlCfg
 from bridge.env import TrainingEnv
 from bridge.isaaclab.env import IsaacLabEnv
 from bridge.isaaclab.log import ScalarLog
-from jdistill.core import networks
+from jdistill.core import networks, observations
 from jdistill.core.config import AgentCfg, AlgorithmCfg, StudentCfg
 from jdistill.core.distillation import Distillation
 from jdistill.core.networks import Policy
-from jdistill.errors import RenderError, SimulatorError
+from jdistill.errors import ConfigError, ObservationError, RenderError, SettingError, SimulatorError
 from jdistill.evaluation.evaluate import evaluate
+from jdistill.run.compose import compose
+from jdistill.run.runner import load_teacher, resolve_obs_groups
+from tests.conftest import BUNDLED_TEACHER
 
 ENVS, STEPS = 6, 120
 
@@ -30,7 +34,7 @@ def policy_of(obs: dict) -> jax.Array:
     return jnp.tanh(3.0 * obs["policy"][:, :4])
 
 
-def fly(env: IsaacLabEnv, seed: int = 0, steps: int = STEPS):
+def roll(env: IsaacLabEnv, seed: int = 0, steps: int = STEPS):
     """Stacked observations, rewards, dones, time-outs and metrics of a compiled rollout."""
 
     @jax.jit
@@ -64,13 +68,13 @@ def test_it_is_a_training_env():
     env = IsaacLabEnv(TrivialEnv(ENVS))
     assert isinstance(env, TrainingEnv)
     assert (env.num_envs, env.num_actions, env.max_episode_length, env.step_dt) == (ENVS, 4, 50, 0.01)
-    assert env.obs_sizes == {"policy": 22, "critic": 26} and not env.restorable
+    assert {k: v.shape for k, v in env.obs_specs.items()} == {"policy": (22,), "critic": (26,)} and not env.restorable
 
 
 @pytest.mark.parametrize("mode", ["callback", "host"])
 def test_rollouts_are_those_of_a_plain_loop(mode):
     """Whatever the simulator overwrites, each observation is what it was when it was handed over."""
-    _, (obs, reward, done, time_outs, metrics) = fly(IsaacLabEnv(TrivialEnv(ENVS), mode=mode))
+    _, (obs, reward, done, time_outs, metrics) = roll(IsaacLabEnv(TrivialEnv(ENVS), mode=mode))
     total, length = np.zeros(ENVS, np.float32), np.zeros(ENVS)
     for t, (seen, paid, ended, late) in enumerate(plain_rollout(0)):
         for name, value in seen.items():
@@ -85,7 +89,7 @@ def test_rollouts_are_those_of_a_plain_loop(mode):
 
 
 def test_both_drivers_are_bitwise_equal():
-    here, there = (fly(IsaacLabEnv(TrivialEnv(ENVS), mode=mode), seed=3) for mode in ("callback", "host"))
+    here, there = (roll(IsaacLabEnv(TrivialEnv(ENVS), mode=mode), seed=3) for mode in ("callback", "host"))
     assert jax.tree.structure(here) == jax.tree.structure(there)
     for a, b in zip(jax.tree.leaves(here), jax.tree.leaves(there), strict=True):
         assert (a == b).all()
@@ -93,7 +97,7 @@ def test_both_drivers_are_bitwise_equal():
 
 def test_the_seed_decides_everything():
     env = IsaacLabEnv(TrivialEnv(ENVS))
-    first, again, other = fly(env, seed=1)[1], fly(env, seed=1)[1], fly(env, seed=2)[1]
+    first, again, other = roll(env, seed=1)[1], roll(env, seed=1)[1], roll(env, seed=2)[1]
     assert (first[0]["critic"] == again[0]["critic"]).all() and (first[0]["critic"] != other[0]["critic"]).any()
 
 
@@ -135,29 +139,93 @@ def test_old_observations_survive_the_simulators_next_step():
 def test_only_the_groups_that_are_asked_for_come_over():
     env = IsaacLabEnv(TrivialEnv(ENVS), groups=["policy", "depth"])
     state = env.drive(jax.jit(env.reset), jax.random.key(0))
-    assert set(state.obs) == {"policy"} and set(env.obs_sizes) == {"policy", "critic"}
+    assert set(state.obs) == {"policy"} and set(env.obs_specs) == {"policy", "critic"}
 
 
-def test_groups_of_any_form():
-    class Nested(TrivialEnv):
-        def _dress(self, obs):
-            inner = {"joint": obs["policy"][:, :3].double(), "camera": torch.zeros(ENVS, 4, 4, 3)}
-            return {"policy": inner, "height": obs["critic"][:, 0], "contact": obs["critic"][:, :2] > 0}
+class Dressed(TrivialEnv):
+    """Hands out what ``dress`` makes of its two groups."""
 
-        def reset(self, seed=None):
-            obs, extras = super().reset(seed)
-            return self._dress(obs), extras
+    def __init__(self, dress):
+        self.dress = dress
+        super().__init__(ENVS)
 
-        def step(self, actions):
-            obs, *rest = super().step(actions)
-            return self._dress(obs), *rest
+    def reset(self, seed=None):
+        obs, extras = super().reset(seed)
+        return self.dress(obs), extras
 
-    env = IsaacLabEnv(Nested(ENVS))
-    assert env.obs_sizes == {"policy/joint": 3, "height": 1, "contact": 2}
+    def step(self, actions):
+        obs, *rest = super().step(actions)
+        return self.dress(obs), *rest
+
+
+def everything(obs: dict) -> dict:
+    """Nested groups, single numbers, truth values, double precision, a history and a picture."""
+    picture = (50 * obs["critic"][:, :12].abs()).to(torch.uint8).reshape(ENVS, 2, 2, 3)
+    inner = {"joint": obs["policy"][:, :3].double(), "camera": picture}
+    history = torch.stack([obs["policy"][:, :3], obs["policy"][:, 3:6]], dim=1)
+    return {"policy": inner, "height": obs["critic"][:, 0], "contact": obs["critic"][:, :2] > 0, "history": history}
+
+
+@pytest.mark.parametrize("mode", ["callback", "host"])
+def test_groups_of_any_form(mode):
+    env = IsaacLabEnv(Dressed(everything), mode=mode)
+    assert {name: str(spec) for name, spec in env.obs_specs.items()} == {
+        "policy/joint": "float32[3]",
+        "policy/camera": "uint8[2, 2, 3]",
+        "height": "float32[1]",
+        "contact": "float32[2]",
+        "history": "float32[2, 3]",
+    }
     state = env.drive(jax.jit(env.reset), jax.random.key(0))
     state = env.drive(jax.jit(env.step), state, jnp.zeros((ENVS, 4)))
-    assert {v.dtype for v in state.obs.values()} == {jnp.dtype("float32")}
-    np.testing.assert_allclose(state.obs["contact"], env.env._state[:, :2] > 0)
+    assert {k: v.shape[1:] for k, v in state.obs.items()} == {k: v.shape for k, v in env.obs_specs.items()}
+    assert {k: v.dtype for k, v in state.obs.items()} == {k: v.dtype for k, v in env.obs_specs.items()}
+    inside = env.env._state
+    np.testing.assert_allclose(state.obs["contact"], inside[:, :2] > 0)
+    np.testing.assert_allclose(state.obs["height"], inside[:, :1])
+    np.testing.assert_allclose(state.obs["history"].reshape(ENVS, 6), inside[:, :6])
+    np.testing.assert_array_equal(state.obs["policy/camera"].reshape(ENVS, 12), (50 * inside[:, :12].abs()).byte())
+    again = env.drive(jax.jit(env.randomize_episode_length), state, jax.random.key(1))
+    assert all((again.obs[name] == value).all() for name, value in state.obs.items())
+
+
+def test_pictures_are_there_and_no_policy_can_take_them():
+    env = IsaacLabEnv(Dressed(everything), groups=["policy/joint"])
+    assert set(env.drive(jax.jit(env.reset), jax.random.key(0)).obs) == {"policy/joint"}, "the others cost nothing"
+    assert observations.size(["policy/joint", "height"], env.obs_specs) == 4
+    with pytest.raises(
+        ObservationError, match=r"group 'policy/camera' is uint8\[2, 2, 3\] for each environment, a policy"
+    ):
+        observations.size(["policy/camera"], env.obs_specs)
+
+
+@pytest.mark.parametrize(
+    "dress", [lambda obs: {"policy": torch.zeros(ENVS, 8, 8, 3)}, lambda _: torch.zeros(ENVS, 8, 8, 3)]
+)
+def test_a_task_with_nothing_but_a_camera_is_told_in_one_line(dress):
+    cfg = compose("crazyflie", PointControlCfg, [], [])
+    env = IsaacLabEnv(Dressed(dress))
+    resolve_obs_groups(cfg.agent, env)
+    with pytest.raises(ConfigError) as error:
+        load_teacher(BUNDLED_TEACHER, env, cfg)
+    assert str(error.value) == (
+        "agent.obs_groups.student: observation group 'policy' is float32[8, 8, 3] for each environment, a policy takes "
+        "vectors of floats (float32[D]); there are policy (8x8x3)"
+    )
+
+
+@pytest.mark.parametrize(
+    ("obs", "complaint"),
+    [
+        ({}, "the environment observes nothing"),
+        ({"policy": torch.zeros(3, 2)}, rf"group 'policy' has shape \(3, 2\), expected \({ENVS}, ...\)"),
+        ({"policy": {"age": torch.zeros(())}}, rf"group 'policy/age' has shape \(\), expected \({ENVS}, ...\)"),
+        ({"policy": np.zeros((ENVS, 2))}, "group 'policy' is a ndarray, expected a torch tensor"),
+    ],
+)
+def test_observations_that_cannot_come_over(obs, complaint):
+    with pytest.raises(SettingError, match=complaint):
+        IsaacLabEnv(Dressed(lambda _: obs))
 
 
 def test_episodes_can_begin_at_random_ages():
@@ -204,7 +272,7 @@ def test_scalars_are_averaged_as_rsl_rl_does():
         log.add(entry)
     assert log.pop() == {"Metrics/x": 2.0, "Episode/y": 2.0} and log.pop() == {}
     env = IsaacLabEnv(TrivialEnv(ENVS))
-    fly(env)
+    roll(env)
     assert set(env.pop_log()) == {"Metrics/distance", "Episode/ended"}
 
 

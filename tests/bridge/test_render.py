@@ -108,7 +108,7 @@ def test_an_environment_that_draws_nothing(crazyflie):
     class Plain:
         """The least that an environment has."""
 
-        num_envs, num_actions, max_episode_length, step_dt, obs_sizes = 1, 1, 1, 0.1, {"policy": 1}
+        num_envs, num_actions, max_episode_length, step_dt = 1, 1, 1, 0.1
 
     with pytest.raises(RenderError, match="Plain draws no pictures"):
         AutoReset(Plain()).renderer(80, 80, BLUE)

@@ -196,7 +196,7 @@ def test_a_teacher_can_see_the_physics():
     cfg = small(50, teacher_sees_physics=True, reset=STILL, randomization=wide, target=TargetCfg(kind="fixed"))
     env = PointControl(cfg)
     plain = PointControl(dataclasses.replace(cfg, teacher_sees_physics=False))
-    assert (env.obs_sizes["teacher"], plain.obs_sizes["teacher"]) == (30, 26)
+    assert (env.obs_specs["teacher"].shape, plain.obs_specs["teacher"].shape) == ((30,), (26,))
     state = quickly(env.reset)(jax.random.key(0))
     hover, ratio, roll, rate = np.asarray(state.obs["teacher"][:, 26:]).T
     command = jnp.tile(hover[:, None], (1, 4))

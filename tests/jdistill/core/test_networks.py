@@ -1,4 +1,4 @@
-"""Policies and the normaliser."""
+"""Policies and the normalizer."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from jdistill.core import networks
-from jdistill.core.networks import ACTIVATIONS, Normalizer, Policy
+from jdistill.core.networks import Normalizer, Policy
 
 POLICIES = {
     "mlp": Policy(4, (8, 8)),
@@ -46,27 +46,53 @@ def test_parameter_counts_of_the_presets():
     assert networks.num_parameters(networks.init(raptor, jax.random.key(0), 22, False)) == 2084
 
 
-def test_unroll_is_step_after_step_with_resets_and_restarts(policy, state):
+def test_unroll_is_step_after_step_with_resets(policy, state):
     steps, batch = 9, 3
     obs = jax.random.normal(jax.random.key(1), (steps, batch, 22))
-    dones = jax.random.bernoulli(jax.random.key(2), 0.3, (steps, batch))
-    restart = jnp.arange(steps) == 5
-    first = networks.initial_carry(policy, state, batch)
-    elsewhere = jax.tree.map(lambda x: x + 0.5, first)
-
-    carry, actions = elsewhere, []
+    reset = jax.random.bernoulli(jax.random.key(2), 0.3, (steps, batch)).at[0, 1].set(True)
+    initial = networks.initial_carry(policy, state, batch)
+    carry = start = jax.tree.map(lambda x: x + 0.5, initial)
+    # Another state at every step.
+    reset_carry = jax.tree.map(lambda x: x + 0.1 * jnp.arange(steps)[:, None, None], initial)
+    actions = []
     for t in range(steps):
+        carry = jax.tree.map(lambda r, c, t=t: jnp.where(reset[t][:, None], r[t], c), reset_carry, carry)
         carry, action = networks.act(policy, state, carry, obs[t])
         actions.append(action)
-        carry = jax.tree.map(lambda f, c, t=t: jnp.where(dones[t][:, None], f, c), first, carry)
-        if restart[t]:
-            carry = elsewhere
     end, unrolled = policy.apply(
-        {"params": state.params}, elsewhere, state.normalize(obs), dones, restart, elsewhere, method=Policy.unroll
+        {"params": state.params}, start, state.normalize(obs), reset, reset_carry, method=Policy.unroll
     )
     np.testing.assert_allclose(unrolled, jnp.stack(actions), atol=1e-6)
     for a, b in zip(jax.tree.leaves(end), jax.tree.leaves(carry), strict=True):
         np.testing.assert_allclose(a, b, atol=1e-6)
+
+
+@pytest.mark.parametrize("rnn_type", ["gru", "lstm"])
+def test_gradients_of_an_unrolled_window_are_those_of_its_steps(rnn_type):
+    """Written by hand they must be automatic differentiation's, into states and reset states too."""
+    policy = Policy(4, (), rnn_type=rnn_type, rnn_hidden_dim=5, rnn_num_layers=2)
+    state = networks.init(policy, jax.random.key(0), 7, normalize=False)
+    obs = jax.random.normal(jax.random.key(1), (6, 3, 7))
+    reset = jax.random.bernoulli(jax.random.key(2), 0.3, (6, 3))
+    noise = lambda x: jax.random.normal(jax.random.key(x.size), x.shape)  # noqa: E731
+    start = jax.tree.map(noise, networks.initial_carry(policy, state, 3))
+    given = jax.tree.map(lambda x: noise(jnp.zeros((6, *x.shape))), start)
+
+    def unrolled(params, obs, start, given):
+        end, actions = policy.apply({"params": params}, start, obs, reset, given, method=Policy.unroll)
+        return jnp.sin(actions).sum() + sum(jnp.cos(x).sum() for x in jax.tree.leaves(end))
+
+    def stepped(params, carry_obs, carry, given):
+        total = 0.0
+        for t in range(6):
+            carry = jax.tree.map(lambda r, c, t=t: jnp.where(reset[t][:, None], r[t], c), given, carry)
+            carry, action = policy.apply({"params": params}, carry, carry_obs[t], method=Policy.step)
+            total += jnp.sin(action).sum()
+        return total + sum(jnp.cos(x).sum() for x in jax.tree.leaves(carry))
+
+    ours, theirs = (jax.grad(f, argnums=(0, 1, 2, 3))(state.params, obs, start, given) for f in (unrolled, stepped))
+    for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
+        np.testing.assert_allclose(a, b, atol=2e-5)
 
 
 def test_no_gradient_crosses_a_reset():
@@ -74,9 +100,9 @@ def test_no_gradient_crosses_a_reset():
     state = networks.init(policy, jax.random.key(0), 22, normalize=False)
     carry = networks.initial_carry(policy, state, 1)
 
-    def last_action(obs, done_at_2):
-        dones = jnp.zeros((5, 1), bool).at[2].set(done_at_2)
-        args = (carry, obs, dones, jnp.zeros(5, bool), carry)
+    def last_action(obs, reset_at_3):
+        reset = jnp.zeros((5, 1), bool).at[3].set(reset_at_3)
+        args = (carry, obs, reset, carry)
         return policy.apply({"params": state.params}, *args, method=Policy.unroll)[1][-1].sum()
 
     obs = jax.random.normal(jax.random.key(1), (5, 1, 22))
@@ -119,29 +145,7 @@ def test_initialisation_is_torchs_uniform():
     assert float(layer["kernel"].std()) == pytest.approx(0.2 / 3**0.5, rel=0.05)
 
 
-@pytest.mark.parametrize("name", ACTIVATIONS)
-def test_activations_at_a_few_points(name):
-    x = np.array([-2.0, -0.5, 0.0, 0.7, 3.0])
-    erf = np.array([-0.9544997, -0.3829249, 0.0, 0.5160727, 0.9973002])  # erf(x / sqrt 2)
-    alpha, scale = 1.6732632423543772, 1.0507009873554805
-    expected = {
-        "elu": np.where(x > 0, x, np.expm1(x)),
-        "selu": scale * np.where(x > 0, x, alpha * np.expm1(x)),
-        "relu": np.maximum(x, 0),
-        "crelu": np.where(x > 0, x, np.expm1(x)),
-        "lrelu": np.where(x > 0, x, 0.01 * x),
-        "tanh": np.tanh(x),
-        "sigmoid": sigmoid(x),
-        "softplus": np.log1p(np.exp(x)),
-        "gelu": 0.5 * x * (1 + erf),
-        "swish": x * sigmoid(x),
-        "mish": x * np.tanh(np.log1p(np.exp(x))),
-        "identity": x,
-    }[name]
-    np.testing.assert_allclose(ACTIVATIONS[name](jnp.array(x)), expected, atol=1e-5)
-
-
-def test_normaliser_holds_the_moments_of_everything_seen():
+def test_normalizer_holds_the_moments_of_everything_seen():
     rng = np.random.default_rng(0)
     batches = [rng.normal(loc=3, scale=5, size=(4, n, 2)) for n in (5, 11, 50)]
     normalizer = Normalizer.create(2)
@@ -155,5 +159,13 @@ def test_normaliser_holds_the_moments_of_everything_seen():
     np.testing.assert_allclose(normalizer(jnp.array(seen, jnp.float32)), expected, atol=1e-4)
 
 
-def test_a_fresh_normaliser_barely_touches():
+def test_a_fresh_normalizer_barely_touches():
     np.testing.assert_allclose(Normalizer.create(3)(jnp.ones((2, 3))), 1 / 1.01, rtol=1e-6)
+
+
+def test_the_formula_in_policy_files_is_what_is_computed():
+    rng = np.random.default_rng(0)
+    normalizer = Normalizer.create(3).update(jnp.array(rng.normal(loc=2, scale=4, size=(50, 3)), jnp.float32))
+    obs = rng.normal(size=(5, 3)).astype(np.float32)
+    told = eval(Normalizer.FORMULA, {"obs": obs, "mean": normalizer.mean, "var": normalizer.var, "sqrt": np.sqrt})
+    np.testing.assert_allclose(normalizer(obs), told, rtol=1e-6)

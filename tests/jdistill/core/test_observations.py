@@ -6,11 +6,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from bridge.env import ObservationSpec
 from jdistill.core import observations
 from jdistill.errors import ObservationError
 
 OBS = {"policy": jnp.arange(10.0).reshape(2, 5), "critic": 100 + jnp.arange(4.0).reshape(2, 2)}
-SIZES = {"policy": 5, "critic": 2}
+SPECS = {"policy": ObservationSpec((5,)), "critic": ObservationSpec((2,))}
 
 
 @pytest.mark.parametrize(
@@ -31,7 +32,7 @@ def test_parts_are_numpys(entries, columns):
     host = observations.select({name: np.asarray(x) for name, x in OBS.items()}, entries)
     assert isinstance(host, np.ndarray) and (host == chosen).all()
     np.testing.assert_array_equal(chosen[0], columns)
-    assert observations.size(entries, SIZES) == len(columns) == chosen.shape[1]
+    assert observations.size(entries, SPECS) == len(columns) == chosen.shape[1]
     assert chosen.shape[0] == 2
 
 
@@ -53,4 +54,28 @@ def test_groups_are_named_once():
 )
 def test_complaints(entry, complaint):
     with pytest.raises(ObservationError, match=complaint):
-        observations.size([entry], SIZES)
+        observations.size([entry], SPECS)
+
+
+@pytest.mark.parametrize(
+    ("spec", "complaint"),
+    [
+        (ObservationSpec((64, 48, 3), np.dtype(np.uint8)), r"'camera' is uint8\[64, 48, 3\] for each environment, "),
+        (ObservationSpec((9, 5)), r"'camera' is float32\[9, 5\] for each environment, "),
+        (ObservationSpec((5,), np.dtype(np.int32)), r"'camera' is int32\[5\] for each environment, "),
+    ],
+)
+def test_what_no_policy_can_take_is_named(spec, complaint):
+    specs = {**SPECS, "camera": spec}
+    assert observations.size(["policy", "critic[0]"], specs) == 6, "it may be there"
+    for entry in ("camera", "camera[:2]"):
+        with pytest.raises(ObservationError, match=complaint + r"a policy takes vectors .* there are policy \(5\), "):
+            observations.size(["policy", entry], specs)
+
+
+def test_truth_values_are_numbers():
+    contact = {"contact": jnp.array([[True, False]])}
+    chosen = observations.select({**contact, "policy": OBS["policy"][:1]}, ["contact", "policy[0]"])
+    np.testing.assert_array_equal(chosen, [[1.0, 0.0, 0.0]])
+    assert observations.select(contact, ["contact"]).dtype == jnp.float32
+    assert observations.size(["contact"], {"contact": ObservationSpec((2,), np.dtype(bool))}) == 2

@@ -23,8 +23,9 @@ from jdistill.cli.main import run_command
 from jdistill.core import networks
 from jdistill.core.config import AlgorithmCfg
 from jdistill.core.distillation import Transition
-from jdistill.core.networks import Policy
-from jdistill.core.samplers import Source, make_sampler
+from jdistill.core.networks import Policy, PolicyState
+from jdistill.core.samplers import make_sampler
+from jdistill.core.sampling import HistoryData
 from jdistill.data.dataset import Relabeler, info, load, open_dataset
 from jdistill.data.recorder import Recorder, check_new
 from jdistill.errors import ConfigError, DatasetError
@@ -46,10 +47,12 @@ def rollout(number: int) -> Transition:
         obs={"student": draw(5), "teacher": draw(7)},
         student_action=draw(2),
         teacher_action=draw(2),
-        teacher_steps=jnp.asarray(rng.random((STEPS, ENVS)) < 0.5) if number % 2 else jnp.ones(STEPS, bool),
+        is_first=jnp.zeros((STEPS, ENVS), bool),
+        teacher_acts=jnp.asarray(rng.random((STEPS, ENVS)) < 0.5) if number % 2 else jnp.ones(STEPS, bool),
         reward=draw(),
         done=jnp.asarray(rng.random((STEPS, ENVS)) < 0.15),
         metrics={"unused": draw()},
+        student_carry=(),
     )
 
 
@@ -66,7 +69,9 @@ def recorded(tmp_path_factory):
 
 def test_episodes_are_whole_and_in_robomimics_layout(recorded):
     path, rollouts, message = recorded
-    line = jax.tree.map(lambda *x: np.concatenate(x), *[r._replace(teacher_steps=None, metrics={}) for r in rollouts])
+    line = jax.tree.map(
+        lambda *x: np.concatenate(x), *[r._replace(teacher_acts=None, is_first=None, metrics={}) for r in rollouts]
+    )
     expected = []
     for env in range(ENVS):
         ends = [-1, *np.flatnonzero(line.done[:, env])]
@@ -123,8 +128,8 @@ def test_loaded_episodes_stand_behind_each_other(recorded):
     found = []
     for column in range(2):
         length = int(history.length[column])
-        starts = [*np.flatnonzero(history.first[:length, column]), length]
-        assert starts[0] == 0 and not history.first[length:, column].any()
+        starts = [*np.flatnonzero(history.is_first[:length, column]), length]
+        assert starts[0] == 0 and not history.is_first[length:, column].any()
         found += [np.asarray(history.obs[a:b, column]).tobytes() for a, b in pairwise(starts)]
     assert sorted(found) == wanted
     everything = np.concatenate(obs)
@@ -144,7 +149,7 @@ def test_a_teacher_relabels_a_dataset(recorded):
             carry = networks.initial_carry(policy, state, 1)
             for obs in group["obs/teacher"][()]:
                 carry, action = networks.act(policy, state, carry, jnp.asarray(obs)[None])
-                np.testing.assert_allclose(history.label[at, 0], action[0], atol=1e-5)
+                np.testing.assert_allclose(history.teacher_action[at, 0], action[0], atol=1e-5)
                 at += 1
     assert at == int(history.length[0])
 
@@ -161,7 +166,9 @@ def test_relabelling_needs_no_recorded_teacher_actions(recorded, tmp_path):
     ):
         load(AlgorithmCfg(dataset=[str(path)]), ["student"], (5, 2), 1, 1)
     history = load(AlgorithmCfg(dataset=[str(path)]), ["student"], (5, 2), 1, 1, relabeler).history
-    assert history.label.shape == (int(history.length[0]), 1, 2) and bool(jnp.abs(history.label).min() > 0)
+    assert history.teacher_action.shape == (int(history.length[0]), 1, 2) and bool(
+        jnp.abs(history.teacher_action).min() > 0
+    )
 
 
 @pytest.mark.parametrize("sampler", ["uniform", "recent", "packed"])
@@ -170,12 +177,12 @@ def test_of_a_small_dataset_every_sequence_is_worth_something(recorded, sampler)
     algorithm = AlgorithmCfg(dataset=[str(recorded[0])], sampler=sampler, gradient_length=3, burn_in_steps=2)
     history = load(algorithm, ["student"], (5, 2), num_columns=500, horizon=400).history
     assert 3 < history.length.size < 20 and int(history.length.max()) < 40
-    drawn = make_sampler(algorithm, 500, 400, 30, "burn_in")
-    source = Source(lambda x: x, jax.random.key(0), carry=(jnp.zeros((500, 4)),), history=history)
-    window = drawn.window(source, jnp.array(0), (), drawn.length)
-    assert bool((window.weight > 0).any(axis=0).all())
+    drawn = make_sampler(algorithm, 500, 400, 30)
+    data = HistoryData(history, PolicyState(params={}, normalizer=None), jax.random.key(0))
+    batch = drawn.batch(data, jnp.array(0), (), ((jnp.zeros((500, 4)),),), drawn.length)
+    assert bool((batch.weight > 0).any(axis=0).all())
     # Of each column as many as it has steps.
-    seen = np.asarray(window.obs[0])
+    seen = np.asarray(batch.obs[drawn.burn_in])
     per_column = [
         sum((seen == x).all(axis=1).sum() for x in np.asarray(history.obs[:n, c])) for c, n in lengths(history)
     ]
@@ -273,9 +280,9 @@ def test_other_dimensions_are_told(recorded, entries, sizes, expected):
 
 
 def test_more_than_the_memory_holds(recorded, monkeypatch):
-    from jdistill.core import history
+    from jdistill.core import memory
 
-    monkeypatch.setattr(history, "available_host_memory", lambda: 100)
+    monkeypatch.setattr(memory, "available_host_memory", lambda: 100)
     with pytest.raises(ConfigError, match=r"the dataset needs .* train on fewer files"):
         load(AlgorithmCfg(dataset=[str(recorded[0])]), ["student"], (5, 2), 1, 1)
 

@@ -17,11 +17,13 @@ from bridge.env import AutoReset, State
 from bridge.tasks import TASKS
 from jdistill.cli.main import run_command
 from jdistill.core import networks
+from jdistill.core.actor import PolicyActor
 from jdistill.core.networks import Policy, PolicyState
 from jdistill.evaluation import evaluate as command
-from jdistill.evaluation import rollouts as flight
+from jdistill.evaluation import rollouts
 from jdistill.evaluation.evaluate import evaluate
-from jdistill.evaluation.rollouts import Flights
+from jdistill.evaluation.metrics import find_main_metric
+from jdistill.evaluation.rollouts import Evaluator
 from jdistill.export.policy_file import load_policy, save_policy
 from jdistill.run.compose import compose, load_file
 from tests.conftest import BUNDLED_TEACHER, ROOT
@@ -30,9 +32,9 @@ pytestmark = pytest.mark.full
 
 
 def test_bundled_teacher_holds_a_point():
-    policy, learnt, _ = load_policy(BUNDLED_TEACHER)
+    policy, policy_state, _ = load_policy(BUNDLED_TEACHER)
     env = AutoReset(PointControl(PointControlCfg(num_envs=200, target=TargetCfg(kind="fixed"))))
-    numbers = evaluate(env, policy, learnt, ["teacher"], seed=5)
+    numbers = evaluate(env, policy, policy_state, ["teacher"], seed=5)
     assert numbers["survival"] >= 0.99
     assert numbers["steady"]["position_error"] <= 0.05
     assert numbers["length"] > 990 and numbers["return"] > 1000
@@ -41,10 +43,10 @@ def test_bundled_teacher_holds_a_point():
 def test_a_policy_that_falls_is_counted_as_such():
     env = AutoReset(PointControl(PointControlCfg(num_envs=50, episode_length_s=3.0)))
     policy = Policy(4, ())
-    learnt = networks.init(policy, jax.random.key(0), 22, normalize=False)
-    off = jax.tree.map(jnp.zeros_like, learnt.params)
+    policy_state = networks.init(policy, jax.random.key(0), 22, normalize=False)
+    off = jax.tree.map(jnp.zeros_like, policy_state.params)
     off["mlp_0"]["dense"]["bias"] = jnp.full(4, -1.0)
-    numbers = evaluate(env, policy, learnt.replace(params=off), ["student"], settle_s=0.0)
+    numbers = evaluate(env, policy, policy_state.replace(params=off), ["student"], settle_s=0.0)
     assert numbers["survival"] == 0.0 and numbers["episodes"] == 50
     assert sum(numbers["terminations"].values()) >= 50, "free fall breaks the speed limit"
     assert 20 < numbers["length"] < 100
@@ -56,9 +58,6 @@ class Line:
     """Three points on a line that begin at 0, 1 and 2 and move by their actions; beyond 2.5 an episode ends."""
 
     num_envs, num_actions, max_episode_length, step_dt = 3, 1, 4, 1.0
-
-    def __init__(self):
-        self.obs_sizes = {"place": 1}
 
     def reset(self, rng) -> State:
         place = jnp.arange(3.0)
@@ -78,23 +77,23 @@ class Line:
         return {"position": state.pipeline_state}
 
 
-def linear(gain: float, offset: float):
-    """The policy ``action = gain * place + offset``."""
+def linear(gain: float, offset: float) -> PolicyActor:
+    """The actor ``action = gain * place + offset``."""
     params = {"mlp_0": {"dense": {"kernel": jnp.array([[gain]]), "bias": jnp.array([offset])}}}
-    return flight.make_pilot(Policy(1, ()), PolicyState(params=params, normalizer=None), ["place"])
+    return PolicyActor(Policy(1, ()), PolicyState(params=params, normalizer=None), ("place",))
 
 
 @pytest.fixture(scope="module")
-def flown():
-    """A student that drifts up by half a metre a step, and a teacher that halves the place, on the line."""
-    flights = Flights({"student": linear(0.0, 0.5), "teacher": linear(-0.5, 0.0)}, "teacher", settle_s=2.0)
+def statistics():
+    """A student that drifts up by half a meter a step, and a teacher that halves the place, on the line."""
+    evaluator = Evaluator({"student": linear(0.0, 0.5), "teacher": linear(-0.5, 0.0)}, "teacher", settle_s=2.0)
     env = AutoReset(Line())
-    return {name: flights.fly(env, name, seed=0) for name in flights.pilots}
+    return {name: evaluator.rollout(env, name, seed=0) for name in evaluator.actors}
 
 
-def test_numbers_by_hand(flown):
+def test_numbers_by_hand(statistics):
     """The student's points go 0 .5 1 1.5 2, 1 1.5 2 2.5 3 (ended by the last step), 2 2.5 3 (ended by the second)."""
-    numbers = flown["student"].numbers
+    numbers = statistics["student"].numbers
     assert numbers["survival"] == pytest.approx(1 / 3) and numbers["terminations"] == {"far": 2}
     assert numbers["length"] == pytest.approx((4 + 4 + 2) / 3)
     assert numbers["return"] == pytest.approx(-(0.5 + 1 + 1.5 + 2 + 1.5 + 2 + 2.5 + 3 + 2.5 + 3) / 3)
@@ -102,60 +101,114 @@ def test_numbers_by_hand(flown):
     going_on = [0.5, 1.0, 1.5, 1.5, 2.0, 2.5, 2.5]  # Without the steps that ended an episode.
     error = numbers["metrics"]["position_error"]
     assert error["mean"] == pytest.approx(np.mean(going_on)) and error["p95"] == pytest.approx(2.5)
-    assert error["steady"] == pytest.approx((1.5 + 2.5) / 2) and sorted(flown["student"].settled["position_error"]) == [
-        1.5,
-        2.5,
-    ]
+    assert error["steady"] == pytest.approx((1.5 + 2.5) / 2)
+    assert sorted(statistics["student"].settled["position_error"]) == [1.5, 2.5]
 
 
-def test_agreement_by_hand(flown):
+def test_agreement_by_hand(statistics):
     """On the student's own states, and on the teacher's: place 0, 1, 2 halved again and again."""
     drift = np.array([0, 0.5, 1, 1.5, 1, 1.5, 2, 2.5, 2, 2.5])
-    for driver, places in (("student", drift), ("teacher", np.outer([1, 0.5, 0.25, 0.125], [0, 1, 2]).ravel())):
-        label = -0.5 * places
-        agreement = flown[driver].numbers["agreement"]
-        assert agreement["student"]["rmse"] == pytest.approx(np.sqrt(np.mean((0.5 - label) ** 2)), rel=1e-5)
-        r2 = 1 - np.sum((0.5 - label) ** 2) / np.sum((label - label.mean()) ** 2)
+    for acting, places in (("student", drift), ("teacher", np.outer([1, 0.5, 0.25, 0.125], [0, 1, 2]).ravel())):
+        expert = -0.5 * places
+        agreement = statistics[acting].numbers["agreement"]
+        assert agreement["student"]["rmse"] == pytest.approx(np.sqrt(np.mean((0.5 - expert) ** 2)), rel=1e-5)
+        r2 = 1 - np.sum((0.5 - expert) ** 2) / np.sum((expert - expert.mean()) ** 2)
         assert agreement["student"]["r2"] == pytest.approx(r2, rel=1e-5)
         assert agreement["teacher"] == {"rmse": 0.0, "r2": 1.0}
 
 
 def test_a_teacher_that_never_changes_has_no_r2():
-    flights = Flights({"teacher": linear(0.0, 0.3)}, "teacher")
-    numbers = flights.fly(AutoReset(Line()), "teacher", seed=0).numbers
+    evaluator = Evaluator({"teacher": linear(0.0, 0.3)}, "teacher")
+    numbers = evaluator.rollout(AutoReset(Line()), "teacher", seed=0).numbers
     assert np.isnan(numbers["agreement"]["teacher"]["r2"]) and numbers["agreement"]["teacher"]["rmse"] == 0
     assert np.isnan(numbers["metrics"]["position_error"]["steady"]), "no episode gets as far as three seconds"
 
 
-def test_traces_end_with_their_episodes(flown, monkeypatch):
-    first, _, last = flown["student"].traces
+def test_traces_end_with_their_episodes(statistics, monkeypatch):
+    first, _, last = statistics["student"].traces
     assert last == {
         "time": [0.0, 1.0],
         "position": [2.0, 2.5],
-        "error": [2.0, 2.5],
+        "main_metric": [2.0, 2.5],
         "action": [[0.5], [0.5]],
         "teacher_action": [[-1.0], [-1.25]],
     }
     assert first["position"] == [0.0, 0.5, 1.0, 1.5]
-    monkeypatch.setattr(flight, "TRACE_POINTS", 3)
-    kept = {"flying": np.ones((10, 1), bool), "x": np.arange(10.0)[:, None]}
-    (course,) = flight.traces(kept, 0.1)
+    monkeypatch.setattr(rollouts, "TRACE_POINTS", 3)
+    kept = {"is_active": np.ones((10, 1), bool), "x": np.arange(10.0)[:, None]}
+    (course,) = rollouts.traces(kept, 0.1)
     assert course == {"time": [0.0, 0.4, 0.8], "x": [0.0, 4.0, 8.0]}
 
 
-def test_histograms_count_every_settled_step(flown):
-    told = command.side_by_side(flown)
+def test_histograms_count_every_settled_step(statistics):
+    policies = command.side_by_side(statistics)
     for name, settled in (("student", 2), ("teacher", 3)):
-        told_histogram = told[name]["histograms"]["position_error"]
-        assert sum(told_histogram["counts"]) == settled and len(told_histogram["edges"]) == command.BINS + 1
-    assert told["student"]["histograms"]["position_error"]["counts"][-1] == 1, "beyond the last edge is in the last bin"
-    assert told["student"]["agreement_on_teacher"] == flown["teacher"].numbers["agreement"]["student"]
+        histogram = policies[name]["histograms"]["position_error"]
+        assert sum(histogram["counts"]) == settled and len(histogram["edges"]) == command.BINS + 1
+    counts = policies["student"]["histograms"]["position_error"]["counts"]
+    assert counts[-1] == 1, "beyond the last edge is in the last bin"
+    assert policies["student"]["agreement_on_teacher"] == statistics["teacher"].numbers["agreement"]["student"]
+
+
+class Track(Line):
+    """The line with metrics of its own, and nothing to show."""
+
+    def trace(self, state):
+        return {}
+
+    def metrics(self, place):
+        return {"Metrics/speed": jnp.ones(3), "Metrics/distance": place, "Episode_Termination/far": jnp.zeros(3)}
+
+
+class Bare(Line):
+    """The line, measured by nothing."""
+
+    def metrics(self, place):
+        return {}
+
+    def step(self, state, action):
+        place = state.pipeline_state + action[:, 0]
+        return state.replace(pipeline_state=place, obs={"place": place[:, None]}, reward=-place)
+
+
+@pytest.mark.parametrize(("declared", "expected"), [("speed", 1.0), (None, 2.0), ("height", 2.0)])
+def test_the_tasks_main_metric_is_followed(declared, expected):
+    """The task's own, else the first by name."""
+    evaluator = Evaluator({"student": linear(0.0, 0.5)}, main_metric=declared)
+    found = evaluator.rollout(AutoReset(Track()), "student", seed=0)
+    assert found.traces[2]["main_metric"][0] == expected and set(found.numbers["metrics"]) == {"speed", "distance"}
+    main = find_main_metric(declared, found.numbers["metrics"])
+    assert main == {1.0: "speed", 2.0: "distance"}[expected] and main in command.header(main)
+    numbers = {**found.numbers, "agreement": {"rmse": 0.1, "r2": 0.5}}
+    head, row = command.header(main).split(), command.row("track", "student", numbers, main).split()
+    assert float(row[head.index(main)]) == pytest.approx(found.numbers["metrics"][main]["mean"], abs=1e-4)
+
+
+def test_an_environment_without_metrics():
+    found = Evaluator({"student": linear(0.0, 0.5)}, main_metric="speed").rollout(AutoReset(Bare()), "student", seed=0)
+    assert found.numbers["metrics"] == {} and "main_metric" not in found.traces[0]
+    assert found.numbers["survival"] == 1.0
+    assert command.header(find_main_metric("speed", found.numbers["metrics"])).split()[2:5] == [
+        "survival",
+        "return",
+        "change",
+    ]
+
+
+def test_actors_of_one_structure_share_a_program():
+    evaluator = Evaluator({"student": linear(0.0, 0.5)})
+    env = AutoReset(Line())
+    first = evaluator.rollout(env, "student", seed=0).numbers
+    ((_, program),) = evaluator._programs.values()
+    evaluator.actors["student"] = linear(0.0, 0.25)
+    second = evaluator.rollout(env, "student", seed=0).numbers
+    assert program._cache_size() == 1 and second["return"] > first["return"]
 
 
 def test_inference_cost_of_one_layer():
     policy = Policy(4, ())
-    pilot = flight.make_pilot(policy, networks.init(policy, jax.random.key(0), 22, normalize=False), ["obs"])
-    cost = flight.inference_cost(pilot, {"obs": jax.ShapeDtypeStruct((1, 22), jnp.float32)})
+    actor = PolicyActor(policy, networks.init(policy, jax.random.key(0), 22, normalize=False), ("obs",))
+    cost = rollouts.inference_cost(actor, {"obs": jax.ShapeDtypeStruct((1, 22), jnp.float32)})
     assert cost["parameters"] == 22 * 4 + 4
     assert 2 * 22 * 4 <= cost["flops"] <= 2 * 22 * 4 + 16
     assert cost["bytes"] >= 4 * (22 + 22 * 4 + 4)
@@ -181,11 +234,14 @@ def run(tmp_path_factory):
 def test_the_command(run, capsys):
     assert run_command("evaluate", [str(run), "--episodes", "6", "--scenario", "hover,cf2x_T350", "--raptor"]) == 0
     out = capsys.readouterr().out
+    assert out.split()[:6] == ["scenario", "policy", "survival", "return", "position_error", "95"]
+    assert len({len(line) for line in out.splitlines()[:4]}) == 1, "the columns stand below each other"
     assert [line.split()[:2] for line in out.splitlines()[1:4]] == [
         ["hover", p] for p in ("student", "teacher", "raptor")
     ]
     results = json.loads((run / "evaluation" / "evaluation.json").read_text())
     assert (results["format"], results["task"], results["iteration"], results["episodes"]) == (1, "crazyflie", 7, 6)
+    assert results["main_metric"] == "position_error"
     assert results["policies"]["raptor"]["parameters"] == 2084
     assert list(results["scenarios"]) == ["hover", "cf2x_T350"]
     policies = results["scenarios"]["hover"]["policies"]
@@ -200,7 +256,7 @@ def test_the_command(run, capsys):
         "target": (10, 3),
         "action": (10, 4),
         "teacher_action": (10, 4),
-        "error": (10,),
+        "main_metric": (10,),
     }
     rows = list(csv.DictReader((run / "evaluation" / "evaluation.csv").open()))
     assert [(row["scenario"], row["policy"]) for row in rows[:3]] == [("hover", p) for p in policies]
@@ -220,7 +276,7 @@ def test_the_command(run, capsys):
             ["{run}", "env.teacher_sees_physics=true", "--scenario", "hover"],
             "the teacher takes 26 observations, teacher has 30",
         ),
-        (["{run}", "env.policy_freq=50", "--raptor", "--scenario", "hover"], "--raptor: flies point control with 100"),
+        (["{run}", "env.policy_freq=50", "--raptor", "--scenario", "hover"], "--raptor: needs point control with 100"),
         (["{run}", "--episode", "3"], "unknown flag --episode"),
     ],
 )

@@ -51,7 +51,7 @@ def test_an_mp4_of_both_policies(small_run, tmp_path, capsys):
     assert (changes(pictures) > 0.2).all(), "something moves from each frame to the next"
     student, teacher = pictures[:, 28:, :160], pictures[:, 28:, 164:]
     assert np.abs(student[0].astype(int) - teacher[0]).mean() < 2, "both begin in the same state"
-    assert np.abs(student[12].astype(int) - teacher[12]).mean() > 2, "and fly each its own way"
+    assert np.abs(student[12].astype(int) - teacher[12]).mean() > 2, "and each goes its own way"
     for name, left in (("student", 0), ("teacher", 164)):
         bar = pictures[5, 4:24, left + 1 : left + 4].mean(axis=(0, 1))
         assert bar == pytest.approx(np.array(video.COLORS[name]) * 255, abs=45), "labelled in its color"
@@ -99,7 +99,7 @@ def test_complaints(small_run, tmp_path, capsys, monkeypatch):
 
 
 @pytest.mark.parametrize(("module", "suffix"), [("av", "mp4"), ("PIL", "gif")])
-def test_missing_packages_are_told_before_anything_is_flown(small_run, tmp_path, capsys, monkeypatch, module, suffix):
+def test_missing_packages_are_told_before_anything_runs(small_run, tmp_path, capsys, monkeypatch, module, suffix):
     monkeypatch.setitem(sys.modules, module, None)
     assert run_command("play", [str(small_run), "--out", str(tmp_path / f"film.{suffix}")]) == 1
     assert "is not installed; use 'uv run --extra video" in capsys.readouterr().err
@@ -122,6 +122,7 @@ def test_training_is_filmed_and_goes_on_as_without_it(tmp_path):
         students.append(runner.state.student)
         if camera:
             camera.close()
+        assert not camera or camera._rollout._act._cache_size() == 1, "one program for both films"
     assert all((a == b).all() for a, b in zip(*map(jax.tree.leaves, students), strict=True))
     run = tmp_path / "True"
     assert sorted(p.name for p in (run / "videos").iterdir()) == ["student_2.mp4", "student_3.mp4"]

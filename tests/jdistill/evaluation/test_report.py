@@ -41,7 +41,7 @@ def trace(offset: float, steps: int = 300) -> dict:
         "time": [0.01 * i for i in range(steps)],
         "target": target,
         "position": [[x + offset, y, z] for x, y, z in target],
-        "error": [offset] * steps,
+        "main_metric": [offset] * steps,
         "action": [[a + offset for a in row] for row in action],
         "teacher_action": action,
     }
@@ -72,6 +72,7 @@ def run(small_run, tmp_path):
         "format": 1,
         "run": str(folder),
         "task": "crazyflie",
+        "main_metric": "position_error",
         "iteration": 6,
         "episodes": 50,
         "seed": 9,
@@ -120,15 +121,15 @@ def test_the_page_draws_everything_and_loads_nothing(run, browser, capsys):
     assert rows.nth(0).locator("td").all_text_contents()[1:7] == cells
     assert rows.nth(2).locator("td").all_text_contents()[4:7] == ["0.4000", "–", "–"]
     assert "wind" in page.locator("#overview").text_content()
-    flight = page.locator("#flight .js-plotly-plot")
+    episode = page.locator("#episodes .js-plotly-plot")
     titles = ["Path", "Position", "Position error", "Student's action, and the teacher's in its place"]
     titles += ["Position error when settled", "Agreement, in the episodes shown"]
-    assert flight.evaluate_all("plots => plots.map(p => p.layout.title.text)") == titles
-    assert page.locator("#flight canvas").count(), "the path is drawn in space"
+    assert episode.evaluate_all("plots => plots.map(p => p.layout.title.text)") == titles
+    assert page.locator("#episodes canvas").count(), "the path is drawn in space"
     assert "python train_jax.py --phase1 4" in page.locator("pre").first.text_content()
     assert "phase1_iterations: 4" in page.locator("details pre").text_content()
     # Another scenario, another episode.
-    student = "document.querySelector('#flight .js-plotly-plot')._fullData.find(t => t.name === 'student').x[0]"
+    student = "document.querySelector('#episodes .js-plotly-plot')._fullData.find(t => t.name === 'student').x[0]"
     before = page.evaluate(student)
     page.select_option("#scenario", "wind")
     assert page.locator("#about").text_content() == "it blows <hard>"
@@ -136,7 +137,7 @@ def test_the_page_draws_everything_and_loads_nothing(run, browser, capsys):
     page.select_option("#episode", "1")
     assert page.evaluate(student) == pytest.approx(1.2)
     page.select_option("#episode", "2")
-    assert flight.count() == 2, "an episode without a step has a histogram and the agreement of the others"
+    assert episode.count() == 2, "an episode without a step has a histogram and the agreement of the others"
     assert complaints == []
 
 
@@ -166,15 +167,46 @@ def test_without_an_evaluation_there_are_curves(small_run, tmp_path, browser):
 def test_an_environment_without_positions(run, browser):
     """Any environment has returns and actions; the page shows what there is."""
     evaluation = report.read_evaluation(run)
-    for told in evaluation["scenarios"].values():
-        for policy in told["policies"].values():
+    for result in evaluation["scenarios"].values():
+        for policy in result["policies"].values():
             policy["metrics"] = policy["histograms"] = {}
             policy["traces"] = [{k: t[k] for k in ("time", "action", "teacher_action")} for t in policy["traces"]]
     page, _ = opened(browser, report.write_report(run, evaluation))
-    assert page.locator("#flight .js-plotly-plot").count() == 2
+    assert page.locator("#episodes .js-plotly-plot").count() == 2
+    assert page.locator(".key").all_text_contents()[-2:] == ["student", "teacher"], "no target is drawn"
     heads = page.locator("table").first.locator("th").all_text_contents()
     assert heads == ["scenario", "policy", "survival", "return", "action change", "RMSE", "R²"]
     assert "Return" in page.locator("#overview").text_content()
+
+
+def test_a_task_of_its_own_metric(run, browser):
+    """An angle in place of a position: no path, but its course, its spread and its column."""
+    evaluation = report.read_evaluation(run)
+    evaluation["main_metric"] = "tilt"
+    for result in evaluation["scenarios"].values():
+        for policy in result["policies"].values():
+            policy["metrics"] = {"speed": {}, "tilt": policy["metrics"]["position_error"]}
+            policy["histograms"] = {"tilt": policy["histograms"]["position_error"]}
+            kept = ("time", "main_metric", "action", "teacher_action")
+            policy["traces"] = [{"position": t["main_metric"], **{k: t[k] for k in kept}} for t in policy["traces"]]
+    page, _ = opened(browser, report.write_report(run, evaluation))
+    titles = page.locator("#episodes .js-plotly-plot").evaluate_all("plots => plots.map(p => p.layout.title.text)")
+    assert titles[:1] == ["Tilt"] and "Tilt when settled" in titles and not {"Path", "Position"} & set(titles)
+    assert page.locator("table").first.locator("th").all_text_contents()[4] == "tilt, mean"
+    assert "tilt, steady, default" in page.locator("header").text_content()
+
+
+def test_evaluations_of_the_first_version_are_read(run):
+    """They name no main metric, and their traces call it the error."""
+    evaluation = report.read_evaluation(run)
+    expected = report.write_report(run, evaluation).read_text()
+    del evaluation["main_metric"]
+    for result in evaluation["scenarios"].values():
+        for policy in result["policies"].values():
+            policy["metrics"]["altitude"] = {}
+            policy["traces"] = [{**t, "error": t.pop("main_metric")} for t in policy["traces"]]
+    assert report.write_report(run, evaluation).read_text() == expected
+    assert report.main_metric({**evaluation, "main_metric": None}) == "altitude"
 
 
 def test_complaints(run, tmp_path, capsys, monkeypatch):

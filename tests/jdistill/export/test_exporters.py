@@ -10,26 +10,25 @@ import sys
 import jax
 import jax.numpy as jnp
 import numpy as np
-import onnxruntime
 import pytest
 import torch
 from rsl_rl.runners import DistillationRunner, OnPolicyRunner
 from tensordict import TensorDict
 
-from bridge.crazyflie import PointControl, PointControlCfg
-from bridge.env import AutoReset
+from bridge.crazyflie import PointControlCfg
 from bridge.tasks import TASKS, make_env
 from bridge.torch_vecenv import TorchVecEnv
 from jdistill.cli.main import run_command
 from jdistill.core import networks, observations
-from jdistill.core.config import StudentCfg
-from jdistill.core.networks import OUTPUT_ACTIVATIONS, Policy
-from jdistill.export import exporters as export
-from jdistill.export import rsl_rl_models
-from jdistill.export.onnx import to_onnx
+from jdistill.core.activations import ACTIVATIONS, OUTPUT_ACTIVATIONS
+from jdistill.core.config import AgentCfg, StudentCfg
+from jdistill.core.networks import Policy
+from jdistill.export import formats, onnx, rsl_rl_models, torchscript, verify
+from jdistill.export.formats import Student
+from jdistill.export.layers import describe
 from jdistill.export.policy_file import load_policy, save_policy
 from jdistill.export.rsl_rl import model_cfg
-from jdistill.export.rsl_rl_checkpoint import model_tensors
+from jdistill.export.rsl_rl_export import model_tensors
 from jdistill.export.torchscript import to_torchscript
 from jdistill.run.compose import compose
 from jdistill.run.runner import make_student
@@ -53,7 +52,7 @@ RUNS = {
 """Students of every kind that rsl_rl has a model for, and of every kind that it gets ours for."""
 
 
-def learnt(policy: Policy, normalize: bool = True):
+def trained(policy: Policy, normalize: bool = True):
     """Parameters of a policy that has seen something."""
     state = networks.init(policy, jax.random.key(0), 22, normalize)
     if state.normalizer:
@@ -63,46 +62,47 @@ def learnt(policy: Policy, normalize: bool = True):
     return state.replace(params=jax.tree.map_with_path(lambda p, x: x + 0.2 * ("initial" in str(p)), state.params))
 
 
-def act_of_onnx(policy, state):
-    session = onnxruntime.InferenceSession(to_onnx(policy, state, 22).SerializeToString())
-    carry = export.initial_states(policy, state)
+def acts_alike_in_every_format(policy: Policy, state, observations, out) -> None:
+    """Two episodes along ``observations`` (T, 1, D): the second begins as the first did."""
+    file, original = out / "student.safetensors", verify.jax_policy(policy, state)
+    save_policy(file, policy, state, {"iteration": 1})
+    student = Student(*load_policy(file), AgentCfg(), BUNDLED_TEACHER)
+    expected = []
+    for _ in range(2):
+        act = original()
+        expected += [act(obs) for obs in observations]
+    for name in formats.FORMATS:
+        start, actions = formats.load(name)(student, out).start, []
+        for _ in range(2):
+            act = start()
+            actions += [act(obs) for obs in observations]
+        np.testing.assert_allclose(actions, expected, atol=5e-6, rtol=1e-6, err_msg=name)
 
-    def act(obs):
-        action, *states = session.run(None, {"obs": obs, **{f"{k}_in": v for k, v in carry.items()}})
-        carry.update(zip(carry, states, strict=True))
-        return action
 
-    return act
-
-
-def act_of_torch(policy, state):
-    module = to_torchscript(policy, state)
-    return lambda obs: module(torch.tensor(obs)).detach().numpy()
-
-
-@pytest.mark.parametrize("make", [act_of_onnx, act_of_torch], ids=["onnx", "torchscript"])
 @pytest.mark.parametrize("kind", STUDENTS)
-def test_every_network_acts_alike(make, kind):
-    policy, state = STUDENTS[kind], learnt(STUDENTS[kind], normalize=kind != "mlp")
-    original, exported = export.jax_policy(policy, state)(), make(policy, state)
-    for t in range(30):
-        obs = np.asarray(jax.random.normal(jax.random.key(t), (1, 22)))
-        np.testing.assert_allclose(exported(obs), original(obs), atol=2e-6)
+def test_every_network_acts_alike_in_every_format(kind, tmp_path):
+    policy, state = STUDENTS[kind], trained(STUDENTS[kind], normalize=kind != "mlp")
+    acts_alike_in_every_format(policy, state, np.random.default_rng(0).normal(size=(15, 1, 22)).astype("f"), tmp_path)
 
 
-@pytest.mark.parametrize("make", [act_of_onnx, act_of_torch], ids=["onnx", "torchscript"])
 @pytest.mark.parametrize("activation", OUTPUT_ACTIVATIONS)
-def test_every_activation_acts_alike(make, activation):
-    hidden = "elu" if activation == "beta" else activation
-    policy = Policy(4, (8,), activation=hidden, output_activation=activation)
-    state = learnt(policy)
-    obs = np.asarray(jax.random.normal(jax.random.key(0), (1, 22))) * 3
-    np.testing.assert_allclose(make(policy, state)(obs), export.jax_policy(policy, state)()(obs), atol=5e-6)
+def test_every_activation_acts_alike_in_every_format(activation, tmp_path):
+    """In hidden layers where it can stand there, and at the end."""
+    policy = Policy(
+        4, (8,), activation=activation if activation in ACTIVATIONS else "elu", output_activation=activation
+    )
+    draws = np.random.default_rng(0).normal(scale=5, size=(5, 1, 22)).astype("f")
+    acts_alike_in_every_format(policy, trained(policy), draws, tmp_path)
 
 
-def test_torchscript_forgets_on_reset():
+def test_only_what_torch_and_onnx_lack_is_composed():
+    for composed, named in ((onnx.COMPOSED, "onnx"), (torchscript.COMPOSED, "torch")):
+        assert composed.keys() == {name for name, a in OUTPUT_ACTIVATIONS.items() if getattr(a, named) is None}
+
+
+def test_torchscript_begins_anew_on_reset():
     policy = STUDENTS["lstm"]
-    module = to_torchscript(policy, learnt(policy))
+    module = to_torchscript(describe(policy, trained(policy)))
     obs = torch.ones(1, 22)
     first, second = module(obs).clone(), module(obs).clone()
     module.reset()
@@ -111,14 +111,14 @@ def test_torchscript_forgets_on_reset():
 
 @pytest.fixture(params=["fork", "raptor", "lstm", "mlp", "plain"])
 def run(tmp_path, request):
-    """A run folder with a student that has learnt something, and the bundled teacher."""
+    """A run folder with a student that has seen something, and the bundled teacher."""
     policy = RUNS[request.param]
     student = {name: getattr(policy, name) for name in vars(StudentCfg()) if hasattr(policy, name)}
     cfg = compose("crazyflie", PointControlCfg, [{"agent": {"student": student}}], ["agent.student.init_noise_std=0.2"])
     cfg.save(tmp_path / "config.yaml")
     shutil.copy(BUNDLED_TEACHER, tmp_path / "teacher.safetensors")
     header = {**observations.describe(make_env(TASKS["crazyflie"](), cfg.env), ["student"]), "iteration": 7}
-    save_policy(tmp_path / "student.safetensors", policy, learnt(policy), header)
+    save_policy(tmp_path / "student.safetensors", policy, trained(policy), header)
     return tmp_path
 
 
@@ -187,38 +187,18 @@ def acts_like(theirs, policy: Policy, state) -> None:
 
 def test_rsl_rls_own_exporters_take_our_models(tmp_path):
     policy, obs = STUDENTS["fork"], TensorDict({"student": torch.randn(1, 22)}, batch_size=[1])
-    state = learnt(policy)
+    state = trained(policy)
     settings = model_cfg(policy, state, 0.1)
     assert settings.pop("class_name") == "jdistill.export.rsl_rl_models:RNNModel"
     theirs = rsl_rl_models.RNNModel(obs, {"student": ["student"]}, "student", 4, **settings)
     theirs.load_state_dict(model_tensors(policy, state, 0.1), strict=True)
-    scripted, ours = torch.jit.script(theirs.eval().as_jit()), export.jax_policy(policy, state)()
+    scripted, ours = torch.jit.script(theirs.eval().as_jit()), verify.jax_policy(policy, state)()
     for _ in range(5):
         np.testing.assert_allclose(scripted(obs["student"]).detach(), ours(obs["student"].numpy()), atol=1e-5)
     assert theirs.as_onnx().input_names == ["obs", "h_in"]
     settings |= {"learn_initial_state": True}
     with pytest.raises(NotImplementedError, match=r"use 'python -m jdistill.export'"):
         rsl_rl_models.RNNModel(obs, {"student": ["student"]}, "student", 4, **settings).as_jit()
-
-
-def test_the_flight_beside_the_original_goes_on_after_a_crash(flock):
-    """A policy that falls ends its episode long before 100 steps; the comparison covers the rest all the same."""
-    falls = learnt(STUDENTS["mlp"], normalize=False)
-    env = AutoReset(PointControl(PointControlCfg(num_envs=1, episode_length_s=0.05)))
-    calls = []
-
-    def original():
-        calls.append(0)
-        act = export.jax_policy(STUDENTS["mlp"], falls)()
-
-        def counted(obs):
-            calls[-1] += 1
-            return act(obs)
-
-        return counted
-
-    assert export.flown_difference(env, ["student"], original, export.jax_policy(STUDENTS["mlp"], falls)) == 0.0
-    assert sum(calls) == 100 and calls[:-1] == [5] * 20
 
 
 WITHOUT = """
@@ -245,6 +225,7 @@ def test_missing_packages_are_told_in_one_line(run, package, format):
     assert done.returncode == 1
     expected = f"jdistill export: error: {format}: {package} is not installed; use 'uv run --extra torch --extra onnx"
     assert done.stderr.count("\n") == 1 and done.stderr.startswith(expected)
+    assert not (run / "exported").exists()
 
 
 def test_complaints(tmp_path, capsys, monkeypatch):
@@ -259,7 +240,7 @@ def test_complaints(tmp_path, capsys, monkeypatch):
     cfg.save(tmp_path / "config.yaml")
     assert "student.safetensors: no such file" in complaint(str(tmp_path))
     policy = make_student(cfg.agent.student, 4)
-    save_policy(tmp_path / "student.safetensors", policy, learnt(policy), {})
+    save_policy(tmp_path / "student.safetensors", policy, trained(policy), {})
     assert "--format tflite: expected some of" in complaint(str(tmp_path), "--format", "onnx, tflite")
     for actor_std in ("-1", "nan", "0", "much"):
         with pytest.raises(SystemExit) as stop:
@@ -272,7 +253,7 @@ def test_complaints(tmp_path, capsys, monkeypatch):
     assert "jit: cannot be written" in complaint(str(tmp_path), "--format", "jit", "--out", str(tmp_path / "taken"))
     file = tmp_path / "student.safetensors"
     assert "File exists" in complaint(str(tmp_path), "--out", str(file))
-    monkeypatch.setattr(export, "TOLERANCE", -1.0)
+    monkeypatch.setattr(verify, "TOLERANCE", -1.0)
     assert "differ by" in complaint(str(tmp_path), "--format", "onnx")
     assert "differ by" in complaint(str(tmp_path), "--format", "rsl_rl")
     assert not list((tmp_path / "exported").glob("*.onnx")) and not list((tmp_path / "exported").glob("*.pt"))

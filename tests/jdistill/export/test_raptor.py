@@ -1,4 +1,4 @@
-"""RAPTOR as one of our policies: its own NumPy answers, and the frame that it flies in."""
+"""RAPTOR as one of our policies: its own NumPy answers, and the frame that it observes in."""
 
 from __future__ import annotations
 
@@ -11,20 +11,22 @@ from scipy.spatial.transform import Rotation
 
 from bridge.crazyflie import PointControl, PointControlCfg
 from jdistill.core import networks
+from jdistill.core.actor import Actor
+from jdistill.errors import ConfigError
 from jdistill.export import raptor
 
 rng = np.random.default_rng(0)
 
 
 def test_the_network_is_the_packages_own():
-    policy, learnt = raptor.load()
-    assert networks.num_parameters(learnt) == 2084
+    policy, state = raptor.load()
+    assert networks.num_parameters(state) == 2084
     theirs = Raptor()
     theirs.reset()
-    carry = networks.initial_carry(policy, learnt, 5)
+    carry = networks.initial_carry(policy, state, 5)
     for _ in range(40):
         obs = rng.normal(size=(5, 22)).astype(np.float32)
-        carry, action = networks.act(policy, learnt, carry, jnp.asarray(obs))
+        carry, action = networks.act(policy, state, carry, jnp.asarray(obs))
         np.testing.assert_allclose(action, theirs.evaluate_step(obs), atol=2e-5)
 
 
@@ -54,18 +56,27 @@ def test_the_world_is_turned_by_the_first_heading(seen, frame):
     np.testing.assert_allclose(told, expected, atol=1e-5)
 
 
-def test_it_flies_in_the_frame_of_its_first_step(seen):
+def test_it_keeps_the_frame_of_its_first_step(seen):
     """A craft that yaws later is seen to have yawed."""
     position, velocity, attitude, rates, command = seen
     env = PointControl(PointControlCfg(num_envs=8, frame="world"))
-    pilot = raptor.make_pilot(env, ["student"])
+    actor = raptor.make_actor(env, ["student"])
+    assert isinstance(actor, Actor) and actor.num_parameters == 2084
     obs = {"student": observation("world", position, velocity, attitude, rates, command)}
-    carry, first = pilot.act(pilot.initial_carry(8), obs)
+    act = jax.jit(lambda actor, carry, obs: actor.act(carry, obs))
+    carry, first = act(actor, actor.initial_carry(8), obs)
     later = Rotation.from_euler("Z", 1.0) * attitude
-    _, second = pilot.act(carry, {"student": observation("world", position, velocity, later, rates, command)})
-    policy, learnt = raptor.load()
-    theirs = networks.initial_carry(policy, learnt, 8)
+    _, second = act(actor, carry, {"student": observation("world", position, velocity, later, rates, command)})
+    policy, state = raptor.load()
+    theirs = networks.initial_carry(policy, state, 8)
     for rotation, action in ((attitude, first), (later, second)):
         parts = [position, rotation.as_matrix().reshape(-1, 9), velocity, rates, 2 * command - 1]
-        theirs, expected = networks.act(policy, learnt, theirs, jnp.asarray(np.concatenate(parts, axis=1), jnp.float32))
+        theirs, expected = networks.act(policy, state, theirs, jnp.asarray(np.concatenate(parts, axis=1), jnp.float32))
         np.testing.assert_allclose(action, jnp.clip(expected, -1, 1), atol=1e-4)
+
+
+def test_another_observation_is_told():
+    env = PointControl(PointControlCfg(num_envs=1))
+    for groups in (["teacher"], ["student", "teacher"], ["student[:20]"]):
+        with pytest.raises(ConfigError, match="--raptor: flies point control with 100 commands a second and its whole"):
+            raptor.make_actor(env, groups)

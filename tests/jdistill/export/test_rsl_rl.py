@@ -18,6 +18,7 @@ from tensordict import TensorDict
 
 from jdistill.cli.main import run_command
 from jdistill.core import networks
+from jdistill.core.activations import ACTIVATIONS
 from jdistill.core.config import StudentCfg
 from jdistill.errors import PolicyFileError
 from jdistill.export import rsl_rl
@@ -62,14 +63,14 @@ def ours_of(torch_model, normalize: bool):
         (20, {"normalize": True, "gradient_length": 15, "loss_type": "huber", "optimizer": "adamw"}),
         (16, {"normalize": False, "gradient_length": 5, "max_grad_norm": None}),
     ],
-    ids=["mse adam clipped", "huber adamw straddling", "unclipped, no normaliser, left over"],
+    ids=["mse adam clipped", "huber adamw straddling", "unclipped, no normalizer, left over"],
 )
 def test_three_updates_give_the_same_student(make_distillation, teacher_state, kind, steps, settings):
     settings = {"gradient_length": 15, "max_grad_norm": 1.0, "loss_type": "mse", "optimizer": "adam", **settings}
     normalize = settings.pop("normalize")
     torch.manual_seed(0)
     theirs = model(kind, obs_normalization=normalize)
-    policy, learnt = ours_of(theirs, normalize)
+    policy, student = ours_of(theirs, normalize)
     storage = RolloutStorage("distillation", ENVS, steps, observations(np.random.default_rng(0)), [ACTIONS], "cpu")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # rsl_rl warns of left-over steps.
@@ -79,7 +80,7 @@ def test_three_updates_give_the_same_student(make_distillation, teacher_state, k
     alg = make_distillation(
         policy, steps, num_learning_epochs=4, student_cfg=StudentCfg(obs_normalization=normalize), **settings
     )
-    state = alg.init(jax.random.key(0), teacher_state).replace(student=learnt)
+    state = alg.init(jax.random.key(0), teacher_state).replace(student=student)
     shapes = jax.eval_shape(alg.rollout, state)[1]
     update = jax.jit(alg.update)
 
@@ -111,10 +112,7 @@ def test_three_updates_give_the_same_student(make_distillation, teacher_state, k
 
 
 @pytest.mark.parametrize("kind", ["mlp", "gru"])
-@pytest.mark.parametrize(
-    "activation",
-    ["elu", "selu", "relu", "crelu", "lrelu", "tanh", "sigmoid", "softplus", "gelu", "swish", "mish", "identity"],
-)
+@pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_every_activation_acts_alike(kind, activation):
     torch.manual_seed(1)
     theirs = model(kind, "teacher", activation=activation, obs_normalization=True)
@@ -207,7 +205,7 @@ def test_converter_writes_a_policy_that_needs_no_torch(tmp_path, capsys):
     torch.save({"actor_state_dict": teacher.state_dict()}, tmp_path / "model_9.pt")
     out = tmp_path / "teacher.safetensors"
     assert run_command("convert", [str(tmp_path / "model_9.pt"), str(out), "--output_activation", "tanh"]) == 0
-    assert "26 observations, gru 16-16-8-4, elu, tanh at the output, with normaliser" in capsys.readouterr().out
+    assert "26 observations, gru 16-16-8-4, elu, tanh at the output, with normalizer" in capsys.readouterr().out
     policy, state, _ = load_policy(out)
     obs = observations(np.random.default_rng(0))
     _, action = networks.act(
@@ -324,6 +322,11 @@ def test_bad_files_are_told_in_one_line(tmp_path):
     def having(**tensors) -> dict:
         return {"actor_state_dict": {**teacher, **{k.replace("__", "."): v for k, v in tensors.items()}}}
 
+    def second_layer(hidden: int) -> dict:
+        weights = {"weight_ih": (3 * hidden, 16), "weight_hh": (3 * hidden, hidden)}
+        shapes = {**weights, "bias_ih": (3 * hidden,), "bias_hh": (3 * hidden,)}
+        return {f"rnn__rnn__{name}_l1": torch.zeros(shape) for name, shape in shapes.items()}
+
     fork = {"actor.0.weight": torch.zeros(4, 26), "actor.0.bias": torch.zeros(4), "critic.0.bias": torch.zeros(1)}
     cases = {
         "mine.pt": ({"actor_state_dict": Malice(tmp_path / "broken into")}, r"refused, because it holds .*\(.*open\)"),
@@ -346,6 +349,10 @@ def test_bad_files_are_told_in_one_line(tmp_path):
             "torch.int64, expected dense floats",
         ),
         "sparse.pt": (having(mlp__0__weight=torch.eye(16).to_sparse()), "torch.sparse_coo .* expected dense floats"),
+        "widths.pt": (
+            having(**second_layer(4), mlp__0__weight=torch.zeros(16, 4)),
+            "its recurrent layers are gru 16, gru 4, expected one kind and width",
+        ),
         "image.pt": (
             having(cnns__camera__0__weight=torch.zeros(8, 3, 5, 5)),
             r"tensor 'cnns.camera.0.weight' \[8, 3, 5, 5\] belongs to no MLP, GRU or LSTM policy",

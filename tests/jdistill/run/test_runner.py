@@ -12,9 +12,13 @@ from safetensors.numpy import load_file
 
 from bridge.crazyflie import PointControl, PointControlCfg
 from bridge.env import AutoReset
+from jdistill.core.schedule import PhaseInfo
 from jdistill.errors import DatasetError, TrainingError
+from jdistill.run.callbacks import Callback, Record
 from jdistill.run.compose import compose
-from jdistill.run.runner import DistillationRunner, load_recording, load_teacher
+from jdistill.run.inputs import load_recording, load_teacher
+from jdistill.run.progress import last_row
+from jdistill.run.runner import DistillationRunner
 from tests.conftest import BUNDLED_TEACHER
 
 pytestmark = pytest.mark.full
@@ -38,12 +42,12 @@ class Breaking(PointControl):
 
 @pytest.fixture
 def make_runner(tmp_path):
-    def make(env_cls=PointControl, *overrides: str, folder=tmp_path, **more) -> DistillationRunner:
+    def make(env_cls=PointControl, *overrides: str, folder=tmp_path, callbacks=()) -> DistillationRunner:
         settings = ["env.num_envs=2", "agent.num_steps_per_env=16", "agent.save_interval=1", "agent.logger=none"]
         cfg = compose("crazyflie", PointControlCfg, [], [*settings, *overrides])
         env = AutoReset(env_cls(cfg.env))
         teacher = load_teacher(BUNDLED_TEACHER, env, cfg)
-        return DistillationRunner(env, cfg, teacher, folder, load_recording(env, cfg, teacher), **more)
+        return DistillationRunner(env, cfg, teacher, folder, load_recording(env, cfg, teacher), callbacks)
 
     return make
 
@@ -82,11 +86,10 @@ def test_nothing_is_compiled_and_only_scalars_leave_the_device_after_the_first_i
     finally:
         jax.monitoring.unregister_event_duration_listener(count)
     assert compiled and max(compiled) == 0
-    program = runner._iteration.lower(runner.state).compile()
-    state, scalars = jax.eval_shape(runner.alg.iteration, runner.state)
-    assert all(x.shape == () for x in scalars.values())
+    state, metrics = jax.eval_shape(runner.iteration, runner.state, runner.actor)
+    assert all(x.shape == () for x in metrics.scalars.values()) and metrics.finite.ndim == 1
     assert jax.tree.structure(state) == jax.tree.structure(runner.state)
-    assert not re.search("callback|outfeed|infeed|send-done|recv-done", program.as_text())
+    assert not re.search("callback|outfeed|infeed|send-done|recv-done", runner.program_text())
 
 
 def test_phase_information(make_runner):
@@ -97,18 +100,19 @@ def test_phase_information(make_runner):
     for iteration in (0, 6, 7):
         runner.current_learning_iteration = iteration
         seen.append(runner.get_training_phase_info())
-    assert seen[0] == {
-        "use_two_stage_training": True,
-        "training_phase": 1,
-        "current_iteration": 0,
-        "phase1_iterations": 7,
-        "action_source": "teacher",
-    }
-    assert [(s["training_phase"], s["action_source"]) for s in seen[1:]] == [(1, "teacher"), (2, "student")]
+    assert seen[0] == PhaseInfo(
+        use_two_stage_training=True,
+        training_phase=1,
+        current_iteration=0,
+        phase1_iterations=7,
+        action_source="teacher",
+    )
+    assert [(s.training_phase, s.action_source) for s in seen[1:]] == [(1, "teacher"), (2, "student")]
+    assert [s.is_switch for s in seen] == [False, False, True]
 
 
 def test_a_history_is_gone_on_with_bitwise(make_runner, tmp_path):
-    """The ring, the end of phase 1 and who flies which episode are part of the checkpoint."""
+    """The ring, the end of phase 1 and who acts in which episode are part of the checkpoint."""
     settings = ["agent.algorithm.use_dagger=true", "agent.algorithm.max_buffer_size=96"]
     settings += ["agent.algorithm.use_two_stage_training=true", "agent.algorithm.phase1_iterations=2"]
     settings += ["agent.algorithm.phase1_until_return=1e9", "agent.algorithm.beta_schedule=linear"]
@@ -129,30 +133,65 @@ def test_a_history_is_gone_on_with_bitwise(make_runner, tmp_path):
             assert (a == b).all(), path
 
 
+class RecordOnASmallDisk(Record):
+    """A recording that runs out of space."""
+
+    def open(self, runner):
+        super().open(runner)
+        resource.prlimit(self._recorder.process.pid, resource.RLIMIT_FSIZE, (10_000, 10_000))
+
+
 def test_a_recording_that_breaks_off_loses_no_training(make_runner, tmp_path):
     short = ["env.episode_length_s=0.1", "agent.save_interval=1000", "agent.max_iterations=200"]
-    runner = make_runner(PointControl, *short, folder=tmp_path / "run", record=tmp_path / "f.hdf5")
+    callbacks = [RecordOnASmallDisk(tmp_path / "f.hdf5")]
+    runner = make_runner(PointControl, *short, folder=tmp_path / "run", callbacks=callbacks)
     runner.start()
-    begin = runner._recorder
-
-    def begin_on_a_small_disk():
-        recorder = begin()
-        resource.prlimit(recorder.process.pid, resource.RLIMIT_FSIZE, (10_000, 10_000))
-        return recorder
-
-    runner._recorder = begin_on_a_small_disk
     with pytest.raises(DatasetError, match=r"File too large.*; the training is saved, and --resume goes on with it$"):
         runner.learn()
     done = runner.current_learning_iteration
     assert 0 < done < 200 and (tmp_path / "run" / "checkpoints" / str(done)).is_dir()
+    assert last_row(tmp_path / "run")["iteration"] == done - 1, "the others had their turn"
+
+
+class Failing(Callback):
+    """Cannot write in the third iteration, and says in which order it was called."""
+
+    def __init__(self):
+        self.calls = []
+
+    def open(self, runner):
+        self.calls.append("open")
+
+    def before_iteration(self, phase):
+        self.calls.append(phase.current_iteration)
+
+    def after_iteration(self, iteration):
+        if iteration.number == 2:
+            raise OSError(28, "No space left on device", "film.mp4")
+
+    def close(self):
+        self.calls.append("close")
+
+
+def test_a_callback_that_fails_loses_no_training(make_runner, tmp_path):
+    callback = Failing()
+    settings = ["agent.save_interval=1000", "agent.max_iterations=9"]
+    runner = make_runner(PointControl, *settings, folder=tmp_path / "run", callbacks=[callback])
+    runner.start()
+    saved = r"^film.mp4: No space left on device; the training is saved, and --resume goes on with it$"
+    with pytest.raises(TrainingError, match=saved):
+        runner.learn()
+    assert callback.calls == ["open", 0, 1, 2, "close"]
+    assert (tmp_path / "run" / "checkpoints" / "3").is_dir()
 
 
 def test_what_is_recorded_can_be_trained_on(make_runner, tmp_path, capsys):
-    file = tmp_path / "flights.hdf5"
+    file = tmp_path / "episodes.hdf5"
     short = ["env.episode_length_s=0.1", "agent.num_steps_per_env=16"]
-    flown = make_runner(PointControl, *short, "agent.max_iterations=4", folder=tmp_path / "flown", record=file)
-    flown.start()
-    flown.learn()
+    callbacks = [Record(file)]
+    first = make_runner(PointControl, *short, "agent.max_iterations=4", folder=tmp_path / "first", callbacks=callbacks)
+    first.start()
+    first.learn()
     # Two environments, 64 steps, episodes of at most 10 that began at once: at least 12 ended.
     episodes = int(re.search(r"Recorded (\d+) episodes", capsys.readouterr().out)[1])
     assert episodes >= 12
@@ -168,6 +207,6 @@ def test_what_is_recorded_can_be_trained_on(make_runner, tmp_path, capsys):
     assert "PHASE" not in out and "Phase" not in out and "by the teacher" not in out, "nobody steps anything"
     losses = [float(x) for x in re.findall(r"Mean behavior loss: (\S+)", out)]
     assert len(losses) == 30 and losses[-1] < losses[0] / 3
-    assert (runner.state.env_state.pipeline_state.craft.pos == start).all(), "nothing was flown"
+    assert (runner.state.env_state.pipeline_state.craft.pos == start).all(), "no environment was stepped"
     assert (tmp_path / "trained" / "student.safetensors").exists()
     assert float(runner.state.student.normalizer.count) == float(runner.recording.normalizer.count) > 100

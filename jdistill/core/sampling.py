@@ -1,0 +1,173 @@
+"""What the update trains on, and the interface of a sampler: every mode of training yields batches for the same loss.
+
+A batch is ``L`` steps of ``N`` sequences, the recurrent state to begin with, where and to what that state is reset, and
+a weight for every step.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from jdistill.core.config import AlgorithmCfg
+from jdistill.core.history import History
+from jdistill.core.networks import Carry, PolicyState
+from jdistill.errors import ConfigError
+
+
+class Batch(NamedTuple):
+    """What one gradient step trains on: ``L`` steps of ``N`` sequences."""
+
+    obs: Array
+    """(L, N, D), normalized."""
+    teacher_action: Array
+    """(L, N, A), the targets."""
+    carry: Carry
+    """The recurrent states before the first step, each (N, hidden)."""
+    reset: Array
+    """(L, N) bool: before this step the recurrent state becomes ``reset_carry``."""
+    reset_carry: Carry
+    """Each (L, N, hidden), or (N, hidden) where it is the same at all steps."""
+    weight: Array
+    """(L, N) of each step in the loss. Weights of 1 give rsl_rl's loss: the mean over sequences, summed over steps."""
+
+    def steps(self, part: slice) -> Batch:
+        """Some of the steps."""
+        return self._replace(
+            obs=self.obs[part],
+            teacher_action=self.teacher_action[part],
+            reset=self.reset[part],
+            reset_carry=jax.tree.map(lambda x: x[part] if x.ndim == 3 else x, self.reset_carry),
+            weight=self.weight[part],
+        )
+
+
+class Experience(NamedTuple):
+    """What the student learns from in the newest rollout."""
+
+    obs: Array
+    """(T, B, D), the student's raw observation."""
+    teacher_action: Array
+    """(T, B, A)"""
+    is_first: Array
+    """(T, B) bool, whether an episode begins with the step."""
+    start_carry: Carry
+    """The student's recurrent states before the first step, each (B, hidden)."""
+    carry: Carry
+    """Those before every step, each (T, B, hidden), resets done; () where the sampler stores no states."""
+
+
+class RolloutData(NamedTuple):
+    """The newest rollout, as the samplers of rollouts take their batches from it."""
+
+    obs: Array
+    """(T, B, D), normalized."""
+    teacher_action: Array
+    """(T, B, A)"""
+    is_first: Array
+    """(T, B) bool"""
+    carry: Carry
+    """The student's recurrent states before the first step, each (B, hidden)."""
+    key: Array
+    """For all that is drawn at random."""
+
+
+class HistoryData(NamedTuple):
+    """A history, as its samplers take their batches from it."""
+
+    history: History
+    student: PolicyState
+    """As it was before the iteration; its normalizer is the one in use."""
+    key: Array
+    """For all that is drawn at random."""
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """Static sizes of a sampler. ``batch`` can be traced and may be called for numbers 0 .. ``steps`` - 1."""
+
+    cfg: AlgorithmCfg
+    num_envs: int
+    horizon: int
+    """Steps of a rollout."""
+    max_episode_length: int
+    carry_start: str
+    """``stored``, ``zero`` or ``burn_in``."""
+    is_random: ClassVar[bool] = True
+    """Whether batches are drawn with a key."""
+    update_leaves_carry: ClassVar[bool] = False
+    """Whether the next rollout goes on from the state in which the update ended, as in rsl_rl, and not from that in
+    which this rollout ended."""
+    stored_states: ClassVar[int] = 0
+    """Recurrent states that are kept of a rollout."""
+
+    @property
+    def sequences(self) -> int:
+        """Sequences of a batch (N)."""
+        return self.num_envs // self.cfg.num_mini_batches
+
+    @property
+    def length(self) -> int:
+        """Steps of a batch that count in its loss (L)."""
+        return self.cfg.gradient_length
+
+    @property
+    def burn_in(self) -> int:
+        """Steps at the beginning of a batch, before the ``length`` others, that only bring the state up to date."""
+        return 0
+
+    @property
+    def steps(self) -> int:
+        """Gradient steps of an iteration."""
+        if self.cfg.gradient_steps is not None:
+            return self.cfg.gradient_steps
+        transitions = self.cfg.num_learning_epochs * self.horizon * self.num_envs
+        return max(1, transitions // (self.length * self.sequences))
+
+    @property
+    def leftover(self) -> int:
+        """Steps left over at the end, which are evaluated and not trained on."""
+        return 0
+
+    @property
+    def loss_steps(self) -> float:
+        """Steps that the sum of an iteration's losses stands for."""
+        return self.steps * self.cfg.gradient_length
+
+    def check(self) -> None:
+        """Raise :class:`jdistill.errors.ConfigError` if the sizes do not go together."""
+        if self.sequences < 1:
+            raise ConfigError(
+                f"agent.algorithm.num_mini_batches={self.cfg.num_mini_batches}: more than the {self.num_envs} "
+                "environments"
+            )
+
+    def empty_history(self, obs: Array, teacher_action: Array, carry: Carry) -> History | None:
+        """Room for what :meth:`remember` keeps; None if that is nothing.
+
+        The arguments show the shapes of one step, (B, ...).
+        """
+        return None
+
+    def remember(self, history: History | None, experience: Experience) -> History | None:
+        """The history with the newest rollout in it."""
+        return history
+
+    def data(self, student: PolicyState, experience: Experience, history: History | None, key: Array) -> Any:
+        """What :meth:`batch` takes its batches from, once for all of them."""
+        raise NotImplementedError
+
+    def batch(self, data: Any, number: Array, carry: Carry, initial_carry: Carry, length: int) -> Batch:
+        """Batch ``number`` with ``length`` steps that count, after one that ended with ``carry``.
+
+        ``initial_carry``, each (N, hidden), is the state in which episodes begin; gradients flow into it.
+        """
+        raise NotImplementedError
+
+    def weigh(self, counts: Array) -> Array:
+        """Weights (L, N) of the steps that count, the same for each and ``gradient_length`` in sum over a sequence."""
+        return counts * (self.cfg.gradient_length * counts.shape[1] / jnp.maximum(counts.sum(), 1))

@@ -1,0 +1,114 @@
+"""What a run begins with: the student's network, the teacher, a dataset, the observation groups."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from bridge.env import TrainingEnv
+from jdistill.core import observations
+from jdistill.core.actor import PolicyActor
+from jdistill.core.config import AgentCfg, StudentCfg
+from jdistill.core.distillation import Distillation
+from jdistill.core.networks import Policy, PolicyState
+from jdistill.data.dataset import Recording, Relabeler, load
+from jdistill.errors import ConfigError, ObservationError
+from jdistill.export.policy_file import load_policy
+from jdistill.export.rsl_rl_checkpoint import is_torch_file, load_teacher_checkpoint
+from jdistill.run.compose import RunCfg
+
+
+class Teacher(NamedTuple):
+    """A frozen policy as :func:`jdistill.export.policy_file.load_policy` gives it."""
+
+    policy: Policy
+    state: PolicyState
+    description: dict[str, Any]
+
+    def actor(self, agent: AgentCfg) -> PolicyActor:
+        """The teacher as the training's argument."""
+        return PolicyActor(self.policy, self.state, tuple(agent.obs_groups["teacher"]))
+
+
+def make_student(cfg: StudentCfg, num_actions: int) -> Policy:
+    """The student's network."""
+    return Policy(
+        num_actions=num_actions,
+        hidden_dims=tuple(cfg.hidden_dims),
+        activation=cfg.activation,
+        output_activation=cfg.output_activation,
+        pre_dims=tuple(cfg.pre_dims),
+        rnn_type=cfg.rnn_type,
+        rnn_hidden_dim=cfg.rnn_hidden_dim,
+        rnn_num_layers=cfg.rnn_num_layers,
+        learn_initial_carry=cfg.learn_initial_carry,
+    )
+
+
+def make_algorithm(env: TrainingEnv, agent: AgentCfg) -> Distillation:
+    """The algorithm with the student that ``agent`` describes."""
+    return Distillation(env, make_student(agent.student, env.num_actions), agent)
+
+
+def resolve_obs_groups(agent: AgentCfg, env: TrainingEnv) -> None:
+    """Where the environment has no group of the set's own name, let the set be ``policy``, as rsl_rl does."""
+    for name in ("student", "teacher"):
+        if agent.obs_groups[name] == [name] and name not in env.obs_specs and "policy" in env.obs_specs:
+            agent.obs_groups[name] = ["policy"]
+
+
+def load_recording(env: TrainingEnv, cfg: RunCfg, teacher: Teacher) -> Recording | None:
+    """The datasets that the config names; None where it names none.
+
+    Raises:
+        DatasetError: one that cannot be read, or does not fit the environment.
+        ConfigError: too much for the memory.
+    """
+    algorithm, groups = cfg.agent.algorithm, cfg.agent.obs_groups
+    if not algorithm.dataset:
+        return None
+    sizes = (observations.size(groups["student"], env.obs_specs), env.num_actions)
+    relabeler = None
+    if algorithm.relabel:
+        relabeler = Relabeler(teacher.policy, teacher.state, groups["teacher"], teacher.description["obs_size"])
+    return load(algorithm, groups["student"], sizes, env.num_envs, cfg.agent.num_steps_per_env, relabeler)
+
+
+def load_teacher(file: Path, env: TrainingEnv, cfg: RunCfg, old_output_activation: str = "identity") -> Teacher:
+    """Read the teacher's policy file or rsl_rl checkpoint.
+
+    ``old_output_activation`` ends the actors of rsl_rl 2.x and 3.x where the config does not say (see
+    :func:`jdistill.export.rsl_rl_checkpoint.load_teacher_checkpoint`).
+
+    Raises:
+        PolicyFileError: it cannot be read.
+        ConfigError: it does not fit the environment.
+    """
+    if is_torch_file(file):
+        asked = cfg.agent.teacher.activation, cfg.agent.teacher.output_activation
+        teacher = Teacher(*load_teacher_checkpoint(file, env.num_actions, *asked, old_output_activation))
+    else:
+        teacher = Teacher(*load_policy(file))
+    expected = {}
+    for name in ("student", "teacher"):
+        try:
+            expected[name] = observations.size(cfg.agent.obs_groups[name], env.obs_specs)
+        except ObservationError as e:
+            raise ConfigError(f"agent.obs_groups.{name}: {e}") from e
+    groups = cfg.agent.obs_groups["teacher"]
+    if teacher.description["obs_size"] != expected["teacher"]:
+        detail = " + ".join(f"'{g}' {observations.size([g], env.obs_specs)}" for g in groups)
+        raise ConfigError(
+            f"{file}: the teacher takes {teacher.description['obs_size']} observations, "
+            f"the environment's {detail} has {expected['teacher']}"
+        )
+    if teacher.policy.num_actions != env.num_actions:
+        raise ConfigError(
+            f"{file}: the teacher gives {teacher.policy.num_actions} actions, the environment takes {env.num_actions}"
+        )
+    frame = teacher.description.get("observation", {}).get("frame")
+    spec = env.obs_specs.get(groups[0])
+    actual = (spec and spec.frame) or frame
+    if frame is not None and frame != actual:
+        raise ConfigError(f"{file}: the teacher sees in the {frame} frame, '{groups[0]}' is in the {actual} frame")
+    return teacher
