@@ -41,10 +41,11 @@ python_use_unqualified_type_names = True
 autodoc_mock_imports = [
     *("crazyflow", "gymnasium", "isaaclab", "isaaclab_rl", "isaaclab_tasks", "mujoco", "rsl_rl", "tensordict", "torch")
 ]
-# Links to the pages of other packages would need the network; type variables have none.
+# Links to the pages of other packages would need the network. Type variables have none, and neither have annotations
+# that stay text, as those of a class one of which Python cannot evaluate.
 EXTERNAL = "argparse|collections|contextlib|datetime|flax|h5py|jax|jaxlib|mujoco|np|numpy|omegaconf|onnx|optax|pathlib"
 EXTERNAL += "|plotly|rich|rsl_rl|tensordict|torch|types"
-nitpick_ignore_regex = [(r"py:.*", rf"({EXTERNAL})\..*"), (r"py:class", r"(.*\.)?[A-Z]")]
+nitpick_ignore_regex = [(r"py:.*", rf"({EXTERNAL})\..*"), (r"py:class", r"(.*\.)?[A-Z]|Array|Path|(dict|tuple)\[\w+")]
 
 
 def keep_whole(app: Any, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:

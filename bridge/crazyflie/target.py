@@ -73,7 +73,7 @@ def step(cfg: TargetCfg, target: Target, rng: Array, dt: float) -> Target:
 def langevin(cfg: TargetCfg, target: Target, rng: Array, dt: float) -> Target:
     """One step of a speed-limited, smoothed Langevin path.
 
-    dv = (-damping v - omega^2 x) dt + sigma dW, integrated by the Euler-Maruyama scheme; |v| is clipped to the
+    dv = (-damping v - omega^2 x) dt + sigma dW, integrated by the Euler-Maruyama scheme; ``|v|`` is clipped to the
     episode's limit. Position and velocity then pass the same exponential filter, so that the smoothed velocity stays
     the derivative of the smoothed position.
     """
