@@ -160,21 +160,12 @@ def _of_factory(name: str, make: Callable[..., Any]) -> Task:
 
     @contextmanager
     def open_env(cfg: Any, session: Session) -> Iterator[TrainingEnv]:
-        from bridge.env import AutoReset, Env, TrainingEnv
+        from bridge.env import AutoReset, TrainingEnv
 
         env = make(**{field.name: getattr(cfg, field.name) for field in dataclasses.fields(cfg)})
-        if isinstance(env, TrainingEnv):
-            yield env
-            return
-        if missing := [member for member in _members(Env) if not hasattr(env, member)]:
-            raise SettingError(f"{name}: its {type(env).__name__} has no {missing[0]}; see bridge.env.Env")
-        yield AutoReset(env)
+        yield env if isinstance(env, TrainingEnv) else AutoReset(env)
 
     return Task(name=name, cfg_cls=cfg_cls, open=open_env)
-
-
-def _members(protocol: Any) -> list[str]:
-    return [*sorted(protocol.__annotations__), "reset", "step"]
 
 
 def settings_class(name: str, make: Callable[..., Any]) -> type:

@@ -22,7 +22,7 @@ GRAVITY = 9.81
 
 @dataclass(frozen=True)
 class InvertedPendulum:
-    """``num_envs`` poles side by side; see :class:`bridge.env.Env` for what each name means."""
+    """``num_envs`` poles side by side; see :class:`jdistill.Env` for what each name means."""
 
     num_envs: int
     length: float
@@ -30,11 +30,6 @@ class InvertedPendulum:
     num_actions: int = 1
     max_episode_length: int = 200
     step_dt: float = 0.02
-
-    @property
-    def obs_sizes(self) -> dict[str, int]:
-        """Size of each observation group."""
-        return {"student": 1, "teacher": 2}
 
     def reset(self, rng: jax.Array) -> State:
         """Start near the top."""

@@ -141,7 +141,7 @@ def tasks(outside, tmp_path):
         (["--task", "no_such_module:make"], "--task no_such_module:make: No module named 'no_such_module'"),
         (["--task", "tasks.py:needs"], "its parameter size needs a default"),
         (["--task", "tasks.py:no_environment"], "is a int; expected a Task, or a function with a parameter num_envs"),
-        (["--task", "tasks.py:half", "--teacher", "teacher.safetensors"], "its object has no max_episode_length"),
+        (["--task", "tasks.py:half", "--teacher", "teacher.safetensors"], "object has no num_envs and no num_actions"),
         (
             ["--task", "their_envs:inverted_pendulum", "env.lenght=2"],
             "env.lenght: unknown setting (did you mean env.le",
