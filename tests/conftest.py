@@ -29,8 +29,8 @@ from jdistill.run.inputs import load_teacher
 from jdistill.run.runner import DistillationRunner
 
 OPTIONAL = {
-    *("av", "foundation_policy", "isaaclab", "newton", "onnx", "onnxruntime", "PIL", "playwright", "plotly", "rsl_rl"),
-    *("tensorboard", "tensordict", "torch", "wandb"),
+    *("av", "foundation_policy", "isaaclab", "nbclient", "nbformat", "newton", "onnx", "onnxruntime", "PIL"),
+    *("playwright", "plotly", "rsl_rl", "tensorboard", "tensordict", "torch", "wandb"),
 }
 """Packages that the quick tests (``-m unit``) do without."""
 BUNDLED_TEACHER = ROOT / "jdistill" / "teachers" / "crazyflie.safetensors"
@@ -39,11 +39,12 @@ compilation.prepare()
 
 @functools.cache
 def needs_extras(path: Path) -> bool:
-    """Whether a test file imports one of the optional packages at its top."""
+    """Whether a test file, or another that it takes something from, imports an optional package at its top."""
     lines = ast.parse(path.read_text()).body
     names = [alias.name for line in lines if isinstance(line, ast.Import) for alias in line.names]
     names += [line.module or "" for line in lines if isinstance(line, ast.ImportFrom)]
-    return any(name.split(".")[0] in OPTIONAL for name in names)
+    others = [ROOT.joinpath(*name.split(".")).with_suffix(".py") for name in names if name.startswith("tests.test_")]
+    return any(name.split(".")[0] in OPTIONAL for name in names) or any(map(needs_extras, others))
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
@@ -53,9 +54,10 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark as ``unit`` what is in no file that needs extras and does not say that it is for the ``full`` suite."""
+    """Mark as ``unit`` what is in no file that needs extras, takes no whole run, and is not marked ``full``."""
     for item in items:
-        if not needs_extras(item.path) and not item.get_closest_marker("full"):
+        whole = "small_run" in getattr(item, "fixturenames", ()) or item.get_closest_marker("full")
+        if not whole and not needs_extras(item.path):
             item.add_marker(pytest.mark.unit)
 
 

@@ -19,6 +19,8 @@ from jdistill.run.folders import open_run, starts
 from jdistill.run.progress import read_progress
 from tests.conftest import ROOT
 
+pytestmark = pytest.mark.full
+
 EXAMPLE = ROOT / "examples" / "custom_env.py"
 SMALL = ["--num_envs", "4", "--logger", "none", "agent.num_steps_per_env=32", "agent.algorithm.gradient_length=8"]
 

@@ -22,6 +22,8 @@ from jdistill.run.folders import best_return, newest_checkpoint, starts
 from jdistill.run.progress import read_progress
 from tests.conftest import ROOT
 
+pytestmark = pytest.mark.full
+
 ARCHIVE = ROOT / "tests" / "fixtures" / "runs-0.1.0.tar.gz"
 
 

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import re
 
+import pytest
+
 from jdistill.run.folders import newest_checkpoint, starts
 from tests.conftest import ROOT
+
+pytestmark = pytest.mark.full
 
 
 def test_the_python_of_the_readme_runs(tmp_path, monkeypatch, capsys):

@@ -40,6 +40,7 @@ def np_of(x) -> np.ndarray:
     return np.array(x, np.float64)
 
 
+@pytest.mark.full
 def test_one_control_step_is_five_steps_of_crazyflow(crazyflie):
     """Ours must be Crazyflow's own simulation, batched parameters and dropped floor aside."""
     from crazyflow.sim import Sim
@@ -58,6 +59,7 @@ def test_one_control_step_is_five_steps_of_crazyflow(crazyflie):
         np.testing.assert_allclose(value, getattr(sim.data.states, name)[:, 0], rtol=1e-5, atol=1e-6, err_msg=name)
 
 
+@pytest.mark.full
 def test_hover_command_carries_the_nominal_craft(resting):
     env = resting
     state = env.reset(jax.random.key(0))
@@ -68,6 +70,7 @@ def test_hover_command_carries_the_nominal_craft(resting):
     np.testing.assert_allclose(state.obs["teacher"][:, 22:], env.hover_action, atol=1e-4)
 
 
+@pytest.mark.full
 def test_motor_order_is_front_right_back_right_back_left_front_left(resting):
     """More speed on one motor tips the craft away from it."""
     env, motors = resting, jnp.tile(jnp.eye(4), (2, 1))
@@ -80,6 +83,7 @@ def test_motor_order_is_front_right_back_right_back_left_front_left(resting):
     assert pitch_rate.tolist() == [-1, 1, 1, -1]
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("frame", ["body", "world"])
 def test_observation_layout(crazyflie, frame):
     env = crazyflie if frame == "body" else make(frame=frame, teacher_frame="body")

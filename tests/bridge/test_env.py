@@ -112,6 +112,7 @@ def test_random_ages_spread_the_time_outs():
     assert 0 < int(state.info["time_outs"].sum()) < 64
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("wrap", [AutoReset, lambda env: env])
 def test_states_keep_their_types(crazyflie, wrap):
     """A step's state can be scanned over, and a second step compiles nothing new."""
