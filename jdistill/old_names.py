@@ -69,7 +69,8 @@ class OldNames(MetaPathFinder):
         name = fullname.removeprefix(_PACKAGE)
         if name == fullname or name not in (*MOVED, *COMMANDS):
             return None
-        return ModuleSpec(fullname, _Loader(), is_package=name == "interop")
+        # With ``python -m`` the origin becomes sys.argv[0].
+        return ModuleSpec(fullname, _Loader(), origin=__file__, is_package=name == "interop")
 
 
 class _Loader(InspectLoader):

@@ -48,18 +48,17 @@ def run(argv: list[str]) -> None:
     from jdistill.evaluation import play, video
     from jdistill.evaluation.evaluate import chosen
     from jdistill.run import compilation
-    from jdistill.run.saved_run import load_config
     from jdistill.run.session import open_env
 
     parser = make_parser()
     args = parse(parser, argv)
     compilation.prepare()
     folder = open_run(args.run, args.logdir)
-    actors = play.load_actors(folder, load_config(folder), args.best)
     file: Path = args.out or folder / "videos" / f"play{'' if args.scenario is None else '_' + args.scenario}.mp4"
     if not args.live:
         video.check_packages(file)
     args, cfg, started = start_run(parser, args, folder, draws=True, fixed=["env.num_envs=1"])
+    actors = play.load_actors(folder, cfg, args.best)
     task, settings = started.task, None
     if args.scenario is not None:
         settings = chosen(task.scenarios(cfg.env), [args.scenario])[args.scenario].cfg

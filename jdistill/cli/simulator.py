@@ -30,7 +30,8 @@ def start_simulator(
     """Start the simulator that ``request`` means with its flags of the command line ``args.argv`` and ``extra`` ones.
 
     Returns:
-        The command line as ``reparse`` reads it without those flags, and the simulator with the task.
+        The command line, its overrides as ``reparse`` reads them without those flags (whose values look like
+        overrides), and the simulator with the task.
 
     Raises:
         SettingError: see :func:`jdistill.run.session.start`.
@@ -42,7 +43,8 @@ def start_simulator(
     started = start(request, [*args.argv, *extra], args.device)
     again = reparse(started.rest)
     refuse_unknown(parser, again.unknown)
-    return again, started
+    args.overrides = again.overrides  # The rest stays: some flags, --device for one, are the simulator's and ours.
+    return args, started
 
 
 def start_run(

@@ -255,7 +255,7 @@ class Distillation:
         state = self._count_episodes(state, rollout.steps)
         with jax.named_scope("update"):
             state, loss = self.update(state, rollout)
-        metrics = rollout_metrics(state, rollout.steps, loss)
+        metrics = rollout_metrics(state, rollout.steps, loss, self.groups)
         metrics = metrics.replace(scalars={**metrics.scalars, "Distillation/beta": beta})
         return state.replace(iteration=state.iteration + 1), metrics, rollout.steps
 

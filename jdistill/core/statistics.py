@@ -78,10 +78,14 @@ def is_first_step(state: State) -> Array:
     return state.done | (state.metrics["episode_length"] == 0)
 
 
-def rollout_metrics(state: TrainState, rollout: Transition, loss: Array) -> Metrics:
-    """Scalars and checks of an iteration that collected ``rollout`` (T, B, ...) and ended in ``state``."""
+def rollout_metrics(state: TrainState, rollout: Transition, loss: Array, groups: Sequence[str]) -> Metrics:
+    """Scalars and checks of an iteration that collected ``rollout`` (T, B, ...) and ended in ``state``.
+
+    ``groups`` are the observation groups in the order in which they are checked: a dict that went through a compiled
+    program has its keys sorted as text.
+    """
     mean_return, mean_length = state.episodes.means()
-    checked = [(f"observation group '{name}'", x) for name, x in rollout.obs.items()]
+    checked = [(f"observation group '{name}'", rollout.obs[name]) for name in groups]
     checked += [("the teacher's action", rollout.teacher_action), ("the student's action", rollout.student_action)]
     checked += [("the reward", rollout.reward), *update_checks(state, loss)]
     error = rollout.student_action - rollout.teacher_action

@@ -56,9 +56,7 @@ class Normalization:
     def normalizer(self) -> Normalizer:
         """The same for a policy; the formula is its own."""
         return Normalizer(
-            mean=jnp.asarray(self.mean, jnp.float32),
-            var=jnp.asarray(self.var, jnp.float32),
-            count=jnp.asarray(self.count, jnp.float32),
+            mean=_parameter(self.mean), var=_parameter(self.var), count=jnp.array(self.count, jnp.float32)
         )
 
 
@@ -260,9 +258,11 @@ def _widths(layers: Sequence[DenseLayer]) -> tuple[int, ...]:
     return tuple(layer.outputs for layer in layers)
 
 
+# Both copy. ``asarray`` would share the memory of whoever holds the original: of torch's parameters, which an optimizer
+# changes in place, or of JAX's, which a compiled program may be given to reuse.
 def _array(x: Any) -> np.ndarray:
-    return np.asarray(x, np.float32)
+    return np.array(x, np.float32)
 
 
 def _parameter(x: np.ndarray) -> Any:
-    return jnp.asarray(x, jnp.float32)
+    return jnp.array(x, jnp.float32)

@@ -9,7 +9,8 @@ import sys
 import pytest
 
 import jdistill
-from jdistill.old_names import COMMANDS, MOVED
+from jdistill import old_names
+from jdistill.old_names import COMMANDS, MOVED, OldNames
 from tests.conftest import ROOT
 
 
@@ -40,6 +41,7 @@ def test_old_commands_run():
     code = "import runpy, sys\nfor name in sys.argv.pop().split():\n  sys.argv = [name, '--help']\n  try:\n"
     code += "    runpy.run_module(f'jdistill.{name}', run_name='__main__', alter_sys=True)\n"
     code += "  except SystemExit as stop:\n    assert stop.code == 0\n"
+    assert OldNames().find_spec("jdistill.evaluate").origin == old_names.__file__, "JAX reads sys.argv, all of it"
     names = " ".join((*COMMANDS, "export"))
     done = subprocess.run([sys.executable, "-c", code, names], capture_output=True, text=True, cwd=ROOT, check=True)
     for name in names.split():

@@ -207,7 +207,7 @@ def test_the_first_cause_of_what_is_not_finite_is_named(make_distillation, teach
     groups["group 2"] = groups["group 2"].at[1, 2].set(jnp.nan)
     groups["group 10"] = groups["group 10"].at[1, 2].set(jnp.inf)
     steps = steps._replace(obs=groups, reward=steps.reward.at[0, 0].set(jnp.nan))
-    metrics = jax.jit(statistics.rollout_metrics)(state, steps, jnp.array(0.0))
+    metrics = jax.jit(lambda *args: statistics.rollout_metrics(*args, list(groups)))(state, steps, jnp.array(0.0))
     broken = [name for name, ok in zip(metrics.finite_names, metrics.finite, strict=True) if not ok]
     assert broken == ["observation group 'group 2'", "observation group 'group 10'", "the reward"]
 

@@ -11,7 +11,7 @@ import pytest
 
 from jdistill.core import networks
 from jdistill.core.networks import RNN_TYPES, Policy
-from jdistill.export.layers import GATES, STATES, build, describe
+from jdistill.export.layers import GATES, STATES, WEIGHTS, build, describe
 
 POLICIES = {
     "mlp": Policy(4, (8, 6), activation="relu", output_activation="tanh"),
@@ -63,6 +63,20 @@ def test_what_is_described_is_built_again(policy, normalize):
     assert jax.tree.structure(rebuilt) == jax.tree.structure(state)
     for ours, theirs in zip(jax.tree.leaves(rebuilt), jax.tree.leaves(state), strict=True):
         assert ours.dtype == theirs.dtype and (ours == theirs).all()
+
+
+def test_a_policy_keeps_its_numbers_when_those_it_was_built_of_change(policy):
+    """Such numbers may be torch's parameters, which an optimizer changes in place."""
+    layers = describe(policy, trained(policy))
+    _, state = build(layers)
+    before = [np.array(x) for x in jax.tree.leaves(state)]
+    layers.normalizer.mean[:] = 7.0
+    for dense in layers.dense:
+        dense.weight[:], dense.bias[:] = 7.0, 7.0
+    for layer in layers.recurrent:
+        for array in (*(getattr(layer, name) for name in WEIGHTS), *layer.initial_state):
+            array[:] = 7.0
+    assert all((a == b).all() for a, b in zip(jax.tree.leaves(state), before, strict=True))
 
 
 def recurrent_step(layer, x, state):
