@@ -129,6 +129,7 @@ TORCH_MODULES = {f"jdistill.export.{name}" for name in ("rsl_rl_export", "rsl_rl
 """They are written in torch."""
 
 
+@pytest.mark.full
 def test_the_learner_imports_no_torch_and_no_simulator():
     names = [n for n in map(module_name, MODULES) if n not in TORCH_MODULES and not n.endswith("__main__")]
     assert {"jdistill.core.distillation", "jdistill.cli.train", "jdistill.api"} <= set(names)

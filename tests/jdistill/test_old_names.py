@@ -13,6 +13,8 @@ from jdistill import old_names
 from jdistill.old_names import COMMANDS, MOVED, OldNames
 from tests.conftest import ROOT
 
+pytestmark = pytest.mark.full
+
 
 @pytest.mark.parametrize("name", MOVED)
 def test_an_old_name_gives_the_very_module(name):

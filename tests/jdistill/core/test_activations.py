@@ -49,5 +49,6 @@ def test_beta_mean_is_the_mean_of_the_distribution():
     np.testing.assert_allclose(beta_mean(jnp.array(raw)), 2 * alpha / (alpha + beta) - 1, atol=1e-6)
 
 
+@pytest.mark.full
 def test_the_table_needs_neither_torch_nor_onnx():
     assert not modules_after("import jdistill.core.activations, jdistill.core.networks") & {"torch", "onnx"}

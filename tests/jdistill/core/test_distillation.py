@@ -139,6 +139,7 @@ def test_the_phase_decides_whose_action_steps_the_environment(make_distillation,
         assert float(jnp.abs(executed - commands[other])[kept].max()) > 1e-2
 
 
+@pytest.mark.full
 def test_rollout_stores_what_both_policies_say_of_the_same_observations(make_distillation, teacher_actor):
     alg = make_distillation(num_steps=12)
     state = alg.init(jax.random.key(0), teacher_actor)
@@ -225,6 +226,7 @@ def test_short_distillation_lowers_the_loss_tenfold(make_distillation, teacher_a
     assert losses[-1] < losses[0] / 10, "in phase 2"
 
 
+@pytest.mark.full
 def test_learning_rate_halves(make_distillation, teacher_actor):
     fixed, halved = (
         make_distillation(GRU, 6, gradient_length=6, num_learning_epochs=1, learning_rate_half_life=h)

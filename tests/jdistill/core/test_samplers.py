@@ -151,6 +151,7 @@ def test_burn_in_counts_exactly_the_steps_it_should(make, begin_at_once):
     assert seen_early, "the test met sequences at the oldest end"
 
 
+@pytest.mark.full
 def test_zero_starts_begin_with_the_initial_state_everywhere(make):
     alg, state = make(use_dagger=True, max_buffer_size=ROLLOUTS * STEPS * ENVS, carry_start="zero")
     history, _ = recorded(alg, state, begin_at_once=False)

@@ -344,6 +344,7 @@ def test_a_recording_leaves_nothing_open(tmp_path):
         assert number == 0 or set(os.listdir("/proc/self/fd")) == before
 
 
+@pytest.mark.full
 def test_a_program_that_forgets_to_close_ends_and_leaves_a_whole_file(tmp_path):
     code = ENDLESS.replace("itertools.count()", "range(4)")
     subprocess.run([sys.executable, "-c", code, str(tmp_path / "f.hdf5")], check=True, timeout=60, cwd=ROOT)

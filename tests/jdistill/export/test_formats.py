@@ -88,6 +88,7 @@ def test_unknown_formats_are_told_before_anything_is_written(student, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.full
 def test_the_table_imports_no_format():
     code = (
         "import sys; from jdistill.export import exporters, formats, policy_file; formats.known_formats()\n"

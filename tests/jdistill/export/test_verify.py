@@ -13,6 +13,8 @@ from jdistill.core.networks import Policy
 from jdistill.export import verify
 from jdistill.export.layers import describe
 
+pytestmark = pytest.mark.full
+
 MLP = Policy(4, (8,), activation="relu")
 
 
