@@ -44,7 +44,7 @@ def test_old_commands_run():
     code += "    runpy.run_module(f'jdistill.{name}', run_name='__main__', alter_sys=True)\n"
     code += "  except SystemExit as stop:\n    assert stop.code == 0\n"
     assert OldNames().find_spec("jdistill.evaluate").origin == old_names.__file__, "JAX reads sys.argv, all of it"
-    names = " ".join((*COMMANDS, "export"))
+    names = " ".join(name.removesuffix(".__main__") for name in COMMANDS)
     done = subprocess.run([sys.executable, "-c", code, names], capture_output=True, text=True, cwd=ROOT, check=True)
     for name in names.split():
         assert f"usage: jdistill {name} " in done.stdout
