@@ -23,4 +23,4 @@ def test_the_python_of_the_readme_runs(tmp_path, monkeypatch, capsys):
     assert starts(run)[0]["command"].startswith(
         "jdistill.train(task='crazyflie', phase1=2, max_iterations=3, num_envs=8"
     )
-    assert names["state"].obs["student"].shape == (8, 22) and names["description"]["iteration"] == 3
+    assert names["state"].obs["student"].shape == (8, 22) and names["header"]["iteration"] == 3
