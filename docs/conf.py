@@ -24,8 +24,9 @@ html_title = "jdistill"
 
 myst_heading_anchors = 3
 
-# Read by apidoc: what a package's __init__ takes from elsewhere has its page there.
-os.environ["SPHINX_APIDOC_OPTIONS"] = "members,ignore-module-all"
+# What a module takes from elsewhere has its page there. (For packages apidoc reads the environment, and that alone.)
+apidoc_automodule_options = {"members", "ignore-module-all"}
+os.environ["SPHINX_APIDOC_OPTIONS"] = ",".join(apidoc_automodule_options)
 apidoc_modules = [
     {
         "path": str(ROOT / package),
@@ -45,7 +46,7 @@ autodoc_mock_imports = [
     *("crazyflow", "gymnasium", "isaaclab", "isaaclab_rl", "isaaclab_tasks", "mujoco", "rsl_rl", "tensordict", "torch")
 ]
 # Links to the pages of other packages would need the network. Type variables and private names have no page.
-EXTERNAL = "argparse|collections|contextlib|datetime|flax|h5py|importlib|jax|jaxlib|mujoco|np|numpy|omegaconf|onnx"
+EXTERNAL = "argparse|collections|contextlib|datetime|flax|h5py|importlib|io|jax|jaxlib|mujoco|np|numpy|omegaconf|onnx"
 EXTERNAL += "|optax|pathlib|plotly|rich|rsl_rl|tensordict|torch|types"
 nitpick_ignore_regex = [(r"py:.*", rf"_?({EXTERNAL}|frozen_importlib)\..*"), (r"py:class", r"(.*\.)?([A-Z]|_\w+)")]
 # Of annotations that Python cannot evaluate, Sphinx looks up the parts.
