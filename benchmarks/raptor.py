@@ -26,7 +26,7 @@ from bridge.crazyflie import PointControlCfg
 from bridge.crazyflie.cfg import RandomizationCfg, ResetCfg, SensorCfg, TargetCfg, WindCfg
 from bridge.crazyflie.scenarios import CRAZYFLIES
 from bridge.tasks import Scenario
-from jdistill.evaluation.evaluate import SEED, Request, evaluate_run, finite
+from jdistill.evaluation.evaluate import SEED, EvaluationRequest, evaluate_run, finite
 from jdistill.run.saved_run import load_config, request_of
 from jdistill.run.session import start
 
@@ -75,7 +75,7 @@ def measure(run: Path, episodes: int) -> dict[str, Any]:
     """All scenarios of the default task, the run's own training task as the scenario ``trained_on``, and those held
     out."""
     cfg = load_config(run)
-    request = Request(run, episodes, SEED, ["default"], raptor=True)
+    request = EvaluationRequest(run, episodes, SEED, ["default"], raptor=True)
     results = evaluate_run(request, cfg, start(request_of(cfg)).task)
     nominal = PointControlCfg()
     changes = [f"env.drone={nominal.drone}"]

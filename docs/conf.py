@@ -5,6 +5,8 @@ uv run --group docs sphinx-build -W -n -q --keep-going docs docs/_build
 
 from __future__ import annotations
 
+import os
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -22,6 +24,9 @@ html_title = "jdistill"
 
 myst_heading_anchors = 3
 
+# What a module takes from elsewhere has its page there. (For packages apidoc reads the environment, and that alone.)
+apidoc_automodule_options = {"members", "ignore-module-all"}
+os.environ["SPHINX_APIDOC_OPTIONS"] = ",".join(apidoc_automodule_options)
 apidoc_modules = [
     {
         "path": str(ROOT / package),
@@ -29,7 +34,6 @@ apidoc_modules = [
         "exclude_patterns": [str(ROOT / "bridge" / "isaaclab_tasks"), str(ROOT / "jdistill" / "__main__.py")],
         "separate_modules": True,
         "module_first": True,
-        "automodule_options": {"members", "ignore-module-all"},
     }
     for package in ("jdistill", "bridge")
 ]
@@ -41,11 +45,12 @@ python_use_unqualified_type_names = True
 autodoc_mock_imports = [
     *("crazyflow", "gymnasium", "isaaclab", "isaaclab_rl", "isaaclab_tasks", "mujoco", "rsl_rl", "tensordict", "torch")
 ]
-# Links to the pages of other packages would need the network. Type variables have none, and neither have annotations
-# that stay text, as those of a class one of which Python cannot evaluate.
-EXTERNAL = "argparse|collections|contextlib|datetime|flax|h5py|jax|jaxlib|mujoco|np|numpy|omegaconf|onnx|optax|pathlib"
-EXTERNAL += "|plotly|rich|rsl_rl|tensordict|torch|types"
-nitpick_ignore_regex = [(r"py:.*", rf"({EXTERNAL})\..*"), (r"py:class", r"(.*\.)?[A-Z]|Array|Path|(dict|tuple)\[\w+")]
+# Links to the pages of other packages would need the network. Type variables and private names have no page.
+EXTERNAL = "argparse|collections|contextlib|datetime|flax|h5py|importlib|io|jax|jaxlib|mujoco|np|numpy|omegaconf|onnx"
+EXTERNAL += "|optax|pathlib|plotly|rich|rsl_rl|tensordict|torch|types"
+nitpick_ignore_regex = [(r"py:.*", rf"_?({EXTERNAL}|frozen_importlib)\..*"), (r"py:class", r"(.*\.)?([A-Z]|_\w+)")]
+# Of annotations that Python cannot evaluate, Sphinx looks up the parts.
+nitpick_ignore_regex += [(r"py:class", r"(dict|tuple)\[\w+|AbstractContextManager")]
 
 
 def keep_whole(app: Any, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
@@ -54,16 +59,19 @@ def keep_whole(app: Any, what: str, name: str, obj: Any, options: Any, lines: li
         lines[:0] = ["..", ""]
 
 
-def find_in_any_module(app: Any, env: Any, node: Any, contnode: Any) -> Any:
-    """Resolve names as their module knows them: ``ConfigError`` may be imported there."""
-    if node.get("refdomain") != "py" or node.get("refspecific"):
+def find_as_imported(app: Any, env: Any, node: Any, contnode: Any) -> Any:
+    """Resolve a name as the module knows it that mentions it: ``ConfigError`` where that is imported."""
+    found = getattr(sys.modules.get(node.get("py:module")), node["reftarget"], None)
+    if node.get("refdomain") != "py" or not hasattr(found, "__qualname__"):
         return None
-    node["refspecific"] = True
-    domain, target = env.get_domain("py"), node["reftarget"]
+    target = f"{found.__module__}.{found.__qualname__}"
+    if re.match(EXTERNAL, target):
+        return contnode
+    domain = env.get_domain("py")
     return domain.resolve_xref(env, node["refdoc"], app.builder, node["reftype"], target, node, contnode)
 
 
 def setup(app: Any) -> None:
     """Sphinx's hook."""
     app.connect("autodoc-process-docstring", keep_whole, priority=100)
-    app.connect("missing-reference", find_in_any_module)
+    app.connect("missing-reference", find_as_imported)

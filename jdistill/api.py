@@ -63,14 +63,13 @@ def evaluate(
     Raises:
         UserError: something is missing or does not fit; one line.
     """
-    from jdistill.evaluation.evaluate import SEED, evaluate_run
-    from jdistill.evaluation.evaluate import Request as Wanted
+    from jdistill.evaluation.evaluate import SEED, EvaluationRequest, evaluate_run
 
     compilation.prepare()
     folder = open_run(str(run))
     cfg = load_config(folder, overrides)
     started = start(request_of(cfg))
-    wanted = Wanted(folder, episodes, SEED if seed is None else seed, scenarios, best=best)
+    wanted = EvaluationRequest(folder, episodes, SEED if seed is None else seed, scenarios, best=best)
     return evaluate_run(wanted, cfg, started.task)
 
 

@@ -38,7 +38,7 @@ def make_parser() -> Parser:
 
 def run(argv: list[str]) -> None:
     """The command."""
-    from jdistill.evaluation.evaluate import Request, evaluate_run, finite, write
+    from jdistill.evaluation.evaluate import EvaluationRequest, evaluate_run, finite, write
     from jdistill.evaluation.report import write_report
     from jdistill.run import compilation
 
@@ -51,7 +51,7 @@ def run(argv: list[str]) -> None:
 
         raptor.check_installed()
     args, cfg, started = start_run(parser, args, folder)
-    request = Request(folder, args.episodes, args.seed, args.scenario, args.raptor, args.best)
+    request = EvaluationRequest(folder, args.episodes, args.seed, args.scenario, args.raptor, args.best)
     out = args.out or folder / "evaluation"
     results = evaluate_run(request, cfg, started.task)
     write(results, out)

@@ -67,7 +67,7 @@ def evaluate(
 # -- a run ---------------------------------------------------------------------------------------------------------
 
 
-class Request(NamedTuple):
+class EvaluationRequest(NamedTuple):
     """What is asked for."""
 
     run: Path
@@ -80,7 +80,7 @@ class Request(NamedTuple):
     """The best student in place of the newest."""
 
 
-def evaluate_run(request: Request, cfg: RunCfg, task: Task) -> dict[str, Any]:
+def evaluate_run(request: EvaluationRequest, cfg: RunCfg, task: Task) -> dict[str, Any]:
     """Roll out every policy in every scenario; prints a table as it goes, returns what ``evaluation.json`` holds.
 
     Raises:
@@ -134,7 +134,9 @@ def chosen(scenarios: Mapping[str, Scenario], names: Sequence[str]) -> dict[str,
     return {name: scenarios[name] for name in names or scenarios}
 
 
-def make_actors(request: Request, cfg: RunCfg, env: TrainingEnv, saved: Mapping[str, Saved]) -> dict[str, Actor]:
+def make_actors(
+    request: EvaluationRequest, cfg: RunCfg, env: TrainingEnv, saved: Mapping[str, Saved]
+) -> dict[str, Actor]:
     """The policies to evaluate: the run's own two, and others that were asked for."""
     actors: dict[str, Actor] = {}
     for name, (policy, state, header) in saved.items():

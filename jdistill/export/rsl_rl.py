@@ -2,7 +2,14 @@
 
 A network is named by the prefixes of its parts. What every version of rsl_rl calls them:
 
-=======================================  ================  ===========  ===================
+=======================================  ================  ===========  ==========================
+checkpoint entry                         recurrent         dense        normalizer
+=======================================  ================  ===========  ==========================
+2.x, 3.x ``model_state_dict``, actor     ``memory_a.rnn``  ``actor``    ``actor_obs_normalizer``
+2.x, 3.x ``model_state_dict``, teacher   ``memory_t.rnn``  ``teacher``  ``teacher_obs_normalizer``
+4.x, 5.x ``{teacher,actor}_state_dict``  ``rnn.rnn``       ``mlp``      ``obs_normalizer``
+=======================================  ================  ===========  ==========================
+
 Shapes come from the weights. Heads of distributions (``std``, ``log_std``, ``distribution.*``, the second half of a
 last layer that also puts out deviations) are left out: a teacher acts by its deterministic output. Two parts exist in
 :mod:`jdistill.export.rsl_rl_models` alone, dense layers before the recurrent ones (``pre``) and a learned initial state

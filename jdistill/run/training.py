@@ -1,4 +1,4 @@
-"""A training run from its settings to its end: ``jdistill train`` and :func:`jdistill.train`.
+"""A training run from its settings to its end: ``jdistill train`` and :func:`jdistill.api.train`.
 
 Three steps: :func:`begin` reads files and the run that is to be resumed, :func:`jdistill.run.session.start` finds the
 task, :func:`train` builds everything and runs it.
