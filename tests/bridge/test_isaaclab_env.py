@@ -17,13 +17,14 @@ from bridge.env import TrainingEnv
 from bridge.isaaclab.env import IsaacLabEnv
 from bridge.isaaclab.log import ScalarLog
 from jdistill.core import networks, observations
+from jdistill.core.actor import PolicyActor
 from jdistill.core.config import AgentCfg, AlgorithmCfg, StudentCfg
 from jdistill.core.distillation import Distillation
 from jdistill.core.networks import Policy
 from jdistill.errors import ConfigError, ObservationError, RenderError, SettingError, SimulatorError
 from jdistill.evaluation.evaluate import evaluate
 from jdistill.run.compose import compose
-from jdistill.run.runner import load_teacher, resolve_obs_groups
+from jdistill.run.inputs import load_teacher, resolve_obs_groups
 from tests.conftest import BUNDLED_TEACHER
 
 ENVS, STEPS = 6, 120
@@ -288,18 +289,20 @@ def test_the_learner_learns_on_it(mode):
         clip_actions=0.5,
     )
     teacher = Policy(4, (16,))
-    alg = Distillation(env, Policy(4, (16,), rnn_type="gru"), teacher, cfg)
-    state = env.drive(jax.jit(alg.init), jax.random.key(0), networks.init(teacher, jax.random.key(1), 26, False))
+    alg = Distillation(env, Policy(4, (16,), rnn_type="gru"), cfg)
+    parameters = networks.init(teacher, jax.random.key(1), 26, False)
+    actor = PolicyActor(teacher, parameters, tuple(cfg.obs_groups["teacher"]))
+    state = env.drive(jax.jit(alg.init), jax.random.key(0), actor)
     iteration = jax.jit(alg.iteration, donate_argnums=0)
     losses = []
     for _ in range(20):
-        state, scalars = env.drive(iteration, state)
-        losses.append(float(scalars["Loss/behavior"]))
+        state, metrics, _ = env.drive(iteration, state, actor)
+        losses.append(float(metrics.scalars["Loss/behavior"]))
     assert losses[-1] < 0.3 * losses[0]
     assert env.env.actions.abs().max() <= 0.5, "actions are clipped before they step the environment"
     numbers = evaluate(env, alg.student, state.student, ["policy"])
     assert numbers["episodes"] == 64 and 0 <= numbers["survival"] <= 1
-    again = env.drive(jax.jit(alg.restart_episodes), state)
+    again = env.drive(jax.jit(alg.restart_episodes), state, actor)
     assert jax.tree.structure(again) == jax.tree.structure(state)
     assert (np.asarray(env.env.episode_length_buf) == 0).all()
 

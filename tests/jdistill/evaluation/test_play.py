@@ -15,8 +15,9 @@ from bridge.env import AutoReset
 from jdistill.cli.main import run_command
 from jdistill.evaluation import play, video
 from jdistill.run.compose import compose
+from jdistill.run.inputs import load_teacher
 from jdistill.run.progress import read_progress
-from jdistill.run.runner import DistillationRunner, load_teacher
+from jdistill.run.runner import DistillationRunner
 from tests.conftest import BUNDLED_TEACHER
 
 SCENE = ["--scenario", "hover", "env.episode_length_s=0.6"]
@@ -113,15 +114,14 @@ def test_training_is_filmed_and_goes_on_as_without_it(tmp_path):
     for filmed in (True, False):
         cfg = compose("crazyflie", PointControlCfg, [], settings)
         env = AutoReset(PointControl(cfg.env))
-        camera = video.Camera(env, interval=2, length=40) if filmed else None
+        camera = video.Camera(env, length=40) if filmed else None
+        callbacks = [video.FilmStudent(camera, interval=2)] if camera else []
         run = tmp_path / str(filmed)
         run.mkdir()
-        runner = DistillationRunner(env, cfg, load_teacher(BUNDLED_TEACHER, env, cfg), run, camera=camera)
+        runner = DistillationRunner(env, cfg, load_teacher(BUNDLED_TEACHER, env, cfg), run, callbacks=callbacks)
         runner.start()
         runner.learn()
         students.append(runner.state.student)
-        if camera:
-            camera.close()
         assert not camera or camera._rollout._act._cache_size() == 1, "one program for both films"
     assert all((a == b).all() for a, b in zip(*map(jax.tree.leaves, students), strict=True))
     run = tmp_path / "True"

@@ -31,7 +31,7 @@ from jdistill.export.rsl_rl import model_cfg
 from jdistill.export.rsl_rl_export import model_tensors
 from jdistill.export.torchscript import to_torchscript
 from jdistill.run.compose import compose
-from jdistill.run.runner import make_student
+from jdistill.run.inputs import make_student
 from tests.conftest import BUNDLED_TEACHER, ROOT
 
 STUDENTS = {

@@ -20,6 +20,7 @@ from jdistill.cli.main import run_command
 from jdistill.core import networks
 from jdistill.core.activations import ACTIVATIONS
 from jdistill.core.config import StudentCfg
+from jdistill.core.distillation import Rollout
 from jdistill.errors import PolicyFileError
 from jdistill.export import rsl_rl
 from jdistill.export.policy_file import load_policy
@@ -65,7 +66,7 @@ def ours_of(torch_model, normalize: bool):
     ],
     ids=["mse adam clipped", "huber adamw straddling", "unclipped, no normalizer, left over"],
 )
-def test_three_updates_give_the_same_student(make_distillation, teacher_state, kind, steps, settings):
+def test_three_updates_give_the_same_student(make_distillation, teacher_actor, kind, steps, settings):
     settings = {"gradient_length": 15, "max_grad_norm": 1.0, "loss_type": "mse", "optimizer": "adam", **settings}
     normalize = settings.pop("normalize")
     torch.manual_seed(0)
@@ -80,28 +81,31 @@ def test_three_updates_give_the_same_student(make_distillation, teacher_state, k
     alg = make_distillation(
         policy, steps, num_learning_epochs=4, student_cfg=StudentCfg(obs_normalization=normalize), **settings
     )
-    state = alg.init(jax.random.key(0), teacher_state).replace(student=student)
-    shapes = jax.eval_shape(alg.rollout, state)[1]
-    update = jax.jit(alg.update)
+    state = alg.init(jax.random.key(0), teacher_actor).replace(student=student)
+    shapes = jax.eval_shape(alg.rollout, state, teacher_actor)[1].steps
+    update, is_first = jax.jit(alg.update), np.ones(ENVS, bool)
 
     rng = np.random.default_rng(1)
     for _ in range(3):
         obs = [observations(rng) for _ in range(steps)]
-        labels = np.tanh(rng.normal(size=(steps, ENVS, ACTIONS))).astype(np.float32)
+        teacher_actions = np.tanh(rng.normal(size=(steps, ENVS, ACTIONS))).astype(np.float32)
         dones = rng.random((steps, ENVS)) < 0.1
         for t in range(steps):
             transition = RolloutStorage.Transition()
-            transition.observations, transition.privileged_actions = obs[t], torch.tensor(labels[t])
+            transition.observations, transition.privileged_actions = obs[t], torch.tensor(teacher_actions[t])
             transition.actions, transition.rewards = torch.zeros(ENVS, ACTIONS), torch.zeros(ENVS)
             transition.dones = torch.tensor(dones[t])
             storage.add_transition(transition)
         their_loss = algorithm.update()["behavior"]
-        rollout = shapes._replace(
+        steps_taken = shapes._replace(
             obs={k: jnp.stack([jnp.array(o[k].numpy()) for o in obs]) for k in ("student", "teacher")},
-            teacher_action=jnp.array(labels),
+            teacher_action=jnp.array(teacher_actions),
             done=jnp.array(dones),
+            is_first=jnp.array(np.concatenate([is_first[None], dones[:-1]])),
+            student_carry=(),
         )
-        state, our_loss = update(state, rollout)
+        state, our_loss = update(state, Rollout(steps_taken, start_carry=state.student_carry))
+        is_first = dones[-1]
         assert float(our_loss) == pytest.approx(their_loss, rel=1e-5)
 
     expected = {k: v.detach().numpy() for k, v in theirs.state_dict().items()}
