@@ -72,16 +72,20 @@ def reference_update(alg, state, rollout):
     return params, carry, losses / len(schedule)
 
 
+def full(*values):
+    return pytest.param(*values, marks=pytest.mark.full)
+
+
 @pytest.mark.parametrize("student", [GRU, LSTM, MLP], ids=["gru", "lstm", "mlp"])
 @pytest.mark.parametrize(
     ("steps", "settings"),
     [
         (6, {"gradient_length": 3}),
         (7, {"gradient_length": 3}),  # windows straddle epochs, one step is left over
-        (4, {"gradient_length": 6, "num_learning_epochs": 4}),  # a window longer than an epoch
-        (6, {"gradient_length": 3, "loss_type": "huber", "optimizer": "adamw", "max_grad_norm": None}),
-        (6, {"gradient_length": 4, "optimizer": "rmsprop"}),
-        (6, {"gradient_length": 4, "optimizer": "sgd", "learning_rate": 0.1}),
+        full(4, {"gradient_length": 6, "num_learning_epochs": 4}),  # a window longer than an epoch
+        full(6, {"gradient_length": 3, "loss_type": "huber", "optimizer": "adamw", "max_grad_norm": None}),
+        full(6, {"gradient_length": 4, "optimizer": "rmsprop"}),
+        full(6, {"gradient_length": 4, "optimizer": "sgd", "learning_rate": 0.1}),
     ],
     ids=["even", "straddling", "long window", "huber adamw unclipped", "rmsprop", "sgd"],
 )

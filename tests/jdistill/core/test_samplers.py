@@ -160,6 +160,7 @@ def test_zero_starts_begin_with_the_initial_state_everywhere(make):
     assert alg.sampler.burn_in == 0 and len(batch.obs) == 4 and history.carry == ()
 
 
+@pytest.mark.full
 def test_packed_rows_begin_with_episodes_and_follow_them_exactly(make):
     settings = {"use_dagger": True, "max_buffer_size": ROLLOUTS * STEPS * ENVS, "sampler": "packed", "row_length": 10}
     alg, state = make(**settings)
