@@ -78,5 +78,5 @@ def test_it_keeps_the_frame_of_its_first_step(seen):
 def test_another_observation_is_told():
     env = PointControl(PointControlCfg(num_envs=1))
     for groups in (["teacher"], ["student", "teacher"], ["student[:20]"]):
-        with pytest.raises(ConfigError, match="--raptor: flies point control with 100 commands a second and its whole"):
+        with pytest.raises(ConfigError, match="--raptor: needs point control with 100 commands a second and its whole"):
             raptor.make_actor(env, groups)
