@@ -217,18 +217,30 @@ def count_episodes(info: Mapping[str, Any], reward: Array, done: Array) -> tuple
     }
 
 
+class Starts(struct.PyTreeNode):
+    """Fresh states, one for each environment, drawn all at once."""
+
+    fresh: Any
+    """What each environment's next episode begins with; the leading axis of every array is B."""
+    used: Array
+    """(B,) bool, whether an episode has begun with it already."""
+    rng: Array
+    """The key of the next draw."""
+
+
 class AutoReset:
     """Restarts finished environments inside ``step``, tells time-outs from terminations, keeps episode sums.
 
     It makes a :class:`TrainingEnv` of an :class:`Env`, which reports terminations in ``done`` and need not know about
     time. Where the environment has ``obs_layouts`` (group to :data:`Layout`) and ``obs_frames`` (group to name), or
-    ``obs_specs`` with both, the specs say so. Added to the State:
+    ``obs_specs`` with both, the specs say so. Where it has ``observe(pipeline_state) -> obs``, observations are made
+    once a step, after the restarts. Added to the State:
 
     - ``info["time_outs"]`` (B,) bool: the episode ended by time alone.
     - ``info["episode_length_buf"]`` (B,) int32: the episode's age in steps, which the time limit is held against.
     - ``info["episode_steps_buf"]`` (B,) int32: steps really taken; see :meth:`randomize_episode_length`.
     - ``info["episode_return_buf"]`` (B,) float32: undiscounted return since the episode began.
-    - ``info["rng"]``: the key from which later resets are drawn.
+    - ``info["starts"]`` (:class:`Starts`): what the next episodes begin with.
     - ``metrics["episode_return"]``, ``metrics["episode_length"]`` (B,) float32: the running sums, the finished
       episode's at a step with ``done``.
     """
@@ -243,6 +255,7 @@ class AutoReset:
         self.step_dt = env.step_dt
         self.action_layout: Mapping[str, Any] = getattr(env, "action_layout", {})
         self.restorable = True
+        self._observe: Callable[[Any], dict[str, Array]] | None = getattr(env, "observe", None)
 
     @cached_property
     def obs_specs(self) -> Mapping[str, ObservationSpec]:
@@ -279,13 +292,14 @@ class AutoReset:
         rng, key = jax.random.split(rng)
         state = self.env.reset(key)
         zeros = jnp.zeros(self.num_envs, jnp.float32)
+        start = self._start(state)
         return state.replace(
             done=jnp.zeros(self.num_envs, bool),
             metrics={**state.metrics, "episode_return": zeros, "episode_length": zeros},
             info={
                 **state.info,
                 **begin_episodes(self.num_envs),
-                "rng": rng,
+                "starts": Starts(start, jnp.ones(self.num_envs, bool), rng),
                 "time_outs": jnp.zeros(self.num_envs, bool),
                 "episode_length_buf": jnp.zeros(self.num_envs, jnp.int32),
             },
@@ -300,15 +314,8 @@ class AutoReset:
         done = terminated | time_outs
         sums, counts = count_episodes(state.info, stepped.reward, done)
 
-        rng, key = jax.random.split(state.info["rng"])
-        current = (stepped.pipeline_state, stepped.obs)
-
-        def restart():
-            fresh = self.env.reset(key)
-            return where_done(done, (fresh.pipeline_state, fresh.obs), current)
-
-        # Episodes end rarely, so most steps need no fresh states: the branch saves drawing them.
-        pipeline_state, obs = jax.lax.cond(jnp.any(done), restart, lambda: current)
+        starts = self._enough_starts(state.info["starts"], done)
+        pipeline_state, obs = self._observed(where_done(done, starts.fresh, self._start(stepped)))
         return stepped.replace(
             pipeline_state=pipeline_state,
             obs=obs,
@@ -317,11 +324,32 @@ class AutoReset:
             info={
                 **stepped.info,
                 **counts,
-                "rng": rng,
+                "starts": starts.replace(used=starts.used | done),
                 "time_outs": time_outs,
                 "episode_length_buf": jnp.where(done, 0, length),
             },
         )
+
+    def _enough_starts(self, starts: Starts, done: Array) -> Starts:
+        """Draw anew once an environment that is ``done`` (B,) has taken its start before.
+
+        Drawing states of all environments costs about as much as a step. Episodes end at different times, so that in
+        most steps nobody needs a new one.
+        """
+
+        def draw(starts: Starts) -> Starts:
+            rng, key = jax.random.split(starts.rng)
+            return Starts(self._start(self.env.reset(key)), jnp.zeros_like(starts.used), rng)
+
+        return jax.lax.cond(jnp.any(done & starts.used), draw, lambda starts: starts, starts)
+
+    def _start(self, state: State) -> Any:
+        """What an episode begins with, of those that ``state`` is in: all that is needed to go on from there."""
+        return (state.pipeline_state, () if self._observe else state.obs)
+
+    def _observed(self, start: Any) -> tuple[Any, dict[str, Array]]:
+        pipeline_state, obs = start
+        return pipeline_state, self._observe(pipeline_state) if self._observe else obs
 
     def randomize_episode_length(self, state: State, rng: Array) -> State:
         """Pretend the episodes began at different times, so that their time-outs do not fall together.

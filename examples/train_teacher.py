@@ -40,7 +40,9 @@ from jax import Array
 
 from bridge.crazyflie import PhysicalState, PointControl, PointControlCfg
 from bridge.crazyflie.cfg import RandomizationCfg, ResetCfg, TargetCfg
-from bridge.crazyflie.dynamics import Craft, rotation_matrix
+from bridge.crazyflie.dynamics import Craft
+from bridge.crazyflie.physics import felt
+from bridge.crazyflie.vectors import Vector
 from bridge.env import AutoReset, State, where_done
 from jdistill.core import networks
 from jdistill.core.networks import Policy, PolicyState
@@ -116,26 +118,27 @@ class Handicap(struct.PyTreeNode):
         return Handicap(rotor_noise=args.rotor_noise * noise, action_error=args.action_error * error)
 
 
-def huber(x: Array, width: float) -> Array:
-    """Smooth length of vectors (B, D): |x|^2 / (2 width) near zero, |x| far away (pseudo-Huber)."""
-    return jnp.sqrt(jnp.sum(x * x, axis=-1) + width * width) - width
+def huber(x: Vector, width: float) -> Array:
+    """Smooth length of vectors: |x|^2 / (2 width) near zero, |x| far away (pseudo-Huber)."""
+    return jnp.sqrt(x.dot(x) + width * width) - width
 
 
 def vertical(craft: Craft) -> Array:
     """Cosine of the tilt (B,)."""
-    return rotation_matrix(craft.quat)[:, 2, 2]
+    return craft.quat.rotation().z.z
 
 
 def cost(before: PhysicalState, after: PhysicalState, width: float) -> Array:
     """What a control step costs (B,); smooth everywhere, for the gradient. ``width`` (m) rounds off the distance's."""
     craft, target = after.craft, after.target
     tracking = huber(craft.pos - target.pos, width) + 0.15 * huber(craft.vel - target.vel, 0.2)
-    rates = jnp.sum(jnp.array([0.003, 0.003, 0.01]) * craft.ang_vel**2, axis=-1)
-    roughness = 4.0 * jnp.sum((after.last_action - before.last_action) ** 2, axis=-1)
+    rate = craft.ang_vel
+    rates = 0.003 * rate.x**2 + 0.003 * rate.y**2 + 0.01 * rate.z**2
+    roughness = 4.0 * sum((a - b) ** 2 for a, b in zip(after.last_action, before.last_action, strict=True))
     tilt = 0.1 * (1.0 - vertical(craft))
     # The task's limits are 4 m/s and 90 degrees. Walls that rise well before them have a gradient that a
     # termination lacks.
-    walls = jnp.sum(jax.nn.relu(jnp.abs(craft.vel) - 3.0) ** 2, axis=-1)
+    walls = jnp.sum(jax.nn.relu(jnp.abs(craft.vel.array) - 3.0) ** 2, axis=-1)
     walls += 10.0 * jax.nn.relu(0.3 - vertical(craft)) ** 2
     return tracking + rates + roughness + tilt + walls
 
@@ -164,11 +167,11 @@ def trim_loss(env: PointControl, policy: Policy, policy_state: PolicyState, rng:
     policy's there is an offset of the craft from its point, which the cost of an episode barely tells from the rest.
     """
     sim = env.reset(rng).pipeline_state
-    hover = env.craft.felt(sim.physics)[:, :1]
-    craft = sim.craft.replace(rotor_vel=jnp.tile(env.craft.command(hover), (1, 4)))
-    sim = sim.replace(craft=craft, last_action=jnp.tile(hover, (1, 4)))
+    hover = felt(sim.physics.apply(env.quadrotor))[0]
+    craft = sim.craft.replace(rotor_vel=(env.quadrotor.command(hover),) * 4)
+    sim = sim.replace(craft=craft, last_action=(hover,) * 4)
     _, action = networks.act(policy, policy_state, (), env.observe(sim)[GROUP])
-    return jnp.mean((action - (2.0 * hover - 1.0)) ** 2)
+    return jnp.mean((action - (2.0 * hover[:, None] - 1.0)) ** 2)
 
 
 def refresh(env: PointControl, state: State, rng: Array, share: float = 0.15) -> State:
@@ -176,16 +179,16 @@ def refresh(env: PointControl, state: State, rng: Array, share: float = 0.15) ->
     fresh_key, pick_key = jax.random.split(rng)
     fresh = env.reset(fresh_key)
     craft = state.pipeline_state.craft
-    error = jnp.linalg.norm(craft.pos - state.pipeline_state.target.pos, axis=-1)
+    error = (craft.pos - state.pipeline_state.target.pos).norm()
     # `<` is false for what is not a number, so that such states restart as well.
-    fine = (error < 5.0) & (jnp.abs(craft.vel).max(axis=-1) < 6.0) & (vertical(craft) > -0.2)
-    fine &= jnp.abs(craft.ang_vel).max(axis=-1) < 35.0
+    fine = (error < 5.0) & (jnp.abs(craft.vel.array).max(axis=-1) < 6.0) & (vertical(craft) > -0.2)
+    fine &= jnp.abs(craft.ang_vel.array).max(axis=-1) < 35.0
     done = ~fine | (jax.random.uniform(pick_key, fine.shape) < share)
     chosen = where_done(done, (fresh.pipeline_state, fresh.obs), (state.pipeline_state, state.obs))
     return state.replace(pipeline_state=chosen[0], obs=chosen[1])
 
 
-def hovering_start(policy_state: PolicyState, action: float) -> PolicyState:
+def hovering_start(policy_state: PolicyState, action: Array) -> PolicyState:
     """Let the untrained policy command about ``action`` (-1..1) on all motors, whatever it sees."""
     last = max(k for k in policy_state.params if k.startswith("mlp_"))
     dense = policy_state.params[last]["dense"]

@@ -45,13 +45,14 @@ def test_the_archive_is_small():
 
 
 @pytest.mark.parametrize("name", ["default", "history"])
-def test_an_old_run_is_resumed(logdir, name):
+def test_an_old_run_is_resumed(logdir, name, capsys):
     run = run_of(logdir, name)
     before = load_file(run / "student.safetensors")
     teacher = (run / "teacher.safetensors").read_bytes()
     assert newest_checkpoint(run) == 4 and read_progress(run)["Loss/behavior"][0] == [0, 1, 2, 3]
     where = ["--logdir", str(logdir), "--experiment_name", "v0.1.0", "--load_run", run.name]
     assert train_jax.main(["--resume", *where, "--max_iterations", "6"]) == 0
+    assert "all episodes begin anew" in capsys.readouterr().out, "its simulator had other arrays"
     assert newest_checkpoint(run) == 6 and [s["iteration"] for s in starts(run)] == [0, 4]
     iterations, losses = read_progress(run)["Loss/behavior"]
     assert iterations == [*range(6)]

@@ -1,199 +1,240 @@
-"""The Crazyflie itself: Crazyflow's first-principles model, driven by rotor speeds."""
+"""Quadrotor dynamics in component form: Crazyflow's first-principles model, one formula a line.
+
+The formulas are those of ``crazyflow.dynamics.first_principles``, whose documentation derives them, integrated by
+``crazyflow.sim.integration.euler``; tests fly both from the same states. Every number of the state is an array (B,),
+and so may be every parameter: each environment can have a craft of its own.
+"""
 
 from __future__ import annotations
 
-import contextlib
-import copy
-import functools
-import io
-import warnings
-from collections.abc import Callable
-from typing import Any
+import math
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
 from flax import struct
 from jax import Array
 
-from bridge import SCIPY_WITHOUT_ARRAY_API
-from bridge.crazyflie.cfg import RandomizationCfg
+from bridge.crazyflie.airframe import Airframe
+from bridge.crazyflie.vectors import Quaternion, Vector, in_memory
 from bridge.errors import SettingError
+
+T = TypeVar("T")
+Number = Array | float
+"""A parameter: (B,), or () for all environments."""
+Motors = tuple[Array, Array, Array, Array]
+"""A number of each motor, (B,): front-right, back-right, back-left, front-left."""
+
+RAD_PER_S = 2 * math.pi / 60
+"""rpm to rad/s."""
+MIXING = ((-1.0, -1.0, 1.0, 1.0), (-1.0, 1.0, 1.0, -1.0), (-1.0, 1.0, -1.0, 1.0))
+"""The side of the x and the y axis on which each motor sits, and its sense of rotation."""
 
 
 class Craft(struct.PyTreeNode):
     """Physical state of a batch of quadrotors."""
 
-    pos: Array
-    """(B, 3) m, world frame, relative to the spawn point."""
-    quat: Array
-    """(B, 4) xyzw, body to world."""
-    vel: Array
-    """(B, 3) m/s, world frame."""
-    ang_vel: Array
-    """(B, 3) rad/s, body frame."""
-    rotor_vel: Array
-    """(B, 4) rpm; motors front-right, back-right, back-left, front-left."""
-
-
-class Physics(struct.PyTreeNode):
-    """Multipliers on the nominal physical parameters, each (B,)."""
-
-    mass: Array
-    inertia: Array
-    thrust: Array
-    motor: Array
+    pos: Vector
+    """m, world frame, relative to the spawn point."""
+    quat: Quaternion
+    """Body to world."""
+    vel: Vector
+    """m/s, world frame."""
+    ang_vel: Vector
+    """rad/s, body frame."""
+    rotor_vel: Motors
+    """rpm."""
 
     @staticmethod
-    def sample(cfg: RandomizationCfg, rng: Array, num_envs: int) -> Physics:
-        """Draw each multiplier uniformly from [1 - width, 1 + width]."""
-        widths = jnp.array([cfg.mass, cfg.inertia, cfg.thrust, cfg.motor])
-        unit = jax.random.uniform(rng, (4, num_envs), minval=-1.0, maxval=1.0)
-        return Physics(*(1.0 + widths[:, None] * unit))
-
-
-class Crazyflie:
-    """The airframe's constants and its pure step function."""
-
-    def __init__(self, drone: str, num_envs: int, physics_freq: int, substeps: int):
-        sim = build_sim(drone, num_envs, physics_freq)
-        clip = sim.step_pipeline["clip_rotor_vel_cmd"].keywords
-        self.rotor_min = float(clip["lower"])
-        """Slowest rotor speed, rpm."""
-        self.rotor_max = float(clip["upper"])
-        """Fastest rotor speed, rpm."""
-        self._template = sim.data
-        # The pipeline minus the floor: the task flies around its spawn point, wherever that is.
-        self._stages: dict[str, Callable[[Any], Any]] = {
-            name: fn for name, fn in sim.step_pipeline.items() if name != "clip_floor_pos"
-        }
-        self._substeps = substeps
-        params = sim.data.params
-        self.arm_length = float(params.L[0]) * 2**0.5
-        """Distance of a motor from the centre, m."""
-        c0, c1, c2 = (float(c) for c in params.rpm2thrust[0])
-        weight = float(params.mass[0]) * -float(params.gravity_vec[2])
-        self.weight = weight
-        """Of the nominal craft, N."""
-        self.hover_rotor_vel = (-c1 + (c1**2 - 4 * c2 * (c0 - weight / 4)) ** 0.5) / (2 * c2)
-        """Rotor speed that carries the nominal craft, rpm."""
+    def of(pos: Array, quat: Array, vel: Array, ang_vel: Array, rotor_vel: Array) -> Craft:
+        """From arrays of rows: (B, 3), (B, 4) xyzw, (B, 3), (B, 3), (B, 4)."""
+        motors: Any = tuple(jnp.moveaxis(jnp.asarray(rotor_vel), -1, 0))
+        return Craft(Vector.of(pos), Quaternion.of(quat), Vector.of(vel), Vector.of(ang_vel), motors)
 
     @property
-    def parameters(self) -> dict[str, Any]:
-        """The airframe's numbers, a pytree of the same structure for every airframe."""
-        names = ("rotor_min", "rotor_max", "arm_length", "weight", "hover_rotor_vel")
-        return {"params": self._template.params, **{name: getattr(self, name) for name in names}}
+    def rows(self) -> dict[str, Array]:
+        """The arguments of :meth:`of`."""
+        vectors = {name: getattr(self, name).array for name in ("pos", "quat", "vel", "ang_vel")}
+        return {**vectors, "rotor_vel": jnp.stack(self.rotor_vel, axis=-1)}
 
-    def with_parameters(self, parameters: dict[str, Any]) -> Crazyflie:
-        """Another airframe in the same simulator."""
-        other = copy.copy(self)
-        vars(other).update({name: value for name, value in parameters.items() if name != "params"})
-        other._template = self._template.replace(params=parameters["params"])
-        clip: Any = self._stages["clip_rotor_vel_cmd"]
-        clip = functools.partial(clip, lower=other.rotor_min, upper=other.rotor_max)
-        other._stages = {**self._stages, "clip_rotor_vel_cmd": clip}
-        return other
 
-    def command(self, action: Array) -> Array:
-        """Motor commands in [0, 1] (B, 4) to rotor speeds in rpm: linear between the slowest and the fastest."""
-        return self.rotor_min + action * (self.rotor_max - self.rotor_min)
+class Quadrotor(struct.PyTreeNode):
+    """Physical parameters; each may differ between environments."""
 
-    def motor_speeds(self, craft: Craft) -> Array:
-        """Rotor speeds (B, 4) on the scale of :meth:`command`, so that a steady motor's speed equals its command."""
-        return (craft.rotor_vel - self.rotor_min) / (self.rotor_max - self.rotor_min)
+    mass: Number
+    """kg."""
+    inertia: Vector
+    """Principal moments about the body axes, kg m^2."""
+    arm: Number
+    """Distance of the motors to the body's x and y axes, m."""
+    thrust: tuple[Number, Number, Number]
+    """A motor's thrust in N as a polynomial in rpm, constant term first."""
+    torque: tuple[Number, Number, Number]
+    """A propeller's drag torque in Nm, likewise."""
+    spin_up: tuple[Number, Number]
+    """Linear (1/s) and quadratic (1/(rpm s)) rate at which a motor gains speed."""
+    spin_down: tuple[Number, Number]
+    """The same while it loses speed."""
+    rotor_inertia: Number
+    """One propeller with its motor, kg m^2."""
+    drag: Vector
+    """Drag of the air along the body axes, N/(m/s); negative."""
+    rotor_min: Number
+    """Slowest rotor speed, rpm."""
+    rotor_max: Number
+    """Fastest rotor speed, rpm."""
+    gravity: Number
+    """m/s^2, downwards."""
 
-    def step(self, craft: Craft, physics: Physics, rotor_cmd: Array, force: Array | None = None) -> Craft:
-        """Advance by one control step with the rotor speeds ``rotor_cmd`` (B, 4) in rpm commanded.
+    @staticmethod
+    def of(airframe: Airframe) -> Quadrotor:
+        """The craft that Crazyflow's tables describe.
 
-        ``force`` (B, 3), in N and in the world frame, acts on the centre of mass throughout.
+        Raises:
+            SettingError: it is no X of four equal arms, or its axes are not the principal ones.
         """
-        data = self._template
-        states = data.states.replace(**{k: v[:, None] for k, v in vars(craft).items()})
-        if force is not None:
-            states = states.replace(force=force[:, None])
-        data = data.replace(
-            states=states,
-            controls=data.controls.replace(rotor_vel=rotor_cmd[:, None]),
-            params=self._scaled_params(physics),
-        )
-        for _ in range(self._substeps):
-            for stage in self._stages.values():
-                data = stage(data)
-        return Craft(**{k: getattr(data.states, k)[:, 0] for k in vars(craft)})
-
-    def felt(self, physics: Physics) -> Array:
-        """What the physical parameters mean to a policy (B, 4), see :data:`bridge.crazyflie.cfg.PHYSICS`.
-
-        The motor command that carries the craft; thrust over weight at full speed; the angular acceleration about the
-        roll axis when the motors of one side run at full speed; and the rate at which a motor near hover approaches
-        its command, spin-up and spin-down averaged.
-        """
-        params = self._template.params
-        c0, c1, c2 = (params.rpm2thrust[0, i] * physics.thrust for i in range(3))
-        weight = self.weight * physics.mass
-        hover = (-c1 + jnp.sqrt(c1**2 - 4 * c2 * (c0 - weight / 4))) / (2 * c2)
-        full = c0 + c1 * self.rotor_max + c2 * self.rotor_max**2
-        roll = 2 * full * params.L[0] / (params.J[0, 0] * physics.inertia)
-        up, up2, down, down2 = (params.rotor_dyn_coef[0, i] * physics.motor for i in range(4))
-        rate = 0.5 * (up + down) + (up2 + down2) * hover
-        command = (hover - self.rotor_min) / (self.rotor_max - self.rotor_min)
-        return jnp.stack([command, 4 * full / weight, roll, rate], axis=-1)
-
-    def _scaled_params(self, physics: Physics) -> Any:
-        """Crazyflow's parameters with a leading (B, 1) for worlds and drones."""
-        nominal = self._template.params
-        scale = {k: v[:, None, None] for k, v in vars(physics).items()}
-        return nominal.replace(
-            mass=nominal.mass * scale["mass"],
-            J=nominal.J * scale["inertia"][..., None],
-            J_inv=nominal.J_inv / scale["inertia"][..., None],
-            rpm2thrust=nominal.rpm2thrust * scale["thrust"][..., None],
-            rotor_dyn_coef=nominal.rotor_dyn_coef * scale["motor"][..., None],
+        off_diagonal = [
+            m[i][j] for m in (airframe.J, airframe.drag_matrix) for i in range(3) for j in range(3) if i != j
+        ]
+        if airframe.mixing_matrix != MIXING or any(off_diagonal) or any(airframe.gravity_vec[:2]):
+            raise SettingError("env.drone: not a quadrotor in X configuration with principal axes forward and left")
+        up, up2, down, down2 = airframe.rotor_dyn_coef
+        return Quadrotor(
+            mass=airframe.mass,
+            inertia=Vector(*(airframe.J[i][i] for i in range(3))),  # type: ignore[arg-type]
+            arm=airframe.L,
+            thrust=airframe.rpm2thrust,  # type: ignore[arg-type]
+            torque=airframe.rpm2torque,  # type: ignore[arg-type]
+            spin_up=(up, up2),
+            spin_down=(down, down2),
+            rotor_inertia=airframe.prop_inertia,
+            drag=Vector(*(airframe.drag_matrix[i][i] for i in range(3))),  # type: ignore[arg-type]
+            rotor_min=airframe.rotor_min,
+            rotor_max=airframe.rotor_max,
+            gravity=-airframe.gravity_vec[2],
         )
 
+    @property
+    def weight(self) -> Number:
+        """N."""
+        return self.mass * self.gravity
 
-def rotation_matrix(quat: Array) -> Array:
-    """Unit quaternions xyzw (B, 4) to rotation matrices (B, 3, 3), body to world."""
-    x, y, z, w = jnp.moveaxis(quat, -1, 0)
-    rows = [
-        [1 - 2 * (y * y + z * z), 2 * (x * y - z * w), 2 * (x * z + y * w)],
-        [2 * (x * y + z * w), 1 - 2 * (x * x + z * z), 2 * (y * z - x * w)],
-        [2 * (x * z - y * w), 2 * (y * z + x * w), 1 - 2 * (x * x + y * y)],
-    ]
-    return jnp.stack([jnp.stack(row, axis=-1) for row in rows], axis=-2)
+    @property
+    def arm_length(self) -> Number:
+        """Distance of a motor from the centre, m."""
+        return self.arm * math.sqrt(2)
+
+    @property
+    def hover_rotor_vel(self) -> Array:
+        """Rotor speed at which four motors carry the weight, rpm."""
+        c0, c1, c2 = self.thrust
+        return (-c1 + jnp.sqrt(c1 * c1 - 4 * c2 * (c0 - self.weight / 4))) / (2 * c2)
+
+    def command(self, action: T) -> T:
+        """Motor commands in [0, 1] to rotor speeds in rpm: linear between the slowest and the fastest."""
+        return jax.tree.map(lambda a: self.rotor_min + a * (self.rotor_max - self.rotor_min), action)
+
+    def motor_speeds(self, rotor_vel: T) -> T:
+        """Rotor speeds in rpm on the scale of :meth:`command`, so that a steady motor's speed equals its command."""
+        return jax.tree.map(lambda w: (w - self.rotor_min) / (self.rotor_max - self.rotor_min), rotor_vel)
 
 
-def build_sim(drone: str, num_envs: int, physics_freq: int, num_drones: int = 1) -> Any:
-    """Crazyflow's simulator, ``num_drones`` in each environment.
+class Derivative(NamedTuple):
+    """What changes a craft, beside its own velocities."""
 
-    The remarks that its dependencies print at import are kept off the user's terminal.
+    acc: Vector
+    """m/s^2, world frame."""
+    ang_acc: Vector
+    """rad/s^2, body frame."""
+    rotor_acc: Motors
+    """rpm/s."""
+
+
+def step(quadrotor: Quadrotor, craft: Craft, command: Motors, force: Vector | None, dt: float, substeps: int) -> Craft:
+    """Advance by ``substeps`` times ``dt`` seconds with the rotor speeds ``command`` (rpm) commanded.
+
+    ``force`` (N, world frame) acts on the centre of mass throughout. Of ``craft.quat`` only the direction counts.
     """
-    if SCIPY_WITHOUT_ARRAY_API:
-        raise RuntimeError("scipy was imported before bridge: set SCIPY_ARRAY_API=1 in the environment")
-    with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        import mujoco
-        from crazyflow.drones import Drone
-        from crazyflow.dynamics import load_params
-        from crazyflow.sim import Sim
+    craft = in_memory(craft.replace(quat=craft.quat.normalized()))
+    limited: Motors = tuple(jnp.clip(c, quadrotor.rotor_min, quadrotor.rotor_max) for c in command)  # type: ignore[assignment]
 
-        known = [d.value for d in Drone]
-        if drone not in known:
-            raise SettingError(f"env.drone={drone!r}: expected one of {', '.join(known)}")
-        try:
-            load_params("first_principles", drone)
-        except KeyError as e:
-            raise SettingError(f"env.drone={drone!r}: Crazyflow has no first-principles model of it") from e
-        # MuJoCo warns about a naming detail of the scene, on stderr and in a log file where the user stands.
-        mujoco.set_mju_user_warning(lambda message: None)
-        try:
-            return Sim(
-                n_worlds=num_envs,
-                n_drones=num_drones,
-                drone=drone,
-                dynamics="first_principles",
-                control="rotor_vel",
-                freq=physics_freq,
-                device=jax.default_backend(),
-            )
-        finally:
-            mujoco.set_mju_user_warning(None)
+    def substep(_: int, craft: Craft) -> Craft:
+        return integrate(craft, in_memory(derivative(quadrotor, craft, limited, force)), dt)
+
+    # A CPU takes a tenth longer for the loop, and a quarter of the time to compile it; a GPU would launch five times
+    # the kernels.
+    after: Craft = jax.lax.platform_dependent(
+        craft,
+        cpu=lambda craft: jax.lax.fori_loop(0, substeps, substep, craft),
+        default=lambda craft: jax.lax.fori_loop(0, substeps, substep, craft, unroll=True),
+    )
+    return after
+
+
+def derivative(quadrotor: Quadrotor, craft: Craft, command: Motors, force: Vector | None) -> Derivative:
+    """Newton's and Euler's equations of the body, with the motors' lag, thrust, drag and angular momentum."""
+    q, rate, rotor_vel = quadrotor, craft.ang_vel, craft.rotor_vel
+    rotor_acc: Any = tuple(spin(q, w, c) for w, c in zip(rotor_vel, command, strict=True))
+    thrust = [polynomial(q.thrust, w) for w in rotor_vel]
+
+    # m dv/dt = m g + R (f_thrust + C_a R' v) + f_ext
+    rotation = craft.quat.rotation()
+    air = rotation.apply_inverse(craft.vel)
+    in_body = Vector(q.drag.x * air.x, q.drag.y * air.y, q.drag.z * air.z + sum(thrust))
+    total = rotation.apply(in_body) if force is None else rotation.apply(in_body) + force
+    acc = total * (1 / q.mass)
+    acc = acc.replace(z=acc.z - q.gravity)
+
+    # h = J_p e_z' M W; the torque of the rotors' angular momentum is w x e_z h in direction, dh/dt in size.
+    momentum = q.rotor_inertia * RAD_PER_S * mixed(2, rotor_vel)
+    momentum_rate = q.rotor_inertia * RAD_PER_S * mixed(2, rotor_acc)
+    torque = Vector(
+        q.arm * mixed(0, thrust) + rate.y * momentum,
+        q.arm * mixed(1, thrust) - rate.x * momentum,
+        mixed(2, [polynomial(q.torque, w) for w in rotor_vel]) + momentum_rate,
+    )
+
+    # J dw/dt = t - w x J w
+    j = q.inertia
+    net = torque - rate.cross(Vector(j.x * rate.x, j.y * rate.y, j.z * rate.z))
+    return Derivative(acc, Vector(net.x / j.x, net.y / j.y, net.z / j.z), rotor_acc)
+
+
+def integrate(craft: Craft, change: Derivative, dt: float) -> Craft:
+    """Explicit Euler: the pose moves with the velocities from before the step."""
+    return Craft(
+        pos=craft.pos + craft.vel * dt,
+        quat=(craft.quat * turned(craft.ang_vel * dt)).normalized(),
+        vel=craft.vel + change.acc * dt,
+        ang_vel=craft.ang_vel + change.ang_acc * dt,
+        rotor_vel=tuple(w + a * dt for w, a in zip(craft.rotor_vel, change.rotor_acc, strict=True)),  # type: ignore[arg-type]
+    )
+
+
+def turned(angle: Vector) -> Quaternion:
+    """The rotation by ``angle`` (rad): (sin(|a| / 2) a / |a|, cos(|a| / 2)), by their power series.
+
+    They need no square root, so that gradients are right at rest too. Exact to rounding up to 2.5 rad.
+    """
+    a = angle.dot(angle)
+    sine = 1 / 2 + a * (-1 / 48 + a * (1 / 3840 + a * (-1 / 645120 + a / 185794560)))
+    cosine = 1 + a * (-1 / 8 + a * (1 / 384 + a * (-1 / 46080 + a / 10321920)))
+    return Quaternion(angle.x * sine, angle.y * sine, angle.z * sine, cosine)
+
+
+def spin(quadrotor: Quadrotor, rotor_vel: Array, command: Array) -> Array:
+    """dW/dt = c_v (W_cmd - W) + c_d (W_cmd^2 - W^2), with constants of their own for gaining and losing speed."""
+    linear, quadratic = command - rotor_vel, command * command - rotor_vel * rotor_vel
+    (up, up2), (down, down2) = quadrotor.spin_up, quadrotor.spin_down
+    return jnp.where(linear > 0, up * linear + up2 * quadratic, down * linear + down2 * quadratic)
+
+
+def polynomial(coefficients: tuple[Number, Number, Number], x: Array) -> Array:
+    """c0 + c1 x + c2 x^2."""
+    c0, c1, c2 = coefficients
+    return c0 + c1 * x + c2 * x * x
+
+
+def mixed(axis: int, motors: Motors | list[Array]) -> Array:
+    """The sum over the motors with the signs of an axis of :data:`MIXING`."""
+    return sum(sign * x for sign, x in zip(MIXING[axis], motors, strict=True))  # type: ignore[return-value]

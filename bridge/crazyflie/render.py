@@ -6,11 +6,14 @@ one), or into a window where there is a display.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib
+import io
 import os
 import subprocess
 import sys
+import warnings
 from collections import deque
 from collections.abc import Sequence
 from typing import Any
@@ -19,7 +22,7 @@ import jax
 import mujoco
 import numpy as np
 
-from bridge.crazyflie.dynamics import build_sim
+from bridge import SCIPY_WITHOUT_ARRAY_API
 from bridge.env import Color, State
 from bridge.errors import RenderError
 
@@ -71,9 +74,8 @@ class Scene:
         """Put every craft where environment ``index`` of its state has it. Where an episode begins, so does a path."""
         for i, (state, origin) in enumerate(zip(states, self._origins, strict=True)):
             sim = state.pipeline_state
-            pos, quat, target, ended = (
-                x[index] for x in jax.device_get((sim.craft.pos, sim.craft.quat, sim.target.pos, state.done))
-            )
+            seen = (sim.craft.pos.array, sim.craft.quat.array, sim.target.pos.array, state.done)
+            pos, quat, target, ended = (x[index] for x in jax.device_get(seen))
             if ended:
                 self._trails[i].clear()
             self.data.mocap_pos[i], self.data.mocap_quat[i] = pos + origin, np.roll(quat, 1)  # MuJoCo has w first.
@@ -199,6 +201,33 @@ def scene_model(drone: str, count: int) -> mujoco.MjModel:
     model.vis.rgba.haze[:3] = SKY / 255
     model.vis.quality.offsamples = 4
     return model
+
+
+def build_sim(drone: str, num_envs: int, physics_freq: int, num_drones: int = 1) -> Any:
+    """Crazyflow's simulator, ``num_drones`` in each environment.
+
+    The remarks that its dependencies print at import are kept off the user's terminal.
+    """
+    if SCIPY_WITHOUT_ARRAY_API:
+        raise RuntimeError("scipy was imported before bridge: set SCIPY_ARRAY_API=1 in the environment")
+    with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        from crazyflow.sim import Sim
+
+        # MuJoCo warns about a naming detail of the scene, on stderr and in a log file where the user stands.
+        mujoco.set_mju_user_warning(lambda message: None)
+        try:
+            return Sim(
+                n_worlds=num_envs,
+                n_drones=num_drones,
+                drone=drone,
+                dynamics="first_principles",
+                control="rotor_vel",
+                freq=physics_freq,
+                device=jax.default_backend(),
+            )
+        finally:
+            mujoco.set_mju_user_warning(None)
 
 
 def gl_context(width: int, height: int) -> Any:

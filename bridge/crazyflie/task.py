@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import enum
+import functools
 import json
+import operator
 from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
@@ -13,15 +16,27 @@ import jax.numpy as jnp
 from flax import struct
 from jax import Array
 
+from bridge.crazyflie import dynamics
 from bridge.crazyflie import sensor as sensors
 from bridge.crazyflie import target as targets
 from bridge.crazyflie import wind as winds
+from bridge.crazyflie.airframe import Airframe
 from bridge.crazyflie.cfg import MOTORS, OBSERVATION, PHYSICS, PointControlCfg
-from bridge.crazyflie.dynamics import Craft, Crazyflie, Physics, rotation_matrix
-from bridge.crazyflie.sensor import Sensors
-from bridge.crazyflie.target import Target, in_unit_ball
+from bridge.crazyflie.dynamics import Craft, Motors, Quadrotor
+from bridge.crazyflie.physics import Physics, felt
+from bridge.crazyflie.random import Stream
+from bridge.crazyflie.sensor import Measurement, Sensors
+from bridge.crazyflie.target import Target
+from bridge.crazyflie.vectors import Quaternion, Rotation, Vector, in_memory
 from bridge.crazyflie.wind import Wind
 from bridge.env import Color, ObservationSpec, Renderer, State, Viewer
+
+
+class Purpose(enum.IntEnum):
+    """What random numbers are for. Each has its own, so that targets are the same with and without wind and noise."""
+
+    TARGET, WIND, SENSOR, DELAY, PHYSICS = range(5)
+    ON_TARGET, ATTITUDE, POSITION, VELOCITY, RATE = range(5, 10)
 
 
 class PhysicalState(struct.PyTreeNode):
@@ -33,10 +48,10 @@ class PhysicalState(struct.PyTreeNode):
     """Where to be."""
     physics: Physics
     """This episode's physical parameters."""
-    last_action: Array
-    """(B, 4) motor commands of the previous step, 0..1."""
-    heading: Array | None = None
-    """(B, 2) cosine and sine of the heading in which the episode began; None where nobody's frame needs it."""
+    last_action: Motors
+    """Motor commands of the previous step, 0..1."""
+    heading: tuple[Array, Array] | None = None
+    """Cosine and sine, each (B,), of the heading in which the episode began; None where nobody's frame needs it."""
     wind: Wind | None = None
     """What blows; None in calm air."""
     sensors: Sensors | None = None
@@ -74,12 +89,15 @@ class PointControl:
         self.num_envs = cfg.num_envs
         self.step_dt = 1.0 / cfg.policy_freq
         self.max_episode_length = round(cfg.episode_length_s * cfg.policy_freq)
-        self.craft = Crazyflie(cfg.drone, cfg.num_envs, cfg.physics_freq, cfg.physics_freq // cfg.policy_freq)
+        self.quadrotor = Quadrotor.of(Airframe.load(cfg.drone))
+        """The nominal craft."""
         self._keeps_heading = "start" in (cfg.frame, cfg.teacher_frame)
         self._is_windy, self._is_sensing = cfg.wind.force > 0, not cfg.sensor.is_perfect
-        hover = (self.craft.hover_rotor_vel - self.craft.rotor_min) / (self.craft.rotor_max - self.craft.rotor_min)
-        self.hover_action = float(hover)
-        """Motor command (0..1) that carries the nominal craft."""
+
+    @property
+    def hover_action(self) -> Array:
+        """() motor command (0..1) that carries the nominal craft."""
+        return self.quadrotor.motor_speeds(self.quadrotor.hover_rotor_vel)
 
     @property
     def structure(self) -> Hashable:
@@ -90,75 +108,72 @@ class PointControl:
     @property
     def parameters(self) -> dict[str, Any]:
         """See :class:`bridge.env.Parametric`."""
-        return {
-            "cfg": _split(self.cfg)[0],
-            "craft": self.craft.parameters,
-            "hover_action": self.hover_action,
-        }
+        return {"cfg": _split(self.cfg)[0], "quadrotor": self.quadrotor}
 
     def with_parameters(self, parameters: dict[str, Any]) -> PointControl:
         """See :class:`bridge.env.Parametric`."""
         other = copy.copy(self)
         other.cfg = _joined(self.cfg, parameters["cfg"])
-        other.craft = self.craft.with_parameters(parameters["craft"])
-        other.hover_action = parameters["hover_action"]
+        other.quadrotor = parameters["quadrotor"]
         return other
 
     def reset(self, rng: Array) -> State:
         """Draw targets, physical parameters and start states."""
-        craft_key, target_key, physics_key, rng = jax.random.split(rng, 4)
-        craft = self._initial_craft(craft_key)
+        start_key, rng = jax.random.split(rng)
+        n, start = self.num_envs, Stream.create(start_key, self.num_envs)
+        craft = self._initial_craft(start)
+        measured = sensors.reset(self.cfg.sensor, craft, start, Purpose.SENSOR, Purpose.DELAY)
         sim = PhysicalState(
             craft=craft,
-            target=targets.reset(self.cfg.target, target_key, self.num_envs),
-            physics=Physics.sample(self.cfg.randomization, physics_key, self.num_envs),
-            last_action=jnp.full((self.num_envs, 4), self.hover_action),
+            target=targets.reset(self.cfg.target, start, Purpose.TARGET),
+            physics=Physics.sample(self.cfg.randomization, start, Purpose.PHYSICS),
+            last_action=(jnp.full(n, self.hover_action),) * 4,
             heading=_heading(craft) if self._keeps_heading else None,
-            wind=winds.reset(self.num_envs) if self._is_windy else None,
-            sensors=sensors.reset(self.cfg.sensor, craft, jax.random.fold_in(craft_key, 1))
-            if self._is_sensing
-            else None,
+            wind=winds.reset(n) if self._is_windy else None,
+            sensors=measured if self._is_sensing else None,
         )
-        no = jnp.zeros(self.num_envs, bool)
-        limits = dict.fromkeys(self._limits(sim.craft), no)
-        zero = jnp.zeros(self.num_envs)
+        limits = dict.fromkeys(self._limits(sim.craft), jnp.zeros(n, bool))
         return State(
             pipeline_state=sim,
             obs=self.observe(sim),
-            reward=zero,
-            done=no,
+            reward=jnp.zeros(n),
+            done=jnp.zeros(n, bool),
             metrics=self._metrics(sim, limits),
-            info={"target_rng": rng},
+            info={"random": Stream.create(rng, n)},
         )
 
     def step(self, state: State, action: Array) -> State:
         """Advance by one control step; ``action`` (B, 4) is clipped to [-1, 1]."""
-        cfg, before = self.cfg, state.pipeline_state
-        command = 0.5 * (jnp.clip(action, -1.0, 1.0) + 1.0)
-        rng, key = jax.random.split(state.info["target_rng"])
-        # Keys of their own, so that targets are the same with and without wind and noise.
-        wind_key, sensor_key = jax.random.fold_in(key, 1), jax.random.fold_in(key, 2)
-        wind, force = before.wind, None
+        cfg, before, stream = self.cfg, state.pipeline_state, state.info["random"]
+        command: Any = tuple(0.5 * (jnp.clip(action[:, i], -1.0, 1.0) + 1.0) for i in range(4))
+        wind = before.wind
         if wind is not None:
-            wind = winds.step(cfg.wind, wind, wind_key, self.craft.weight, self.step_dt)
-            force = wind.force
-        craft = self.craft.step(before.craft, before.physics, self.craft.command(command), force)
+            wind = winds.step(cfg.wind, wind, stream, Purpose.WIND, self.quadrotor.weight, self.step_dt)
+        craft = dynamics.step(
+            before.physics.apply(self.quadrotor),
+            before.craft,
+            self.quadrotor.command(command),
+            None if wind is None else wind.force,
+            1.0 / cfg.physics_freq,
+            cfg.physics_freq // cfg.policy_freq,
+        )
         sim = before.replace(
             craft=craft,
-            target=targets.step(cfg.target, before.target, key, self.step_dt),
+            target=in_memory(targets.step(cfg.target, before.target, stream, Purpose.TARGET, self.step_dt)),
             last_action=command,
             wind=wind,
-            sensors=before.sensors and sensors.step(cfg.sensor, before.sensors, craft, sensor_key),
+            sensors=before.sensors and sensors.step(cfg.sensor, before.sensors, craft, stream, Purpose.SENSOR),
         )
-        limits = self._limits(sim.craft)
-        done = jnp.any(jnp.stack(list(limits.values())), axis=0)
-        metrics = self._metrics(sim, limits)
+        limits = in_memory(self._limits(sim.craft))
+        done = functools.reduce(operator.or_, limits.values())
+        metrics = in_memory(self._metrics(sim, limits))
+        change = sum((now - then) ** 2 for now, then in zip(command, before.last_action, strict=True))
         weights = cfg.reward
         reward = (
             weights.alive
             - weights.position * metrics["Metrics/position_error"]
             - weights.orientation * (1.0 - _vertical(sim.craft))
-            - weights.action_change * jnp.linalg.norm(command - before.last_action, axis=-1)
+            - weights.action_change * jnp.sqrt(change)
         )
         # A state that is not finite must not reach the reward either: only the penalty is left of it.
         reward = jnp.where(limits["nan"], 0.0, reward) - weights.termination * done
@@ -168,7 +183,7 @@ class PointControl:
             reward=reward,
             done=done,
             metrics=metrics,
-            info={**state.info, "target_rng": rng},
+            info={**state.info, "random": stream.next()},
         )
 
     def renderer(self, width: int, height: int, color: Color) -> Renderer:
@@ -186,61 +201,64 @@ class PointControl:
     def observe(self, sim: PhysicalState) -> dict[str, Array]:
         """The observation groups ``student`` (B, 22) and ``teacher`` (B, 26, or 30 with the physical parameters)."""
         craft = sim.craft
-        measured = craft if sim.sensors is None else craft.replace(**vars(sim.sensors.seen))
-        student = self._observe_without_motors(sim, measured, self.cfg.frame)
-        same = self.cfg.frame == self.cfg.teacher_frame and measured is craft
-        teacher = [student if same else self._observe_without_motors(sim, craft, self.cfg.teacher_frame)]
-        teacher.append(self.craft.motor_speeds(craft))
+        measured = craft if sim.sensors is None else sim.sensors.seen
+        student = in_memory(self._observe_without_motors(sim, measured, self.cfg.frame))
+        teacher = student
+        if measured is not craft or self.cfg.frame != self.cfg.teacher_frame:
+            teacher = in_memory(self._observe_without_motors(sim, craft, self.cfg.teacher_frame))
+        teacher = [*teacher, *self.quadrotor.motor_speeds(craft.rotor_vel)]
         if self.cfg.teacher_sees_physics:
-            teacher.append(self.craft.felt(sim.physics))
-        return {"student": student, "teacher": jnp.concatenate(teacher, axis=-1)}
+            teacher += felt(sim.physics.apply(self.quadrotor))
+        return {"student": jnp.stack(student, axis=-1), "teacher": jnp.stack(teacher, axis=-1)}
 
-    def _observe_without_motors(self, sim: PhysicalState, craft: Craft, frame: str) -> Array:
-        rotation = rotation_matrix(craft.quat)
-        errors = jnp.stack([craft.pos - sim.target.pos, craft.vel - sim.target.vel], axis=-1)  # (B, 3, 2)
+    def _observe_without_motors(self, sim: PhysicalState, craft: Craft | Measurement, frame: str) -> list[Array]:
+        rotation = craft.quat.rotation()
+        position, velocity = craft.pos - sim.target.pos, craft.vel - sim.target.vel
         if frame == "body":
-            errors = jnp.swapaxes(rotation, -1, -2) @ errors
+            position, velocity = rotation.apply_inverse(position), rotation.apply_inverse(velocity)
         elif sim.heading is not None and frame == "start":
-            errors, rotation = _turn_back(sim.heading, errors), _turn_back(sim.heading, rotation)
-        flat = rotation.reshape(self.num_envs, 9)
-        return jnp.concatenate([errors[..., 0], errors[..., 1], flat, craft.ang_vel, sim.last_action], axis=-1)
+            position, velocity = _turn_back(sim.heading, position), _turn_back(sim.heading, velocity)
+            columns = (_turn_back(sim.heading, Vector(*column)) for column in zip(*map(_parts, rotation), strict=True))
+            rotation = Rotation(*(Vector(*row) for row in zip(*map(_parts, columns), strict=True)))
+        vectors = (position, velocity, *rotation, craft.ang_vel)
+        return [*(x for vector in vectors for x in _parts(vector)), *sim.last_action]
 
     def trace(self, state: State) -> dict[str, Array]:
         """What a picture of an episode shows: ``position`` and ``target``, (B, 3) m in the world frame."""
-        return {"position": state.pipeline_state.craft.pos, "target": state.pipeline_state.target.pos}
+        sim = state.pipeline_state
+        return {"position": sim.craft.pos.array, "target": sim.target.pos.array}
 
     def _limits(self, craft: Craft) -> dict[str, Array]:
         """Which limits the craft (B) breaks, by name."""
         limit = self.cfg.termination
-        finite = jnp.stack([jnp.isfinite(x).all(axis=-1) for x in jax.tree.leaves(craft)]).all(axis=0)
+        finite = functools.reduce(operator.and_, map(jnp.isfinite, jax.tree.leaves(craft)))
         return {
-            "distance": jnp.linalg.norm(craft.pos, axis=-1) > limit.max_distance,
-            "linear_velocity": jnp.abs(craft.vel).max(axis=-1) > limit.max_linear_velocity,
-            "body_rate": jnp.abs(craft.ang_vel).max(axis=-1) > limit.max_body_rate,
+            "distance": craft.pos.norm() > limit.max_distance,
+            "linear_velocity": _largest(craft.vel) > limit.max_linear_velocity,
+            "body_rate": _largest(craft.ang_vel) > limit.max_body_rate,
             "tilt": _vertical(craft) < jnp.cos(jnp.deg2rad(limit.max_tilt)),
             "nan": ~finite,
         }
 
     def _metrics(self, sim: PhysicalState, limits: dict[str, Array]) -> dict[str, Array]:
-        error = jnp.linalg.norm(sim.craft.pos - sim.target.pos, axis=-1)
+        error = (sim.craft.pos - sim.target.pos).norm()
         ended = {f"Episode_Termination/{name}": hit.astype(jnp.float32) for name, hit in limits.items()}
         return {"Metrics/position_error": jnp.where(limits["nan"], 0.0, error), **ended}
 
-    def _initial_craft(self, rng: Array) -> Craft:
-        cfg, n = self.cfg.reset, self.num_envs
-        keys = jax.random.split(rng, 6)
-        away = (jax.random.uniform(keys[0], (n, 1)) >= cfg.on_target_fraction).astype(jnp.float32)
-        angle = jnp.deg2rad(jnp.array([cfg.tilt, cfg.tilt, cfg.yaw]))
-        euler = jax.random.uniform(keys[1], (n, 3), minval=-angle, maxval=angle)
-        level = jnp.array([0.0, 0.0, 1.0])
-        rotor_vel = jnp.full((n, 4), self.craft.hover_rotor_vel)
-        return Craft(
-            pos=away * cfg.position * self.craft.arm_length * in_unit_ball(keys[2], n),
-            quat=_euler_to_quat(euler * jnp.maximum(away, level)),
-            vel=away * cfg.linear_velocity * in_unit_ball(keys[3], n),
-            ang_vel=away * cfg.angular_velocity * in_unit_ball(keys[4], n),
-            rotor_vel=rotor_vel,
+    def _initial_craft(self, stream: Stream) -> Craft:
+        cfg = self.cfg.reset
+        (chance,) = stream.uniform(Purpose.ON_TARGET, 1)
+        away = (chance >= cfg.on_target_fraction).astype(jnp.float32)
+        roll, pitch, yaw = (2.0 * u - 1.0 for u in stream.uniform(Purpose.ATTITUDE, 3))
+        tilt = away * jnp.deg2rad(cfg.tilt)
+        craft = Craft(
+            pos=stream.in_unit_ball(Purpose.POSITION) * (away * cfg.position * self.quadrotor.arm_length),
+            quat=Quaternion.of_euler(tilt * roll, tilt * pitch, jnp.deg2rad(cfg.yaw) * yaw),
+            vel=stream.in_unit_ball(Purpose.VELOCITY) * (away * cfg.linear_velocity),
+            ang_vel=stream.in_unit_ball(Purpose.RATE) * (away * cfg.angular_velocity),
+            rotor_vel=(jnp.full(self.num_envs, self.quadrotor.hover_rotor_vel),) * 4,
         )
+        return in_memory(craft)
 
 
 def _split(cfg: Any) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -263,34 +281,29 @@ def _joined(cfg: Any, numbers: dict[str, Any]) -> Any:
     return dataclasses.replace(cfg, **parts)
 
 
-def _heading(craft: Craft) -> Array:
-    """Cosine and sine (B, 2) of the direction in which the body's x axis points, seen from above."""
-    forward = rotation_matrix(craft.quat)[:, :2, 0]
-    return forward / jnp.linalg.norm(forward, axis=-1, keepdims=True)
+def _heading(craft: Craft) -> tuple[Array, Array]:
+    """Cosine and sine, each (B,), of the direction in which the body's x axis points, seen from above."""
+    rotation = craft.quat.rotation()
+    x, y = rotation.x.x, rotation.y.x
+    length = jnp.sqrt(x * x + y * y)
+    return x / length, y / length
 
 
-def _turn_back(heading: Array, columns: Array) -> Array:
-    """World vectors, the columns of (B, 3, K), in the world frame turned by ``heading`` (B, 2)."""
-    cos, sin = heading[:, :1], heading[:, 1:]
-    x, y, z = columns[:, 0], columns[:, 1], columns[:, 2]
-    return jnp.stack([cos * x + sin * y, cos * y - sin * x, z], axis=1)
+def _turn_back(heading: tuple[Array, Array], v: Vector) -> Vector:
+    """A world vector in the world frame turned by ``heading``."""
+    cos, sin = heading
+    return Vector(cos * v.x + sin * v.y, cos * v.y - sin * v.x, v.z)
 
 
 def _vertical(craft: Craft) -> Array:
     """Cosine of the tilt (B,): the world's z component of the body's z axis."""
-    x, y = craft.quat[:, 0], craft.quat[:, 1]
-    return 1.0 - 2.0 * (x * x + y * y)
+    return 1.0 - 2.0 * (craft.quat.x * craft.quat.x + craft.quat.y * craft.quat.y)
 
 
-def _euler_to_quat(euler: Array) -> Array:
-    """Roll, pitch, yaw (n, 3) in rad, applied yaw after pitch after roll, to quaternions xyzw (n, 4)."""
-    (sr, sp, sy), (cr, cp, cy) = jnp.sin(0.5 * euler).T, jnp.cos(0.5 * euler).T
-    return jnp.stack(
-        [
-            sr * cp * cy - cr * sp * sy,
-            cr * sp * cy + sr * cp * sy,
-            cr * cp * sy - sr * sp * cy,
-            cr * cp * cy + sr * sp * sy,
-        ],
-        axis=-1,
-    )
+def _parts(vector: Vector) -> tuple[Array, Array, Array]:
+    return vector.x, vector.y, vector.z
+
+
+def _largest(vector: Vector) -> Array:
+    """The largest absolute component (B,)."""
+    return functools.reduce(jnp.maximum, map(jnp.abs, _parts(vector)))

@@ -16,6 +16,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from jax import Array
 
+from jdistill.core.distillation import TrainState
 from jdistill.errors import CheckpointError
 
 STATE, INFO = "state", "info"
@@ -29,6 +30,8 @@ RENAMED = {
 """Leaves of version 0.1, by their present names."""
 DROPPED = "teacher."
 """How leaves of version 0.1 begin that are no part of the state any more: the teacher has a file of its own."""
+ENV = "env_state."
+"""How the simulator's leaves begin. Another version of a simulator may have others; learning goes on without them."""
 
 
 class Checkpoints:
@@ -59,8 +62,10 @@ class Checkpoints:
         """Iterations completed at the newest checkpoint, or None."""
         return self._latest.latest_step()
 
-    def restore(self, template: Any) -> Any:
-        """The newest checkpoint as a pytree like ``template`` (arrays or their shapes).
+    def restore(self, template: TrainState) -> TrainState:
+        """The newest checkpoint, as a state like ``template`` (arrays or their shapes).
+
+        Its ``env_state`` is None where the checkpoint's simulator has other leaves: another version, other settings.
 
         Raises:
             CheckpointError: there is none, it is damaged, or its leaves have other names, shapes or types.
@@ -115,14 +120,15 @@ def _manager(directory: Path, max_to_keep: int) -> ocp.CheckpointManager:
 
 def _to_host(state: Any) -> dict[str, np.ndarray]:
     """Leaves by path, copied: the device may reuse its buffers while Orbax still writes."""
-    leaves = jax.tree_util.tree_leaves_with_path(state)
-    return {_name(path): np.array(jax.random.key_data(x) if _is_key(x) else x) for path, x in leaves}
+    return {name: np.array(jax.random.key_data(x) if _is_key(x) else x) for name, x in _by_name(state).items()}
 
 
-def _from_host(arrays: dict[str, np.ndarray], template: Any) -> Any:
-    paths, treedef = jax.tree_util.tree_flatten_with_path(template)
-    expected = {_name(path): like for path, like in paths}
+def _from_host(arrays: dict[str, np.ndarray], template: TrainState) -> TrainState:
     arrays = {RENAMED.get(name, name): x for name, x in arrays.items() if not name.startswith(DROPPED)}
+    expected = _by_name(template)
+    if any(name.startswith(ENV) for name in expected.keys() ^ arrays.keys()):
+        template = template.replace(env_state=None)
+        expected, arrays = _by_name(template), {k: v for k, v in arrays.items() if not k.startswith(ENV)}
     if missing := sorted(expected.keys() ^ arrays.keys()):
         raise CheckpointError(f"{OTHER_SETTINGS}: '{missing[0]}' is in one of the two only; {ADVICE}")
     leaves = []
@@ -135,7 +141,12 @@ def _from_host(arrays: dict[str, np.ndarray], template: Any) -> Any:
                 f"{like.dtype}{list(like.shape)} here; {ADVICE}"
             )
         leaves.append(leaf)
-    return jax.tree.unflatten(treedef, leaves)
+    state: TrainState = jax.tree.unflatten(jax.tree.structure(template), leaves)
+    return state
+
+
+def _by_name(tree: Any) -> dict[str, Any]:
+    return {_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
 
 
 def _name(path: Any) -> str:

@@ -206,7 +206,10 @@ class DistillationRunner:
         """Go on from the newest checkpoint of the run folder."""
         template = jax.eval_shape(self.alg.init, jax.random.key(self.cfg.agent.seed), self.actor)
         self.state = self.checkpoints.restore(template)
-        if not self.env.restorable:
+        is_other = self.state.env_state is None
+        if is_other:
+            self.print("The checkpoint's environments are others (settings or version): all episodes begin anew.")
+        if is_other or not self.env.restorable:
             self.state = self.env.drive(jax.jit(self.alg.restart_episodes), self.state, self.actor)
         self.current_learning_iteration = int(self.state.iteration)
         self.phase1_end = int(self.alg.phase1_end(self.state))

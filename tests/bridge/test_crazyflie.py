@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +13,8 @@ from scipy.spatial.transform import Rotation
 
 from bridge.crazyflie import PointControl, PointControlCfg, target
 from bridge.crazyflie.cfg import RandomizationCfg, ResetCfg, RewardCfg, TargetCfg
-from bridge.crazyflie.dynamics import Physics, rotation_matrix
+from bridge.crazyflie.random import Stream
+from bridge.crazyflie.vectors import Quaternion, Vector
 from tests.conftest import jitted
 
 STILL = ResetCfg(position=0, linear_velocity=0, angular_velocity=0, tilt=0, yaw=0)
@@ -32,6 +34,7 @@ def resting() -> PointControl:
 def with_craft(env: PointControl, state, **fields):
     """``state`` with the craft's fields replaced, the same in every environment."""
     rows = {k: jnp.broadcast_to(jnp.asarray(v, jnp.float32), (env.num_envs, len(v))) for k, v in fields.items()}
+    rows = {k: (Quaternion if k == "quat" else Vector).of(v) for k, v in rows.items()}
     sim = state.pipeline_state
     return state.replace(pipeline_state=sim.replace(craft=sim.craft.replace(**rows)))
 
@@ -41,32 +44,13 @@ def np_of(x) -> np.ndarray:
 
 
 @pytest.mark.full
-def test_one_control_step_is_five_steps_of_crazyflow(crazyflie):
-    """Ours must be Crazyflow's own simulation, batched parameters and dropped floor aside."""
-    from crazyflow.sim import Sim
-    from crazyflow.sim.functional import rotor_vel_control
-
-    sim = Sim(n_worlds=8, drone="cf2x_L250", dynamics="first_principles", control="rotor_vel", freq=500)
-    craft = crazyflie.reset(jax.random.key(3)).pipeline_state.craft
-    craft = craft.replace(pos=craft.pos + jnp.array([0.0, 0.0, 5.0]))
-    rpm = jax.random.uniform(jax.random.key(4), (8, 4), minval=5_000.0, maxval=25_000.0)
-    states = sim.data.states.replace(**{k: v[:, None] for k, v in vars(craft).items()})
-    sim.data = rotor_vel_control(sim.data.replace(states=states), rpm[:, None])
-    sim.step(5)
-    ones = Physics(*(jnp.ones(8) for _ in range(4)))
-    ours = jax.jit(crazyflie.craft.step)(craft, ones, rpm)
-    for name, value in vars(ours).items():
-        np.testing.assert_allclose(value, getattr(sim.data.states, name)[:, 0], rtol=1e-5, atol=1e-6, err_msg=name)
-
-
-@pytest.mark.full
 def test_hover_command_carries_the_nominal_craft(resting):
     env = resting
     state = env.reset(jax.random.key(0))
     action = jnp.full((8, 4), 2 * env.hover_action - 1)
     for _ in range(100):
         state = env.step(state, action)
-    assert float(jnp.abs(state.pipeline_state.craft.pos).max()) < 1e-3
+    assert float(jnp.abs(state.pipeline_state.craft.pos.array).max()) < 1e-3
     np.testing.assert_allclose(state.obs["teacher"][:, 22:], env.hover_action, atol=1e-4)
 
 
@@ -77,7 +61,7 @@ def test_motor_order_is_front_right_back_right_back_left_front_left(resting):
     state = env.reset(jax.random.key(0))
     for _ in range(5):
         state = env.step(state, 2 * (env.hover_action + 0.1 * motors) - 1)
-    roll_rate, pitch_rate = np.sign(np_of(state.pipeline_state.craft.ang_vel)[:4, :2]).T
+    roll_rate, pitch_rate = np.sign(np_of(state.pipeline_state.craft.ang_vel.array)[:4, :2]).T
     # x points forward, y to the left: a strong right side rolls left (negative), a strong front pitches up (negative).
     assert roll_rate.tolist() == [-1, -1, 1, 1]
     assert pitch_rate.tolist() == [-1, 1, 1, -1]
@@ -90,10 +74,10 @@ def test_observation_layout(crazyflie, frame):
     state = env.reset(jax.random.key(1))
     state = env.step(state, jax.random.uniform(jax.random.key(2), (8, 4), minval=-1.0))
     sim = state.pipeline_state
-    rotation = Rotation.from_quat(np_of(sim.craft.quat))
-    position, velocity = np_of(sim.craft.pos - sim.target.pos), np_of(sim.craft.vel - sim.target.vel)
-    tail = [rotation.as_matrix().reshape(8, 9), np_of(sim.craft.ang_vel), np_of(sim.last_action)]
-    motors = (np_of(sim.craft.rotor_vel) - env.craft.rotor_min) / (env.craft.rotor_max - env.craft.rotor_min)
+    rotation = Rotation.from_quat(np_of(sim.craft.quat.array))
+    position, velocity = np_of((sim.craft.pos - sim.target.pos).array), np_of((sim.craft.vel - sim.target.vel).array)
+    tail = [rotation.as_matrix().reshape(8, 9), np_of(sim.craft.ang_vel.array), np_of(sim.last_action).T]
+    motors = np_of(env.quadrotor.motor_speeds(sim.craft.rotor_vel)).T
     in_body = [rotation.inv().apply(position), rotation.inv().apply(velocity), *tail]
     in_world = [position, velocity, *tail]
     student = np.concatenate(in_body if frame == "body" else in_world, axis=1)
@@ -105,7 +89,8 @@ def test_observation_layout(crazyflie, frame):
 def test_rotation_matrix_agrees_with_scipy():
     quat = jax.random.normal(jax.random.key(0), (50, 4))
     quat = quat / jnp.linalg.norm(quat, axis=1, keepdims=True)
-    np.testing.assert_allclose(rotation_matrix(quat), Rotation.from_quat(np_of(quat)).as_matrix(), atol=1e-5)
+    ours = np.stack([row.array for row in Quaternion.of(quat).rotation()], axis=1)
+    np.testing.assert_allclose(ours, Rotation.from_quat(np_of(quat)).as_matrix(), atol=1e-5)
 
 
 def test_reward_terms(crazyflie):
@@ -114,9 +99,9 @@ def test_reward_terms(crazyflie):
     before = env.reset(jax.random.key(1))
     after = env.step(before, jnp.ones((8, 4)))
     sim = after.pipeline_state
-    error = np.linalg.norm(np_of(sim.craft.pos - sim.target.pos), axis=1)
-    tilt = 1 - np_of(rotation_matrix(sim.craft.quat))[:, 2, 2]
-    change = np.linalg.norm(1.0 - np_of(before.pipeline_state.last_action), axis=1)
+    error = np.linalg.norm(np_of((sim.craft.pos - sim.target.pos).array), axis=1)
+    tilt = 1 - np_of(sim.craft.quat.rotation().z.z)
+    change = np.linalg.norm(1.0 - np_of(before.pipeline_state.last_action), axis=0)
     np.testing.assert_allclose(after.reward, 1.5 - error - 0.5 * tilt - 0.1 * change, atol=1e-5)
 
 
@@ -147,12 +132,12 @@ def test_default_resets_fill_their_ranges():
     craft = env.reset(jax.random.key(0)).pipeline_state.craft
     arm = np.sqrt(2) * 0.03253
     for name, radius in (("pos", 10 * arm), ("vel", 1.0), ("ang_vel", 1.0)):
-        length = np.linalg.norm(np_of(getattr(craft, name)), axis=1)
+        length = np.linalg.norm(np_of(getattr(craft, name).array), axis=1)
         assert 0.97 * radius < length.max() <= radius * (1 + 1e-5)
         away = length[length > 0]
         assert np.mean(away < radius / 2) == pytest.approx(1 / 8, abs=0.03), "uniform in the ball's volume"
-    assert np.mean(np.linalg.norm(np_of(craft.pos), axis=1) == 0) == pytest.approx(0.1, abs=0.03)
-    yaw, pitch, roll = Rotation.from_quat(np_of(craft.quat)).as_euler("ZYX", degrees=True).T
+    assert np.mean(np.linalg.norm(np_of(craft.pos.array), axis=1) == 0) == pytest.approx(0.1, abs=0.03)
+    yaw, pitch, roll = Rotation.from_quat(np_of(craft.quat.array)).as_euler("ZYX", degrees=True).T
     for angle, bound in ((roll, 45), (pitch, 45), (yaw, 180)):
         assert 0.98 * bound < np.abs(angle).max() <= bound * (1 + 1e-5)
 
@@ -166,22 +151,44 @@ def test_randomization_draws_within_its_range_and_changes_the_flight():
     assert (state.pipeline_state.physics.thrust == 1).all()
     for _ in range(20):
         state = env.step(state, jnp.full((500, 4), 2 * env.hover_action - 1))
-    height = np_of(state.pipeline_state.craft.pos)[:, 2]
+    height = np_of(state.pipeline_state.craft.pos.z)
     assert np.corrcoef(mass, height)[0, 1] < -0.99, "heavier craft sink at the same command"
+
+
+class Path(NamedTuple):
+    """Where targets went, after each step (T, B, 3)."""
+
+    pos: np.ndarray
+    vel: np.ndarray
+
+
+def wander(cfg: TargetCfg, num_envs: int, steps: int) -> tuple[target.Target, Path]:
+    """Targets after ``steps`` steps, and their way there."""
+
+    @jax.jit
+    def run():
+        stream = Stream.create(jax.random.key(0), num_envs)
+
+        def step(loop, _):
+            state, stream = loop
+            state = target.step(cfg, state, stream, 0, 0.01)
+            return (state, stream.next()), (state.pos.array, state.vel.array)
+
+        (state, _), path = jax.lax.scan(step, (target.reset(cfg, stream, 1), stream), None, length=steps)
+        return state, path
+
+    state, path = run()
+    return state, Path(*map(np_of, path))
 
 
 def test_mixed_targets_rest_or_wander_within_the_speed_limit():
     cfg = TargetCfg(kind="mixed", fixed_fraction=0.5)
-    state = target.reset(cfg, jax.random.key(0), 1000)
-    step = jax.jit(lambda t, k: target.step(cfg, t, k, 0.01))
-    speeds = []
-    for i in range(300):
-        state = step(state, jax.random.key(i + 1))
-        speeds.append(np.linalg.norm(np_of(state.vel), axis=1))
+    state, wandering = wander(cfg, 1000, 300)
+    speeds = np.linalg.norm(wandering.vel, axis=-1)
     resting = np_of(state.kind) == target.FIXED
     assert np.mean(resting) == pytest.approx(0.5, abs=0.06)
-    assert (np.linalg.norm(np_of(state.pos), axis=1)[resting] == 0).all()
-    assert (np.linalg.norm(np_of(state.pos), axis=1)[~resting] > 0).all()
+    assert (np.linalg.norm(np_of(state.pos.array), axis=1)[resting] == 0).all()
+    assert (np.linalg.norm(np_of(state.pos.array), axis=1)[~resting] > 0).all()
     assert (np.max(speeds, axis=0) <= np_of(state.speed_limit) + 1e-5).all()
     assert np.max(speeds) > 1.2
 
@@ -189,32 +196,25 @@ def test_mixed_targets_rest_or_wander_within_the_speed_limit():
 def test_langevin_velocity_reaches_its_stationary_spread():
     """Unlimited, the velocity of dv = -(d v + w^2 x) dt + s dW has the standard deviation s / sqrt(2 d)."""
     cfg = TargetCfg(kind="langevin", sigma=0.75, damping=0.5, min_speed_limit=100, max_speed_limit=100)
-    state = target.reset(cfg, jax.random.key(0), 2000)
-    state, _ = jax.lax.scan(
-        lambda t, k: (target.step(cfg, t, k, 0.01), None), state, jax.random.split(jax.random.key(1), 1500)
-    )
-    assert np.std(np_of(state.raw_vel)) == pytest.approx(0.75, rel=0.05)
-    assert np.std(np_of(state.raw_pos)) == pytest.approx(0.75 / 1.5, rel=0.05)
+    state, _ = wander(cfg, 2000, 1500)
+    assert np.std(np_of(state.raw_vel.array)) == pytest.approx(0.75, rel=0.05)
+    assert np.std(np_of(state.raw_pos.array)) == pytest.approx(0.75 / 1.5, rel=0.05)
 
 
 @pytest.mark.parametrize("kind", ["langevin", "figure_eight"])
 def test_target_velocity_is_the_derivative_of_its_position(kind):
     cfg = TargetCfg(kind=kind, smoothing=0.2)
-    state = target.reset(cfg, jax.random.key(0), 50)
-    moved, meant = np.zeros((50, 3)), np.zeros((50, 3))
-    for i in range(200):
-        after = target.step(cfg, state, jax.random.key(i), 0.01)
-        meant += 0.01 * 0.5 * np_of(state.vel + after.vel)
-        moved += np_of(after.pos - state.pos)
-        state = after
-    np.testing.assert_allclose(moved, meant, atol=0.03)
-    assert np.abs(moved).max() > 0.1
+    _, path = wander(cfg, 50, 200)
+    moved, meant = path.pos[1:] - path.pos[:-1], 0.01 * 0.5 * (path.vel[1:] + path.vel[:-1])
+    np.testing.assert_allclose(moved.sum(axis=0), meant.sum(axis=0), atol=0.03)
+    assert np.abs(moved.sum(axis=0)).max() > 0.1
 
 
 def test_figure_eight_closes_after_its_period():
     cfg = TargetCfg(kind="figure_eight", figure_eight_size=1.0, figure_eight_period=6.0)
     time = jnp.linspace(0, 6, 601)
     pos, _ = target.figure_eight(cfg, time)
+    pos = pos.array
     np.testing.assert_allclose(pos[0], pos[-1], atol=1e-5)
     assert np_of(pos).max(axis=0)[:2] == pytest.approx([1.0, 0.5], abs=1e-3)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 from pathlib import Path
 
@@ -13,9 +12,13 @@ import pytest
 import torch
 from scipy.spatial.transform import Rotation
 
-from bridge.crazyflie import PointControl, PointControlCfg
+from bridge.crazyflie import PointControl, PointControlCfg, dynamics
 from bridge.crazyflie import target as embedded_targets
+from bridge.crazyflie.airframe import Airframe
 from bridge.crazyflie.cfg import RandomizationCfg, ResetCfg, TargetCfg
+from bridge.crazyflie.dynamics import Craft
+from bridge.crazyflie.random import Stream
+from bridge.crazyflie.vectors import Vector
 from bridge.isaaclab_tasks.point_control import TASK_ID
 from bridge.isaaclab_tasks.point_control import dynamics as rotors
 from bridge.isaaclab_tasks.point_control import target as targets
@@ -46,17 +49,20 @@ def embedded() -> PointControl:
 @pytest.fixture(scope="module")
 def embedded_symplectic() -> PointControl:
     """The same, integrated as MuJoCo integrates: new velocities first, then the pose with them."""
-    from crazyflow.sim.integration import euler, symplectic_euler
 
+    def symplectic(craft, change, dt):
+        after = euler(craft, change, dt)
+        quat = (craft.quat * dynamics.turned(after.ang_vel * dt)).normalized()
+        return after.replace(pos=craft.pos + after.vel * dt, quat=quat)
+
+    euler = dynamics.integrate
     wide = RandomizationCfg(mass=0.05, inertia=0.05, thrust=0.05, motor=0.05)
-    env = PointControl(PointControlCfg(num_envs=NUM_ENVS, target=TargetCfg(kind="fixed"), randomization=wide))
-    stages = {
-        name: functools.partial(symplectic_euler, **stage.keywords) if getattr(stage, "func", None) is euler else stage
-        for name, stage in env.craft._stages.items()
-    }
-    assert stages != env.craft._stages
-    env.craft._stages = stages
-    return jitted(env)
+    env = jitted(PointControl(PointControlCfg(num_envs=NUM_ENVS, target=TargetCfg(kind="fixed"), randomization=wide)))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(dynamics, "integrate", symplectic)
+        state = env.reset(jax.random.key(0))
+        env.step(env.step(state, jnp.zeros((NUM_ENVS, 4))), jnp.zeros((NUM_ENVS, 4)))  # Compiles it with the patch.
+    return env
 
 
 @pytest.fixture(scope="module")
@@ -77,11 +83,11 @@ def torch_of(x) -> torch.Tensor:
 
 def put(env, craft, physics=None, **fields):
     """Put the embedded task's ``craft`` into the Isaac Lab environment; ``fields`` replace rows of it."""
-    from bridge.isaaclab_tasks.point_control.env import Craft
+    from bridge.isaaclab_tasks.point_control.env import Craft as TorchCraft
 
-    rows = {k: torch_of(v) for k, v in vars(craft).items()}
+    rows = {k: torch_of(v) for k, v in craft.rows.items()}
     rows |= {k: torch.tensor(v, dtype=torch.float32).expand(NUM_ENVS, -1).clone() for k, v in fields.items()}
-    env.place(Craft(**rows), torch.arange(NUM_ENVS, dtype=torch.int32))
+    env.place(TorchCraft(**rows), torch.arange(NUM_ENVS, dtype=torch.int32))
     env.last_action[:] = env.hover_action
     for name, value in vars(physics).items() if physics else ():
         setattr(env.physics, name, torch_of(value))
@@ -91,8 +97,9 @@ def put(env, craft, physics=None, **fields):
 def differences(env, craft) -> dict[str, np.ndarray]:
     """Distance (B,) of the two simulators' crafts by quantity: m, rad, m/s, rad/s."""
     ours = {k: v.numpy().astype(np.float64) for k, v in vars(env.craft).items()}
-    turned = Rotation.from_quat(ours["quat"]).inv() * Rotation.from_quat(np_of(craft.quat))
-    far = {k: np.linalg.norm(ours[k] - np_of(getattr(craft, k)), axis=1) for k in ("pos", "vel", "ang_vel")}
+    theirs = {k: np_of(v) for k, v in craft.rows.items()}
+    turned = Rotation.from_quat(ours["quat"]).inv() * Rotation.from_quat(theirs["quat"])
+    far = {k: np.linalg.norm(ours[k] - theirs[k], axis=1) for k in ("pos", "vel", "ang_vel")}
     return {**far, "attitude": turned.magnitude()}
 
 
@@ -141,7 +148,7 @@ def test_one_physics_step_of_the_rotors_is_crazyflows(embedded):
     from crazyflow.dynamics.first_principles import dynamics
 
     rng = np.random.default_rng(0)
-    n, airframe = 100, rotors.Airframe.load("cf2x_L250")
+    n, airframe = 100, Airframe.load("cf2x_L250")
     quat, vel, ang_vel = Rotation.random(n, rng=0), rng.normal(size=(n, 3)), 5 * rng.normal(size=(n, 3))
     rotor_vel, command = rng.uniform(8e3, 23e3, (2, n, 4))
     params = load_fn_params(dynamics, "cf2x_L250")
@@ -161,10 +168,8 @@ def test_one_physics_step_of_the_rotors_is_crazyflows(embedded):
 
 
 def test_constants_and_defaults_are_the_embedded_ones(env, embedded):
-    craft = embedded.craft
-    assert (env.airframe.rotor_min, env.airframe.rotor_max) == pytest.approx((craft.rotor_min, craft.rotor_max))
-    assert env.airframe.arm_length == pytest.approx(craft.arm_length)
-    assert env.hover_action == pytest.approx(embedded.hover_action, abs=1e-6)
+    assert env.airframe.arm_length == pytest.approx(embedded.quadrotor.arm_length)
+    assert env.hover_action == pytest.approx(float(embedded.hover_action), abs=1e-6)
     assert env.step_dt == pytest.approx(embedded.step_dt) and env.max_episode_length == embedded.max_episode_length
     body = env.robot.data
     np.testing.assert_allclose(body.body_mass.torch, env.airframe.mass, rtol=1e-6)
@@ -189,9 +194,9 @@ def test_observations_are_the_embedded_formulas(env, embedded, frame):
     obs, *_ = env.step(torch.rand(NUM_ENVS, 4) * 2 - 1)
     sim = state.pipeline_state
     sim = sim.replace(
-        craft=sim.craft.replace(**{k: jnp.asarray(v.numpy()) for k, v in vars(env.craft).items()}),
-        target=sim.target.replace(pos=jnp.asarray(env.target.pos.numpy()), vel=jnp.asarray(env.target.vel.numpy())),
-        last_action=jnp.asarray(env.last_action.numpy()),
+        craft=Craft.of(**{k: jnp.asarray(v.numpy()) for k, v in vars(env.craft).items()}),
+        target=sim.target.replace(pos=Vector.of(env.target.pos.numpy()), vel=Vector.of(env.target.vel.numpy())),
+        last_action=tuple(jnp.asarray(env.last_action.numpy()).T),
     )
     expected = world.observe(sim)
     np.testing.assert_allclose(obs["policy"], expected["student"], atol=2e-5)
@@ -270,22 +275,25 @@ def test_default_resets_fill_their_ranges(env):
 @pytest.mark.parametrize("kind", ["mixed", "langevin", "figure_eight", "fixed"])
 def test_targets_move_as_the_embedded_ones(kind):
     cfg = TargetCfg(kind=kind, sigma=2.0)
-    theirs = embedded_targets.reset(cfg, jax.random.key(0), 500)
+    stream = Stream.create(jax.random.key(0), 500)
+    theirs = embedded_targets.reset(cfg, stream, 1)
     ours = targets.reset(cfg, 500, "cpu")
     assert float(ours.kind.double().mean()) == pytest.approx(np.mean(np_of(theirs.kind)), abs=0.1)
     assert ours.speed_limit.min() >= cfg.min_speed_limit and ours.speed_limit.max() <= cfg.max_speed_limit
     ours.kind, ours.speed_limit = torch_of(theirs.kind).long(), torch_of(theirs.speed_limit)
-    step = jax.jit(lambda t, k: embedded_targets.step(cfg, t, k, 0.01))
-    for i in range(100):
-        key = jax.random.key(i)
-        theirs = step(theirs, key)
+    step = jax.jit(lambda t, s: embedded_targets.step(cfg, t, s, 0, 0.01))
+    for _ in range(100):
+        noise = np.stack(stream.normal(0, 3), axis=1)
+        theirs = step(theirs, stream)
+        stream = stream.next()
         if kind in ("mixed", "langevin"):
             ours.time += 0.01
-            targets.langevin(cfg, ours, torch_of(jax.random.normal(key, (500, 3))), 0.01)
+            targets.langevin(cfg, ours, torch_of(noise), 0.01)
         else:
             targets.step(cfg, ours, 0.01)
     for name, value in vars(theirs).items():
-        np.testing.assert_allclose(getattr(ours, name), value, atol=1e-4, err_msg=name)
+        expected = value.array if isinstance(value, Vector) else value
+        np.testing.assert_allclose(getattr(ours, name), expected, atol=1e-4, err_msg=name)
 
 
 def test_langevin_targets_wander_from_step_to_step():
@@ -357,12 +365,3 @@ def test_settings_that_make_no_sense_are_named(make_isaaclab_env):
     for override, named in (("env.frame=moon", "env.frame"), ("env.drone=cf9", "env.drone")):
         with pytest.raises(ValueError, match=named):
             make_isaaclab_env(TASK_ID, "env.scene.num_envs=2", override)
-
-
-def test_airframes_are_those_of_crazyflow(embedded):
-    params = embedded.craft._template.params
-    airframe = dataclasses.asdict(rotors.Airframe.load("cf2x_L250"))
-    for name, value in airframe.items():
-        if name.startswith("thrust_m"):
-            continue
-        np.testing.assert_allclose(np.squeeze(getattr(params, name)), np.array(value), rtol=1e-6, err_msg=name)

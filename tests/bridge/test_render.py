@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from bridge.crazyflie import render
+from bridge.crazyflie.vectors import Quaternion, Vector
 from bridge.env import AutoReset
 from jdistill.errors import RenderError
 
@@ -26,10 +27,13 @@ def share(picture: np.ndarray, color: str) -> float:
 
 
 def moved(state, position, target=(0.0, 0.0, 0.0), done=False):
-    """The state with environment 3's craft and target elsewhere."""
+    """The state with environment 3's craft, level, and its target elsewhere."""
     sim = state.pipeline_state
-    craft = sim.craft.replace(pos=sim.craft.pos.at[3].set(jnp.array(position)))
-    goal = sim.target.replace(pos=sim.target.pos.at[3].set(jnp.array(target)))
+    craft = sim.craft.replace(
+        pos=Vector.of(sim.craft.pos.array.at[3].set(jnp.array(position))),
+        quat=Quaternion.of(sim.craft.quat.array.at[3].set(jnp.array([0.0, 0.0, 0.0, 1.0]))),
+    )
+    goal = sim.target.replace(pos=Vector.of(sim.target.pos.array.at[3].set(jnp.array(target))))
     done = jnp.zeros(8, bool).at[3].set(done)
     return state.replace(pipeline_state=sim.replace(craft=craft, target=goal), done=done)
 
@@ -46,7 +50,7 @@ def test_craft_target_and_path_are_seen(crazyflie, renderer):
     assert first.shape == (120, 160, 3) and first.dtype == np.uint8
     assert share(first, "green") > 0.001, "the target"
     assert share(first, "blue") == 0, "there is no path yet"
-    assert (first.max(axis=-1) < 90).mean() > 0.001, "the dark craft stands out from the pale floor"
+    assert (first.max(axis=-1) < 160).mean() > 0.001, "the dark craft stands out from the pale floor"
     for i in range(1, 9):
         last = renderer.frame(moved(state, (0.0, -0.2 + 0.05 * i, 0.0)), 3)
     assert share(last, "blue") > 0.003, "the path"

@@ -13,7 +13,9 @@ from scipy.spatial.transform import Rotation
 
 from bridge.crazyflie import PointControl, PointControlCfg, target
 from bridge.crazyflie.cfg import RandomizationCfg, ResetCfg, SensorCfg, TargetCfg, WindCfg
+from bridge.crazyflie.random import Stream
 from bridge.crazyflie.scenarios import CRAZYFLIES, scenarios
+from bridge.crazyflie.vectors import Quaternion, Vector
 from bridge.env import AutoReset, Parametric
 
 pytestmark = pytest.mark.full
@@ -35,7 +37,7 @@ def small(num_envs: int, **settings) -> PointControlCfg:
 def fly(cfg: PointControlCfg, steps: int, seed: int = 0, action: float | None = None):
     """States before and after ``steps`` steps of one constant action (hover's, if not told); the leading axis is time.
 
-    Returns the environment and the pytree ``(pipeline_state, obs)``, each leaf (steps + 1, B, ...).
+    Returns the environment and the pytree ``(pipeline_state, obs)``, each leaf (steps + 1, B, ...); vectors are arrays.
     """
     env = PointControl(cfg)
     constant = jnp.full((cfg.num_envs, 4), 2 * env.hover_action - 1 if action is None else action)
@@ -51,7 +53,13 @@ def fly(cfg: PointControlCfg, steps: int, seed: int = 0, action: float | None = 
         _, later = jax.lax.scan(step, start, None, length=steps)
         return jax.tree.map(lambda a, b: jnp.concatenate([a[None], b]), (start.pipeline_state, start.obs), later)
 
-    return env, jax.device_get(run(jax.random.key(seed)))
+    return env, jax.device_get(in_rows(run(jax.random.key(seed))))
+
+
+def in_rows(tree):
+    """``tree`` with vectors and quaternions as arrays (..., 3 or 4)."""
+    is_vector = lambda x: isinstance(x, Vector | Quaternion)  # noqa: E731
+    return jax.tree.map(lambda x: x.array if is_vector(x) else x, tree, is_leaf=is_vector)
 
 
 def leaves_equal(a, b) -> bool:
@@ -76,14 +84,14 @@ def test_a_gust_moves_the_craft_as_its_force_says():
     cfg = small(200, reset=STILL, randomization=NOMINAL, target=TargetCfg(kind="fixed"), wind=wind)
     env, (sim, _) = fly(cfg, 30)
     force = sim.wind.force
-    strength = np.linalg.norm(force, axis=-1) / env.craft.weight
+    strength = np.linalg.norm(force, axis=-1) / env.quadrotor.weight
     blowing = np.r_[np.zeros(6, bool), np.ones(10, bool), np.zeros(5, bool), np.ones(10, bool)]
     assert ((strength > 0).all(axis=1) == blowing).all() and (strength[~blowing] == 0).all()
     assert strength.max() <= 0.3 + 1e-6 and strength[6].max() > 0.28 and strength[6].mean() > 0.13
-    assert (force[..., 2] == 0).all() and np.abs(force[6].mean(axis=0)).max() < 0.1 * env.craft.weight
+    assert (force[..., 2] == 0).all() and np.abs(force[6].mean(axis=0)).max() < 0.1 * env.quadrotor.weight
     assert (force[6] == force[15]).all() and (force[6] != force[21]).any(axis=-1).all(), "each gust is another"
     gained = sim.craft.vel[15] - sim.craft.vel[5]
-    mass = env.craft.weight / 9.81
+    mass = env.quadrotor.weight / 9.81
     expected = force[6] / mass * 0.1
     np.testing.assert_allclose(gained[:, :2], expected[:, :2], rtol=0.03, atol=1e-3)  # Drag takes a little.
     assert np.abs(sim.craft.vel[5]).max() < 1e-3, "calm before the gust"
@@ -171,17 +179,24 @@ def test_a_restarted_episode_forgets_its_measurements():
     for _ in range(10):
         state = step(state, jnp.zeros((4, 4)))
     assert state.done.all()
-    craft = state.pipeline_state.craft
-    np.testing.assert_array_equal(state.obs["student"][:, :3], craft.pos - state.pipeline_state.target.pos)
-    waiting = state.pipeline_state.sensors.recent.pos
-    np.testing.assert_array_equal(waiting, jnp.repeat(craft.pos[:, None], 3, axis=1))
+    sim = in_rows(state.pipeline_state)
+    np.testing.assert_array_equal(state.obs["student"][:, :3], sim.craft.pos - sim.target.pos)
+    waiting = sim.sensors.recent[..., :3]
+    np.testing.assert_array_equal(waiting, jnp.repeat(sim.craft.pos[:, None], 3, axis=1))
 
 
 def test_a_step_target_rests_and_jumps_within_its_ball():
     cfg = TargetCfg(kind="step", step_size=0.7, step_interval=0.5)
-    start = target.reset(cfg, jax.random.key(0), 300)
-    step = lambda t, k: (target.step(cfg, t, k, 0.01),) * 2  # noqa: E731
-    _, later = jax.lax.scan(step, start, jax.random.split(jax.random.key(1), 200))
+    stream = Stream.create(jax.random.key(0), 300)
+    start = target.reset(cfg, stream, 1)
+
+    def step(loop, _):
+        now, stream = loop
+        now = target.step(cfg, now, stream, 0, 0.01)
+        return (now, stream.next()), now
+
+    _, later = jax.lax.scan(step, (start, stream), None, length=200)
+    start, later = in_rows(start), in_rows(later)
     pos = np.concatenate([np.asarray(start.pos)[None], later.pos])
     moved = (pos[1:] != pos[:-1]).any(axis=-1)
     assert moved[[49, 99, 149, 199]].all() and moved.sum() == 4 * 300, "every half second and at no other time"
@@ -200,10 +215,10 @@ def test_a_teacher_can_see_the_physics():
     state = quickly(env.reset)(jax.random.key(0))
     hover, ratio, roll, rate = np.asarray(state.obs["teacher"][:, 26:]).T
     command = jnp.tile(hover[:, None], (1, 4))
-    craft = state.pipeline_state.craft.replace(rotor_vel=env.craft.command(command))
+    craft = state.pipeline_state.craft.replace(rotor_vel=env.quadrotor.command(tuple(command.T)))
     start = state.replace(pipeline_state=state.pipeline_state.replace(craft=craft))
     after = quickly(env.step)(start, 2 * command - 1)
-    assert np.abs(after.pipeline_state.craft.vel).max() < 1e-4, "the hover command carries each craft"
+    assert np.abs(after.pipeline_state.craft.vel.array).max() < 1e-4, "the hover command carries each craft"
     physics = state.pipeline_state.physics
     np.testing.assert_allclose(ratio, 1.4917 * physics.thrust / physics.mass, rtol=1e-3)
     np.testing.assert_allclose(roll * physics.inertia / physics.thrust, 464.6, rtol=1e-3)

@@ -8,8 +8,8 @@ import isaaclab.sim as sim_utils
 from isaaclab.sim.utils import clone
 from pxr import Gf, Usd, UsdPhysics
 
+from bridge.crazyflie.airframe import Airframe
 from bridge.isaaclab_tasks.point_control.cfg import CRAZYFLIE_USD, CraftFileCfg
-from bridge.isaaclab_tasks.point_control.dynamics import Airframe
 
 
 @clone

@@ -13,10 +13,11 @@ from isaaclab.assets import RigidObject
 from isaaclab.envs import DirectRLEnv
 from torch import Tensor
 
+from bridge.crazyflie.airframe import Airframe
 from bridge.crazyflie.cfg import MOTORS, OBSERVATION, RandomizationCfg, ResetCfg
 from bridge.isaaclab_tasks.point_control import target as targets
 from bridge.isaaclab_tasks.point_control.cfg import PointControlEnvCfg
-from bridge.isaaclab_tasks.point_control.dynamics import Airframe, rotation_matrix, rotor_acceleration, wrench
+from bridge.isaaclab_tasks.point_control.dynamics import rotation_matrix, rotor_acceleration, wrench
 
 
 @dataclass
