@@ -233,8 +233,8 @@ class AutoReset:
 
     It makes a :class:`TrainingEnv` of an :class:`Env`, which reports terminations in ``done`` and need not know about
     time. Where the environment has ``obs_layouts`` (group to :data:`Layout`) and ``obs_frames`` (group to name), or
-    ``obs_specs`` with both, the specs say so. Where it has ``observe(pipeline_state) -> obs``, observations are made
-    once a step, after the restarts. Added to the State:
+    ``obs_specs`` with both, the specs say so. Where it has ``observe_pipeline_state(pipeline_state) -> obs``,
+    observations are made once a step, after the restarts. Added to the State:
 
     - ``info["time_outs"]`` (B,) bool: the episode ended by time alone.
     - ``info["episode_length_buf"]`` (B,) int32: the episode's age in steps, which the time limit is held against.
@@ -255,7 +255,7 @@ class AutoReset:
         self.step_dt = env.step_dt
         self.action_layout: Mapping[str, Any] = getattr(env, "action_layout", {})
         self.restorable = True
-        self._observe: Callable[[Any], dict[str, Array]] | None = getattr(env, "observe", None)
+        self._observe: Callable[[Any], dict[str, Array]] | None = getattr(env, "observe_pipeline_state", None)
 
     @cached_property
     def obs_specs(self) -> Mapping[str, ObservationSpec]:

@@ -170,7 +170,7 @@ def trim_loss(env: PointControl, policy: Policy, policy_state: PolicyState, rng:
     hover = felt(sim.physics.apply(env.quadrotor))[0]
     craft = sim.craft.replace(rotor_vel=(env.quadrotor.command(hover),) * 4)
     sim = sim.replace(craft=craft, last_action=(hover,) * 4)
-    _, action = networks.act(policy, policy_state, (), env.observe(sim)[GROUP])
+    _, action = networks.act(policy, policy_state, (), env.observe_pipeline_state(sim)[GROUP])
     return jnp.mean((action - (2.0 * hover[:, None] - 1.0)) ** 2)
 
 

@@ -135,7 +135,7 @@ class PointControl:
         limits = dict.fromkeys(self._limits(sim.craft), jnp.zeros(n, bool))
         return State(
             pipeline_state=sim,
-            obs=self.observe(sim),
+            obs=self.observe_pipeline_state(sim),
             reward=jnp.zeros(n),
             done=jnp.zeros(n, bool),
             metrics=self._metrics(sim, limits),
@@ -179,7 +179,7 @@ class PointControl:
         reward = jnp.where(limits["nan"], 0.0, reward) - weights.termination * done
         return state.replace(
             pipeline_state=sim,
-            obs=self.observe(sim),
+            obs=self.observe_pipeline_state(sim),
             reward=reward,
             done=done,
             metrics=metrics,
@@ -198,7 +198,7 @@ class PointControl:
 
         return LiveViewer(self.cfg.drone, colors)
 
-    def observe(self, sim: PhysicalState) -> dict[str, Array]:
+    def observe_pipeline_state(self, sim: PhysicalState) -> dict[str, Array]:
         """The observation groups ``student`` (B, 22) and ``teacher`` (B, 26, or 30 with the physical parameters)."""
         craft = sim.craft
         measured = craft if sim.sensors is None else sim.sensors.seen

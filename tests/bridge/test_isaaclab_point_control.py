@@ -198,7 +198,7 @@ def test_observations_are_the_embedded_formulas(env, embedded, frame):
         target=sim.target.replace(pos=Vector.of(env.target.pos.numpy()), vel=Vector.of(env.target.vel.numpy())),
         last_action=tuple(jnp.asarray(env.last_action.numpy()).T),
     )
-    expected = world.observe(sim)
+    expected = world.observe_pipeline_state(sim)
     np.testing.assert_allclose(obs["policy"], expected["student"], atol=2e-5)
     np.testing.assert_allclose(obs["teacher"], expected["teacher"], atol=2e-5)
 

@@ -25,19 +25,14 @@ pytestmark = pytest.mark.full
 
 
 class Breaking(PointControl):
-    """Crazyflies whose teacher observation becomes NaN after ``good_steps`` steps."""
+    """Crazyflies whose teacher observation becomes NaN after ``good_steps`` steps of an episode."""
 
     good_steps = 40
 
-    def reset(self, rng):
-        state = super().reset(rng)
-        return state.replace(info={**state.info, "steps": jnp.zeros((), jnp.int32)})
-
-    def step(self, state, action):
-        after = super().step(state, action)
-        steps = state.info["steps"] + 1
-        broken = jnp.where(steps > self.good_steps, jnp.nan, after.obs["teacher"])
-        return after.replace(obs={**after.obs, "teacher": broken}, info={**after.info, "steps": steps})
+    def observe_pipeline_state(self, sim):
+        obs = super().observe_pipeline_state(sim)
+        is_good = sim.target.time < (self.good_steps + 0.5) * self.step_dt
+        return {**obs, "teacher": jnp.where(is_good[:, None], obs["teacher"], jnp.nan)}
 
 
 @pytest.fixture
@@ -53,7 +48,9 @@ def make_runner(tmp_path):
 
 
 def test_broken_observations_stop_the_run_and_the_last_good_checkpoint_stays(make_runner, tmp_path):
-    runner = make_runner(Breaking, "agent.max_iterations=5")
+    endless = ["max_distance=1e6", "max_linear_velocity=1e6", "max_body_rate=1e6", "max_tilt=180.0"]
+    endless = [f"env.termination.{limit}" for limit in endless]
+    runner = make_runner(Breaking, "agent.max_iterations=5", *endless)
     runner.start()
     with pytest.raises(TrainingError) as error:
         runner.learn()
