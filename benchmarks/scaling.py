@@ -77,7 +77,8 @@ class Parts:
         """One step of teacher and student."""
         carries = (state.student_carry, state.teacher_carry)
         obs = state.env_state.obs
-        (student, teacher), action, target = self.alg.act(state, self.teacher, carries, obs, state.rng)
+        student, action = networks.act(self.alg.student, state.student, carries[0], self.alg.student_obs(obs))
+        teacher, target = self.teacher.act(carries[1], obs)
         # Each step's observations hang on the actions before, else XLA would compute them once for all steps.
         moved = jax.tree.map(lambda x: x + 1e-3 * (action + target).mean(axis=-1, keepdims=True), obs)
         return state.replace(student_carry=student, teacher_carry=teacher, env_state=state.env_state.replace(obs=moved))

@@ -32,8 +32,9 @@ from bridge.env import AutoReset
 from jdistill.core import networks
 from jdistill.core.actor import PolicyActor
 from jdistill.core.config import AgentCfg, AlgorithmCfg
-from jdistill.core.distillation import Distillation, Rollout, TrainState
+from jdistill.core.distillation import Distillation, TrainState
 from jdistill.core.networks import Policy
+from jdistill.core.rollout import Rollout
 from jdistill.export.rsl_rl import MODEL, model_cfg, to_tensors
 from jdistill.run import compilation
 from jdistill.run.provenance import machine

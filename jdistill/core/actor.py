@@ -9,10 +9,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Protocol, runtime_checkable
 
+import jax
 import jax.numpy as jnp
 from flax import struct
 from jax import Array
 
+from bridge.env import where_done
 from jdistill.core import networks, observations
 from jdistill.core.networks import Policy, PolicyState
 
@@ -52,7 +54,46 @@ class PolicyActor(struct.PyTreeNode):
         carry, action = networks.act(self.policy, self.state, carry, selected)
         return carry, action if self.clip_actions is None else jnp.clip(action, -self.clip_actions, self.clip_actions)
 
+    def follow(self, carry: Any, obs: Mapping[str, Array], is_first: Array) -> tuple[Any, Array]:
+        """See :func:`follow` of this module."""
+        selected = observations.select(obs, self.obs_groups)
+        carry, actions = networks.follow(self.policy, self.state, carry, selected, is_first)
+        clip = self.clip_actions
+        return carry, actions if clip is None else jnp.clip(actions, -clip, clip)
+
     @property
     def num_parameters(self) -> int:
         """Trainable numbers."""
         return networks.num_parameters(self.state)
+
+
+def follow(actor: Actor, carry: Any, obs: Mapping[str, Array], is_first: Array) -> tuple[Any, Array]:
+    """What ``actor`` does along observations that come from elsewhere.
+
+    Args:
+        actor: whoever; a ``follow`` of its own takes the steps at once.
+        carry: its recurrent state before the first step.
+        obs: observation groups, each (T, B, ...).
+        is_first: (T, B) bool, whether an episode begins with the step.
+
+    Returns:
+        The carry after the last step, and the actions (T, B, A).
+    """
+    if isinstance(actor, PolicyActor):
+        return actor.follow(carry, obs, is_first)
+    carry, actions, _ = follow_step_by_step(actor, carry, obs, is_first)
+    return carry, actions
+
+
+def follow_step_by_step(actor: Actor, carry: Any, obs: Mapping[str, Array], is_first: Array) -> tuple[Any, Array, Any]:
+    """The same as :func:`follow`, and the carry before every step, each leaf (T, B, ...)."""
+    initial = actor.initial_carry(is_first.shape[1])
+
+    def step(carry: Any, inputs: Any) -> Any:
+        now, new = inputs
+        before = where_done(new, initial, carry)
+        carry, action = actor.act(before, now)
+        return carry, (action, before)
+
+    carry, (actions, carries) = jax.lax.scan(step, carry, (dict(obs), is_first))
+    return carry, actions, carries

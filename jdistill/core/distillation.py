@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -23,16 +23,17 @@ from flax import struct
 from jax import Array
 from jax.flatten_util import ravel_pytree
 
-from bridge.env import State, TrainingEnv, where_done
+from bridge.env import State, TrainingEnv
 from jdistill.core import networks, observations
-from jdistill.core.actor import Actor
+from jdistill.core.actor import Actor, PolicyActor
 from jdistill.core.config import AgentCfg, AlgorithmCfg
 from jdistill.core.history import History
 from jdistill.core.networks import Carry, Policy, PolicyState
+from jdistill.core.rollout import Collector, Loop, Rollout, Transition
 from jdistill.core.samplers import make_sampler
 from jdistill.core.sampling import Batch, Experience, HistoryData, RolloutData
-from jdistill.core.schedule import Schedule, select
-from jdistill.core.statistics import EpisodeBuffer, Metrics, is_first_step, rollout_metrics, update_checks
+from jdistill.core.schedule import Schedule
+from jdistill.core.statistics import EpisodeBuffer, Metrics, rollout_metrics, update_checks
 
 
 class TrainState(struct.PyTreeNode):
@@ -56,35 +57,6 @@ class TrainState(struct.PyTreeNode):
     """(B,) bool, whether the teacher acts in the present episode; None unless that is drawn per episode."""
 
 
-class Transition(NamedTuple):
-    """One step, or stacked over time a rollout."""
-
-    pipeline_state: Any
-    """The simulator's state before the step."""
-    obs: dict[str, Array]
-    """The observation groups that the two policies use, before the step."""
-    is_first: Array
-    """(B,) bool, whether an episode begins with the step."""
-    student_action: Array
-    teacher_action: Array
-    teacher_acts: Array
-    """(B,) bool, whether the teacher's action stepped the environment; () where it was the same for all."""
-    reward: Array
-    done: Array
-    metrics: dict[str, Array]
-    student_carry: Carry
-    """The student's recurrent state before the step; () where the sampler stores none."""
-
-
-class Rollout(NamedTuple):
-    """The steps of one iteration."""
-
-    steps: Transition
-    """(T, B, ...)"""
-    start_carry: Carry
-    """The student's recurrent state before the first step, as the rollout before it left it."""
-
-
 class Distillation:
     """Holds what is static (environment, student's network, settings); every method is pure and can be jitted."""
 
@@ -100,78 +72,25 @@ class Distillation:
         )
         self.groups = observations.group_names([*cfg.obs_groups["student"], *cfg.obs_groups["teacher"]])
         """The observation groups that the two policies use."""
-
-    # -- act -----------------------------------------------------------------------------------------------------
-
-    def act(
-        self, state: TrainState, teacher: Actor, carries: tuple[Carry, Any], obs: dict[str, Array], rng: Array
-    ) -> tuple[tuple[Carry, Any], Array, Array]:
-        """Both policies' actions (B, A) for one step, and their next carries: (carries, student's, teacher's)."""
-        student_carry, teacher_carry = carries
-        with jax.named_scope("teacher"):
-            teacher_carry, teacher_action = teacher.act(teacher_carry, obs)
-        with jax.named_scope("student"):
-            student_carry, student_action = networks.act(
-                self.student, state.student, student_carry, self.student_obs(obs)
-            )
-            if self.cfg.student.init_noise_std > 0:
-                noise = jax.random.normal(rng, student_action.shape)
-                student_action = student_action + self.cfg.student.init_noise_std * noise
-        return (student_carry, teacher_carry), student_action, teacher_action
+        self.collector = Collector(
+            env=env,
+            schedule=self.schedule,
+            groups=self.groups,
+            num_steps=cfg.num_steps_per_env,
+            clip_actions=cfg.clip_actions,
+            noise_std=cfg.student.init_noise_std,
+            stores_carries=bool(self.sampler.stored_states),
+        )
 
     # -- rollout -------------------------------------------------------------------------------------------------
 
     def rollout(self, state: TrainState, teacher: Actor) -> tuple[TrainState, Rollout]:
-        """Step the environments ``num_steps_per_env`` times."""
-        beta = self.beta(state)
-        rng, noise_key = jax.random.split(state.rng)
-        initial_carries = (self.initial_carry(state.student.params), teacher.initial_carry(self.env.num_envs))
-
-        def step(loop: Any, key: Array) -> Any:
-            env_state, carries, per_episode = loop
-            obs = {g: env_state.obs[g] for g in self.groups}
-            is_first = is_first_step(env_state)
-            before = where_done(is_first, initial_carries, carries)
-            carries, student_action, teacher_action = self.act(state, teacher, before, obs, key)
-            teacher_acts = self._teacher_acts(beta, per_episode, key)
-            action = select(teacher_acts, teacher_action, student_action)
-            if self.cfg.clip_actions is not None:
-                action = jnp.clip(action, -self.cfg.clip_actions, self.cfg.clip_actions)
-            with jax.named_scope("env_step"):
-                after = self.env.step(env_state, action)
-            if per_episode is not None:
-                per_episode = jnp.where(after.done, self.schedule.draw(beta, jax.random.fold_in(key, 1)), per_episode)
-            transition = Transition(
-                pipeline_state=env_state.pipeline_state,
-                obs=obs,
-                is_first=is_first,
-                student_action=student_action,
-                teacher_action=teacher_action,
-                teacher_acts=teacher_acts,
-                reward=after.reward,
-                done=after.done,
-                metrics=after.metrics,
-                student_carry=before[0] if self.sampler.stored_states else (),
-            )
-            return (after, carries, per_episode), transition
-
-        keys = jax.random.split(noise_key, self.cfg.num_steps_per_env)
-        start = (state.env_state, (state.student_carry, state.teacher_carry), state.teacher_acts)
-        (env_state, carries, per_episode), steps = jax.lax.scan(step, start, keys)
-        after = state.replace(
-            env_state=env_state,
-            student_carry=carries[0],
-            teacher_carry=carries[1],
-            teacher_acts=per_episode,
-            rng=rng,
-        )
-        return after, Rollout(steps, start_carry=state.student_carry)
-
-    def _teacher_acts(self, beta: Array, per_episode: Array | None, key: Array) -> Array:
-        """Whether the teacher's action steps: () where one policy steps all environments, else (B,)."""
-        if not self.schedule.per_env:
-            return beta > 0
-        return per_episode if per_episode is not None else self.schedule.draw(beta, jax.random.fold_in(key, 1))
+        """Step the environments ``num_steps_per_env`` times; see :class:`jdistill.core.rollout.Collector`."""
+        rng, key = jax.random.split(state.rng)
+        start = Loop(state.env_state, state.student_carry, state.teacher_carry, state.teacher_acts)
+        student = PolicyActor(self.student, state.student, tuple(self.cfg.obs_groups["student"]))
+        end, steps = self.collector.collect(start, student, teacher, self.beta(state), key)
+        return state.replace(**end._asdict(), rng=rng), Rollout(steps, start_carry=state.student_carry)
 
     # -- loss ----------------------------------------------------------------------------------------------------
 

@@ -20,13 +20,16 @@ from flax import linen as nn
 from flax import struct
 from jax import Array
 
-from bridge.env import where_done
 from jdistill.core import recurrence
 from jdistill.core.activations import ACTIVATIONS, OUTPUT_ACTIVATIONS
 from jdistill.core.recurrence import State
 
 Carry = tuple[State, ...]
 """Recurrent states of all layers; () for a feed-forward policy."""
+
+
+WINDOW_ROWS = 2048
+"""Observations that :func:`follow` takes at once: enough for matrix products to be fast, few enough for the caches."""
 
 
 class Normalizer(struct.PyTreeNode):
@@ -283,18 +286,34 @@ def act(policy: Policy, state: PolicyState, carry: Carry, obs: Array) -> tuple[C
     return out
 
 
-def replay(policy: Policy, state: PolicyState, obs: Array, is_first: Array) -> Array:
-    """Deterministic actions (T, B, A) along recorded raw observations (T, B, D): a teacher's actions, computed anew.
+def follow(policy: Policy, state: PolicyState, carry: Carry, obs: Array, is_first: Array) -> tuple[Carry, Array]:
+    """Deterministic actions (T, B, A) along raw observations (T, B, D) from ``carry`` on, and the carry after them.
 
-    Episodes begin at the steps ``is_first`` (T, B) and at the first one; there, and only there, the policy forgets.
+    Episodes begin at the steps ``is_first`` (T, B); there, and only there, the policy forgets.
     """
-    initial = initial_carry(policy, state, obs.shape[1])
+    steps, batch, _ = obs.shape
+    initial = initial_carry(policy, state, batch)
+    length = min(steps, max(1, WINDOW_ROWS // batch))
+    count, left_over = divmod(steps, length)
 
-    def step(carry: Carry, inputs: tuple[Array, Array]) -> tuple[Carry, Array]:
-        now, new = inputs
-        return act(policy, state, where_done(new, initial, carry), now)
+    def window(carry: Carry, start: Array | int, length: int = length) -> tuple[Carry, Array]:
+        # Slices, as scanning over windows would copy all of the observations first.
+        part, first = (jax.lax.dynamic_slice_in_dim(x, start, length) for x in (obs, is_first))
+        args = carry, state.normalize(part), first, initial
+        out: tuple[Carry, Array] = policy.apply({"params": state.params}, *args, method=Policy.unroll)  # type: ignore[assignment]
+        return out
 
-    return jax.lax.scan(step, initial, (obs, is_first))[1]
+    carry, actions = jax.lax.scan(window, carry, length * jnp.arange(count))
+    actions = actions.reshape(count * length, batch, -1)
+    if left_over:
+        carry, last = window(carry, count * length, left_over)
+        actions = jnp.concatenate([actions, last])
+    return carry, actions
+
+
+def replay(policy: Policy, state: PolicyState, obs: Array, is_first: Array) -> Array:
+    """Actions (T, B, A) along recorded raw observations (T, B, D), which begin with an episode: see :func:`follow`."""
+    return follow(policy, state, initial_carry(policy, state, obs.shape[1]), obs, is_first)[1]
 
 
 def num_parameters(state: PolicyState) -> int:

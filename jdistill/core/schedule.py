@@ -57,6 +57,8 @@ class Schedule:
             "exponential": math.ceil(cfg.beta_half_life * math.log2(1 / SMALLEST)),
         }[cfg.beta_schedule]
         """Iterations after phase 1 in which beta falls to 0."""
+        self.ever_teacher = self.phase1_iterations + self.decay_iterations > 0
+        """Whether the teacher's action ever steps an environment."""
         self.student_only_envs = -(-num_envs // STUDENT_ONLY_EVERY) if cfg.phase1_until_return is not None else 0
         """Environments, the first ones, in which the student always acts."""
         self.per_env = cfg.beta_schedule != "two_stage" or self.student_only_envs > 0
@@ -75,8 +77,7 @@ class Schedule:
 
     def student_alone_from(self, phase1_end: Array | int) -> Array | int:
         """From this iteration on, in every episode that ends the student acted from its start."""
-        ever_shared = self.phase1_iterations + self.decay_iterations > 0
-        return phase1_end + self.decay_iterations + (self.rollouts_per_episode if ever_shared else 0)
+        return phase1_end + self.decay_iterations + (self.rollouts_per_episode if self.ever_teacher else 0)
 
     def is_student_only(self) -> Array:
         """(num_envs,) bool: environments in which the student always acts."""
@@ -103,11 +104,3 @@ class Schedule:
             phase1_iterations=phase1_end,
             action_source="dataset" if is_offline else source,
         )
-
-
-def select(teacher_acts: Array, teacher_action: Array, student_action: Array) -> Array:
-    """The action (B, A) that steps: the same policy's everywhere if ``teacher_acts`` is (), else by each (B,)."""
-    if teacher_acts.ndim == 0:
-        action: Array = jax.lax.cond(teacher_acts, lambda: teacher_action, lambda: student_action)
-        return action
-    return jnp.where(teacher_acts[:, None], teacher_action, student_action)

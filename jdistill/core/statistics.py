@@ -13,7 +13,8 @@ from jax import Array
 from bridge.env import EPISODE_METRIC_PREFIX, State
 
 if TYPE_CHECKING:
-    from jdistill.core.distillation import TrainState, Transition
+    from jdistill.core.distillation import TrainState
+    from jdistill.core.rollout import Transition
 
 EPISODES = 100
 """Mean return and length are taken over this many episodes, as in rsl_rl."""
@@ -70,7 +71,12 @@ class Metrics(struct.PyTreeNode):
     def create(scalars: dict[str, Array], checked: Sequence[tuple[str, Array]]) -> Metrics:
         """Scalars, and whether the named arrays are finite."""
         names, arrays = zip(*checked, strict=True)
-        return Metrics(scalars=scalars, finite=jnp.stack([jnp.isfinite(x).all() for x in arrays]), finite_names=names)
+        return Metrics(scalars=scalars, finite=jnp.stack([is_finite(x) for x in arrays]), finite_names=names)
+
+
+def is_finite(x: Array) -> Array:
+    """() bool, whether no number is NaN or infinite: its extremes tell, without a temporary array of its size."""
+    return jnp.isfinite(x.max()) & jnp.isfinite(x.min())
 
 
 def is_first_step(state: State) -> Array:
@@ -103,7 +109,7 @@ def rollout_metrics(state: TrainState, rollout: Transition, loss: Array, groups:
 
 def update_checks(state: TrainState, loss: Array) -> list[tuple[str, Array]]:
     """What must be finite after an update."""
-    updated = jnp.stack([jnp.isfinite(x).all() for x in jax.tree.leaves((state.student, state.opt_state))])
+    updated = jnp.stack([is_finite(x) for x in jax.tree.leaves((state.student, state.opt_state))])
     return [("the loss", loss), ("the student's parameters", jnp.where(updated.all(), 0.0, jnp.nan))]
 
 

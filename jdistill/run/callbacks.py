@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from jdistill.core.distillation import Transition
+from jdistill.core.rollout import Transition
 from jdistill.core.schedule import PhaseInfo
 from jdistill.core.statistics import is_first_step
 from jdistill.data.recorder import Recorder

@@ -16,7 +16,8 @@ import numpy as np
 from bridge.env import TrainingEnv
 from jdistill.core import observations
 from jdistill.core.actor import PolicyActor
-from jdistill.core.distillation import TrainState, Transition
+from jdistill.core.distillation import TrainState
+from jdistill.core.rollout import Transition
 from jdistill.core.schedule import PhaseInfo
 from jdistill.core.statistics import Metrics
 from jdistill.data.dataset import Recording

@@ -10,8 +10,9 @@ import pytest
 
 from jdistill.core import networks, statistics
 from jdistill.core.config import StudentCfg
-from jdistill.core.distillation import Rollout, make_optimizer
+from jdistill.core.distillation import make_optimizer
 from jdistill.core.networks import Policy
+from jdistill.core.rollout import Rollout
 from jdistill.core.statistics import EPISODES, EpisodeBuffer
 
 GRU = Policy(4, (8,), pre_dims=(8,), rnn_type="gru", rnn_hidden_dim=8, output_activation="tanh")

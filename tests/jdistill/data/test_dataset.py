@@ -22,8 +22,8 @@ import pytest
 from jdistill.cli.main import run_command
 from jdistill.core import networks
 from jdistill.core.config import AlgorithmCfg
-from jdistill.core.distillation import Transition
 from jdistill.core.networks import Policy, PolicyState
+from jdistill.core.rollout import Transition
 from jdistill.core.samplers import make_sampler
 from jdistill.core.sampling import HistoryData
 from jdistill.data.dataset import Relabeler, info, load, open_dataset

@@ -20,7 +20,7 @@ from jdistill.cli.main import run_command
 from jdistill.core import networks
 from jdistill.core.activations import ACTIVATIONS
 from jdistill.core.config import StudentCfg
-from jdistill.core.distillation import Rollout
+from jdistill.core.rollout import Rollout
 from jdistill.errors import PolicyFileError
 from jdistill.export import rsl_rl
 from jdistill.export.policy_file import load_policy
