@@ -50,10 +50,7 @@ class Airframe:
         """
         shared, models = _tables()
         if drone not in models:
-            raise SettingError(
-                f"env.drone={drone!r}: Crazyflow has no first-principles model of it, only of "
-                f"{', '.join(sorted(models))}"
-            )
+            raise SettingError(f"env.drone={drone!r}: expected one of {', '.join(sorted(models))}")
         params = shared | models[drone]
         return cls(**{name: _frozen(params[name]) for name in cls.__dataclass_fields__})
 

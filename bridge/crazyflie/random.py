@@ -77,6 +77,7 @@ def normal(word: Array) -> Array:
     return 2.0**0.5 * jax.lax.erf_inv(2.0 * uniform(word) - 1.0)
 
 
+@jax.jit
 def threefry_2x32(key: tuple[Array, Array], counter: tuple[Array, Array]) -> tuple[Array, Array]:
     """Threefry-2x32-20 of uint32 words: equal to ``jax.extend.random.threefry_2x32``."""
     keys = (*key, key[0] ^ key[1] ^ jnp.uint32(PARITY))

@@ -30,29 +30,35 @@ class Sensors(struct.PyTreeNode):
     recent: Array | None
     """(B, delay, 13) the numbers of the newest measurements, oldest first; None without delay."""
     delay: Array | None
-    """(B,) int32, control steps; None where it is the same in all episodes."""
+    """(B,) int32, control steps; None without delay."""
 
 
-def reset(cfg: SensorCfg, craft: Craft, stream: Stream, noise: int, delay: int) -> Sensors:
-    """Measure where the episodes begin; ``noise`` and ``delay`` are the purposes of what is drawn."""
-    first, longest = measure(cfg, craft, stream, noise), cfg.delay_steps
-    (chance,) = stream.uniform(delay, 1)
+def reset(cfg: SensorCfg, craft: Craft, stream: Stream, purposes: tuple[int, int], longest: int) -> Sensors:
+    """Measure where the episodes begin.
+
+    ``purposes`` are those of the random noise and delays; ``longest`` is the delay that there is room for, in steps.
+    Where it is more than ``cfg.delay_steps``, that may be a traced number.
+    """
+    first = measure(cfg, craft, stream, purposes[0])
+    (chance,) = stream.uniform(purposes[1], 1)
+    drawn = (chance * (cfg.delay_steps + 1)).astype(jnp.int32)
+    if not cfg.random_delay:
+        drawn = jnp.full_like(drawn, cfg.delay_steps)
     return Sensors(
         seen=first,
         recent=jnp.repeat(_row(first)[:, None], longest, axis=1) if longest else None,
-        delay=(chance * (longest + 1)).astype(jnp.int32) if cfg.random_delay else None,
+        delay=drawn if longest else None,
     )
 
 
 def step(cfg: SensorCfg, sensors: Sensors, craft: Craft, stream: Stream, purpose: int) -> Sensors:
     """Measure once more, and let what is old enough arrive."""
     newest = measure(cfg, craft, stream, purpose)
-    if sensors.recent is None:
+    if sensors.recent is None or sensors.delay is None:
         return sensors.replace(seen=newest)
-    # Of delay + 1 measurements the last is the newest.
+    # The last is the newest.
     known = jnp.concatenate([sensors.recent, _row(newest)[:, None]], axis=1)
-    first = 0 if sensors.delay is None else cfg.delay_steps - sensors.delay
-    arrived = known[jnp.arange(len(known)), first]
+    arrived = known[jnp.arange(len(known)), sensors.recent.shape[1] - sensors.delay]
     seen = jax.tree.unflatten(jax.tree.structure(newest), list(arrived.T))
     return sensors.replace(seen=seen, recent=known[:, 1:])
 

@@ -5,6 +5,8 @@ All of them live in one pytree so that one compiled program can hold a mixture o
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax.numpy as jnp
 from flax import struct
 from jax import Array
@@ -14,8 +16,9 @@ from bridge.crazyflie.random import Stream
 from bridge.crazyflie.vectors import Vector
 from bridge.env import where_done
 
-FIXED, LANGEVIN, FIGURE_EIGHT, STEP = 0, 1, 2, 3
-KINDS = {"fixed": FIXED, "langevin": LANGEVIN, "figure_eight": FIGURE_EIGHT, "step": STEP}
+FIXED, LANGEVIN, FIGURE_EIGHT, STEP, MIXED = range(5)
+KINDS = {"fixed": FIXED, "langevin": LANGEVIN, "figure_eight": FIGURE_EIGHT, "step": STEP, "mixed": MIXED}
+"""By name. ``cfg.kind`` may be such a number too, a traced one: then all kinds are in the program."""
 
 
 class Target(struct.PyTreeNode):
@@ -41,10 +44,8 @@ def reset(cfg: TargetCfg, stream: Stream, purpose: int) -> Target:
     """Start all targets at the spawn point."""
     chance, limit = stream.uniform(purpose, 2)
     zeros = Vector.zeros(chance.shape[0])
-    if cfg.kind == "mixed":
-        kind = jnp.where(chance < cfg.fixed_fraction, FIXED, LANGEVIN)
-    else:
-        kind = jnp.full(chance.shape, KINDS[cfg.kind])
+    asked: Any = KINDS[cfg.kind] if isinstance(cfg.kind, str) else cfg.kind
+    kind = jnp.where(asked == MIXED, jnp.where(chance < cfg.fixed_fraction, FIXED, LANGEVIN), asked)
     target = Target(
         pos=zeros,
         vel=zeros,
@@ -54,22 +55,32 @@ def reset(cfg: TargetCfg, stream: Stream, purpose: int) -> Target:
         kind=kind.astype(jnp.int32),
         time=jnp.zeros_like(limit),
     )
-    return target.replace(vel=figure_eight(cfg, target.time)[1]) if cfg.kind == "figure_eight" else target
+    if FIGURE_EIGHT not in present(cfg):
+        return target
+    return target.replace(vel=where_done(target.kind == FIGURE_EIGHT, figure_eight(cfg, target.time)[1], zeros))
 
 
 def step(cfg: TargetCfg, target: Target, stream: Stream, purpose: int, dt: float) -> Target:
     """Advance by ``dt`` seconds."""
     target = target.replace(time=target.time + dt)
-    if cfg.kind == "fixed":
-        return target
-    if cfg.kind == "figure_eight":
-        pos, vel = figure_eight(cfg, target.time)
-        return target.replace(pos=pos, vel=vel)
-    if cfg.kind == "step":
-        return jump(cfg, target, stream, purpose, dt)
-    moved = langevin(cfg, target, stream, purpose, dt)
-    pos, vel = where_done(target.kind == LANGEVIN, (moved.pos, moved.vel), (target.pos, target.vel))
-    return moved.replace(pos=pos, vel=vel)
+    steps = {
+        FIXED: lambda: target,
+        LANGEVIN: lambda: langevin(cfg, target, stream, purpose, dt),
+        FIGURE_EIGHT: lambda: follow_figure_eight(cfg, target),
+        STEP: lambda: jump(cfg, target, stream, purpose, dt),
+    }
+    first, *others = present(cfg)
+    after = steps[first]()
+    for kind in others:
+        after = where_done(target.kind == kind, steps[kind](), after)
+    return after
+
+
+def present(cfg: TargetCfg) -> tuple[int, ...]:
+    """The kinds that a target may be of."""
+    if not isinstance(cfg.kind, str):
+        return FIXED, LANGEVIN, FIGURE_EIGHT, STEP
+    return (FIXED, LANGEVIN) if cfg.kind == "mixed" else (KINDS[cfg.kind],)
 
 
 def langevin(cfg: TargetCfg, target: Target, stream: Stream, purpose: int, dt: float) -> Target:
@@ -97,6 +108,12 @@ def jump(cfg: TargetCfg, target: Target, stream: Stream, purpose: int, dt: float
     steps, interval = jnp.round(target.time / dt), jnp.round(cfg.step_interval / dt)
     pos = stream.in_unit_ball(purpose) * cfg.step_size
     return target.replace(pos=where_done(steps % interval == 0, pos, target.pos))
+
+
+def follow_figure_eight(cfg: TargetCfg, target: Target) -> Target:
+    """Where the figure-eight is at the target's time."""
+    pos, vel = figure_eight(cfg, target.time)
+    return target.replace(pos=pos, vel=vel)
 
 
 def figure_eight(cfg: TargetCfg, time: Array) -> tuple[Vector, Vector]:

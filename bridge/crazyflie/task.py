@@ -7,6 +7,7 @@ import dataclasses
 import enum
 import functools
 import json
+import math
 import operator
 from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
@@ -30,6 +31,9 @@ from bridge.crazyflie.target import Target
 from bridge.crazyflie.vectors import Quaternion, Rotation, Vector, in_memory
 from bridge.crazyflie.wind import Wind
 from bridge.env import Color, ObservationSpec, Renderer, State, Viewer
+
+DELAY_ROOM_S = 0.03
+"""Delay of the measurements that a program for any parameters has room for, s; that of the longest scenario."""
 
 
 class Purpose(enum.IntEnum):
@@ -93,6 +97,7 @@ class PointControl:
         """The nominal craft."""
         self._keeps_heading = "start" in (cfg.frame, cfg.teacher_frame)
         self._is_windy, self._is_sensing = cfg.wind.force > 0, not cfg.sensor.is_perfect
+        self._delay_room = cfg.sensor.delay_steps
 
     @property
     def hover_action(self) -> Array:
@@ -101,9 +106,9 @@ class PointControl:
 
     @property
     def structure(self) -> Hashable:
-        """See :class:`bridge.env.Parametric`; drones, widths and other numbers are no part of it."""
+        """See :class:`bridge.env.Parametric`; drones, kinds of targets, disturbances and widths are no part of it."""
         _, fixed = _split(dataclasses.replace(self.cfg, drone=""))
-        return json.dumps([fixed, self.max_episode_length, self._is_windy, self._is_sensing])
+        return json.dumps([fixed, self.max_episode_length, self._longest_delay])
 
     @property
     def parameters(self) -> dict[str, Any]:
@@ -111,18 +116,25 @@ class PointControl:
         return {"cfg": _split(self.cfg)[0], "quadrotor": self.quadrotor}
 
     def with_parameters(self, parameters: dict[str, Any]) -> PointControl:
-        """See :class:`bridge.env.Parametric`."""
+        """See :class:`bridge.env.Parametric`. It has wind and sensors, whatever their strength."""
         other = copy.copy(self)
         other.cfg = _joined(self.cfg, parameters["cfg"])
         other.quadrotor = parameters["quadrotor"]
+        other._is_windy = other._is_sensing = True
+        other._delay_room = self._longest_delay
         return other
+
+    @property
+    def _longest_delay(self) -> int:
+        """Steps that a program for any parameters has room for."""
+        return max(self.cfg.sensor.delay_steps, math.ceil(DELAY_ROOM_S * self.cfg.policy_freq))
 
     def reset(self, rng: Array) -> State:
         """Draw targets, physical parameters and start states."""
         start_key, rng = jax.random.split(rng)
         n, start = self.num_envs, Stream.create(start_key, self.num_envs)
         craft = self._initial_craft(start)
-        measured = sensors.reset(self.cfg.sensor, craft, start, Purpose.SENSOR, Purpose.DELAY)
+        purposes = (Purpose.SENSOR, Purpose.DELAY)
         sim = PhysicalState(
             craft=craft,
             target=targets.reset(self.cfg.target, start, Purpose.TARGET),
@@ -130,7 +142,9 @@ class PointControl:
             last_action=(jnp.full(n, self.hover_action),) * 4,
             heading=_heading(craft) if self._keeps_heading else None,
             wind=winds.reset(n) if self._is_windy else None,
-            sensors=measured if self._is_sensing else None,
+            sensors=sensors.reset(self.cfg.sensor, craft, start, purposes, self._delay_room)
+            if self._is_sensing
+            else None,
         )
         limits = dict.fromkeys(self._limits(sim.craft), jnp.zeros(n, bool))
         return State(
@@ -262,21 +276,23 @@ class PointControl:
 
 
 def _split(cfg: Any) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The real numbers among the settings, and all else, both nested as the settings are."""
+    """The settings that may be traced, as numbers, and all else, both nested as the settings are."""
     numbers: dict[str, Any] = {}
     rest: dict[str, Any] = {}
     for name, value in vars(cfg).items():
         if dataclasses.is_dataclass(value):
             numbers[name], rest[name] = _split(value)
-        elif isinstance(value, float):
+        elif isinstance(value, float) or name == "delay_steps":
             numbers[name] = value
+        elif name == "kind":
+            numbers[name] = targets.KINDS[value]
         else:
             rest[name] = value
     return numbers, rest
 
 
 def _joined(cfg: Any, numbers: dict[str, Any]) -> Any:
-    """The settings ``cfg`` with other real numbers."""
+    """The settings ``cfg`` with other numbers."""
     parts = {k: _joined(getattr(cfg, k), v) if isinstance(v, dict) else v for k, v in numbers.items()}
     return dataclasses.replace(cfg, **parts)
 

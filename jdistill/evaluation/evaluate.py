@@ -10,13 +10,14 @@ import csv
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
-from bridge.env import TrainingEnv
+from bridge.env import Parametric, TrainingEnv
 from bridge.registry import packages
 from bridge.tasks import Scenario, Task
 from jdistill.core import observations
@@ -90,25 +91,16 @@ def evaluate_run(request: EvaluationRequest, cfg: RunCfg, task: Task) -> dict[st
     saved = {"student": load_student(request.run, request.best), "teacher": load_teacher(request.run)}
     cfg.env.num_envs = request.episodes
     scenarios = chosen(task.scenarios(cfg.env), request.scenarios)
-    evaluator: Evaluator | None = None
+    flown = Flights(request, cfg, task, saved)
     main_metric: str | None = None
     results: dict[str, Any] = {}
-    costs: dict[str, Any] = {}
-    for name, scenario in scenarios.items():
-        try:
-            with open_env(cfg, task, request.seed, scenario.cfg) as env:
-                if evaluator is None:
-                    actors = make_actors(request, cfg, env, saved)
-                    evaluator = Evaluator(actors, reference="teacher", main_metric=task.main_metric)
-                    costs = {key: inference_cost(actor, shapes(env)) for key, actor in actors.items()}
-                statistics = {key: evaluator.rollout(env, key, request.seed) for key in evaluator.actors}
-        except SettingError as e:
-            raise ConfigError(f"{name}: {e}") from e
-        results[name] = {"description": scenario.description, "policies": side_by_side(statistics)}
+    for name, statistics in flown.fly(scenarios):
+        policies = side_by_side(statistics)
+        results[name] = {"description": scenarios[name].description, "policies": policies}
         if len(results) == 1:
             main_metric = find_main_metric(task.main_metric, statistics["student"].numbers["metrics"])
             print(header(main_metric))
-        for key, numbers in results[name]["policies"].items():
+        for key, numbers in policies.items():
             print(row(name, key, numbers, main_metric), flush=True)
     return {
         "format": FORMAT,
@@ -120,9 +112,60 @@ def evaluate_run(request: EvaluationRequest, cfg: RunCfg, task: Task) -> dict[st
         "seed": request.seed,
         "machine": {**machine(), "device": jax.devices()[0].device_kind},
         "versions": versions("jdistill", "jax", "flax", *packages(), "foundation-policy"),
-        "policies": costs,
+        "policies": flown.costs,
         "scenarios": results,
     }
+
+
+class Flights:
+    """Every policy in every scenario."""
+
+    def __init__(self, request: EvaluationRequest, cfg: RunCfg, task: Task, saved: Mapping[str, Saved]):
+        self.request, self.cfg, self.task, self.saved = request, cfg, task, saved
+        self.costs: dict[str, Any] = {}
+        """Of one action of each policy, see :func:`jdistill.evaluation.rollouts.inference_cost`."""
+        self._evaluator: Evaluator | None = None
+
+    def fly(self, scenarios: Mapping[str, Scenario]) -> Iterator[tuple[str, dict[str, EpisodeStatistics]]]:
+        """Each scenario's name and the statistics of each policy in it."""
+        with ExitStack() as stack:
+            opened: dict[str, TrainingEnv] = {}
+            for name, scenario in scenarios.items():
+                with naming(name):
+                    env = stack.enter_context(open_env(self.cfg, self.task, self.request.seed, scenario.cfg))
+                opened[name] = env
+                if not isinstance(env, Parametric):  # A simulator that is there once only.
+                    yield from self._fly(opened)
+                    opened.clear()
+                    stack.close()
+            yield from self._fly(opened)
+
+    def _fly(self, envs: Mapping[str, TrainingEnv]) -> Iterator[tuple[str, dict[str, EpisodeStatistics]]]:
+        if not envs:
+            return
+        if self._evaluator is None:
+            name, env = next(iter(envs.items()))
+            with naming(name):
+                self._evaluator = self._make_evaluator(env)
+        policies = list(self._evaluator.actors)
+        flights = [(env, policy) for env in envs.values() for policy in policies]
+        found = self._evaluator.rollouts(flights, self.request.seed)
+        for name in envs:
+            yield name, {policy: next(found) for policy in policies}
+
+    def _make_evaluator(self, env: TrainingEnv) -> Evaluator:
+        actors = make_actors(self.request, self.cfg, env, self.saved)
+        self.costs = {key: inference_cost(actor, shapes(env)) for key, actor in actors.items()}
+        return Evaluator(actors, reference="teacher", main_metric=self.task.main_metric)
+
+
+@contextmanager
+def naming(scenario: str) -> Iterator[None]:
+    """Settings that make no sense are this scenario's."""
+    try:
+        yield
+    except SettingError as e:
+        raise ConfigError(f"{scenario}: {e}") from e
 
 
 def chosen(scenarios: Mapping[str, Scenario], names: Sequence[str]) -> dict[str, Scenario]:

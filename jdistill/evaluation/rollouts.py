@@ -6,7 +6,10 @@ known on the states that any of them visits, and one program serves for all of t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Mapping, Sequence
+import operator
+import os
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import jax
@@ -73,14 +76,61 @@ class Evaluator:
         Raises:
             SimulatorError: the simulator failed.
         """
-        key, parameters = (env.structure, env.parameters) if isinstance(env, Parametric) else (id(env), ())
+        return next(iter(self.rollouts([(env, name)], seed)))
+
+    def rollouts(self, flights: Sequence[tuple[TrainingEnv, str]], seed: int) -> Iterator[EpisodeStatistics]:
+        """The same for each of ``flights``, in their order; those of one structure share a program.
+
+        A CPU flies one flight on each core, as a flight's arrays fit its caches and are too small to share. Any other
+        device flies all flights of a structure as one batch.
+        """
+        if jax.default_backend() == "cpu":
+            prepared = [self._prepare([flight], seed) for flight in flights]
+            # A simulator of its own is nobody's to share.
+            cores = len(os.sched_getaffinity(0)) if all(isinstance(env, Parametric) for env, _ in flights) else 1
+            with ThreadPoolExecutor(cores) as pool:
+                for (one,) in pool.map(lambda fly: fly(), prepared):
+                    yield one
+            return
+        batches: dict[Hashable, list[int]] = {}
+        for i, (env, _) in enumerate(flights):
+            batches.setdefault(_key(env), []).append(i)
+        found: dict[int, EpisodeStatistics] = {}
+        for places in batches.values():
+            found |= zip(places, self._prepare([flights[i] for i in places], seed)(), strict=True)
+        for i in range(len(flights)):
+            yield found[i]
+
+    def _prepare(self, flights: Sequence[tuple[TrainingEnv, str]], seed: int) -> Callable[[], list[EpisodeStatistics]]:
+        """Flies ``flights`` of one structure (F) in one program, which is compiled at once, when called."""
+        env = flights[0][0]
+        parameters = [world.parameters if isinstance(world, Parametric) else () for world, _ in flights]
+        stacked = jax.tree.map(lambda *values: jnp.stack([jnp.asarray(v) for v in values]), *parameters)
+        acting = jnp.array([list(self.actors).index(name) for _, name in flights])
+        arguments = (list(self.actors.values()), stacked, jax.random.key(seed), acting)
+        key = (_key(env), len(flights))
         if key not in self._programs:
+            program = jax.vmap(self._program(env), in_axes=(None, 0, None, 0)) if flights[1:] else self._single(env)
             # The environment is kept with its program, so that no other one gets its id.
-            self._programs[key] = env, jax.jit(self._program(env))
-        _, program = self._programs[key]
-        acting = list(self.actors).index(name)
-        out = env.drive(program, list(self.actors.values()), parameters, jax.random.key(seed), acting)
-        return self._statistics(env, jax.device_get(out))
+            self._programs[key] = env, jax.jit(program).lower(*arguments).compile()
+        _, compiled = self._programs[key]
+
+        def fly() -> list[EpisodeStatistics]:
+            out = jax.device_get(env.drive(compiled, *arguments))
+            ones = [jax.tree.map(operator.itemgetter(i), out) for i in range(len(flights))]
+            return [self._statistics(world, one) for (world, _), one in zip(flights, ones, strict=True)]
+
+        return fly
+
+    def _single(self, env: TrainingEnv) -> Callable[..., Any]:
+        """The program of one flight as a batch of one: a simulator that is called back knows no batches of batches."""
+        program = self._program(env)
+
+        def batch_of_one(actors: list[Actor], parameters: Any, rng: Array, acting: Array) -> Any:
+            first = jax.tree.map(operator.itemgetter(0), parameters)
+            return jax.tree.map(lambda x: x[None], program(actors, first, rng, acting[0]))
+
+        return batch_of_one
 
     def _program(self, env: TrainingEnv) -> Callable[..., Any]:
         def program(actors: list[Actor], parameters: Any, rng: Array, acting: Array) -> Any:
@@ -159,6 +209,11 @@ class Evaluator:
             "terminations": {k: v for k, v in ended.items() if v},
         }
         return EpisodeStatistics(numbers, values, traces(out["trace"], env.step_dt))
+
+
+def _key(env: TrainingEnv) -> Hashable:
+    """What environments of one program have in common."""
+    return env.structure if isinstance(env, Parametric) else id(env)
 
 
 def mean(values: np.ndarray) -> float:

@@ -96,6 +96,36 @@ def test_only_finished_environments_restart():
     assert int(states[-1].info["steps"]) == 4, "the wrapped environment's own info is left alone"
 
 
+def test_a_start_is_taken_once_and_drawn_before_it_is_taken_again():
+    """Environment 0 begins anew every second step, the others when time is up."""
+    env = AutoReset(Counter([2, 99, 99]))
+    states = run(env, 12)
+    begun = [s for s in states if s.done[0] or s is states[0]]
+    starts = [float(s.obs["start"][0, 0]) for s in begun]
+    assert len(starts) == 7 and len(set(starts)) == 7, "no start twice"
+    used = np.stack([s.info["starts"].used for s in states])
+    assert used[0].all(), "the first episodes have taken theirs"
+    assert used[2].tolist() == [True, False, False], "drawn for all, taken by one"
+    fresh = [np.asarray(s.info["starts"].fresh[0]["start"]) for s in states]
+    assert (fresh[1] == fresh[0]).all() and (fresh[3] == fresh[2]).all(), "nothing is drawn while nobody needs it"
+
+
+class Observing(Counter):
+    """Observes by the method that auto-reset may call."""
+
+    def step(self, state, action):
+        return super().step(state, action).replace(obs={})
+
+    def observe_pipeline_state(self, sim):
+        return self._obs(sim)
+
+
+def test_observations_are_made_once_after_restarts_where_the_environment_lets():
+    plain, observing = run(AutoReset(Counter([3, 99])), 5), run(AutoReset(Observing([3, 99])), 5)
+    for a, b in zip(plain, observing, strict=True):
+        assert all((a.obs[k] == b.obs[k]).all() for k in ("count", "start"))
+
+
 def test_metrics_speak_of_the_finished_episode():
     states = run(AutoReset(Counter([3, 99])), 4)
     assert [float(s.metrics["episode_return"][0]) for s in states] == [0, 1, 2, 3, 1]

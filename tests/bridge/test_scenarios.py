@@ -242,24 +242,37 @@ def test_scenarios_are_what_their_names_say():
     assert [name for name in slower if name.startswith("delay")] == ["delay_20ms", "delay_40ms"]
 
 
-def test_one_program_serves_every_crazyflie():
-    """Parameters as arguments give the same flight as parameters compiled in."""
-    envs = [AutoReset(PointControl(small(4, drone=drone))) for drone in CRAZYFLIES]
-    assert isinstance(envs[0], Parametric) and len({env.structure for env in envs}) == 1
-    other = AutoReset(PointControl(small(4, wind=WindCfg(force=0.1))))
-    assert other.structure != envs[0].structure
+def test_one_program_serves_every_scenario():
+    """Parameters as arguments give the same flight as parameters compiled in: same starts, targets, gusts, noise."""
+    found = scenarios(small(4, target=TargetCfg(kind="langevin")))
+    all_at_once = small(
+        4,
+        target=TargetCfg(kind="figure_eight"),
+        wind=WindCfg(force=0.2, pause_s=0.02),
+        sensor=dataclasses.replace(NOISE, delay_steps=2),
+        drone=CRAZYFLIES[3],
+    )
+    envs = {name: AutoReset(PointControl(scenario.cfg)) for name, scenario in found.items()}
+    envs["all at once"] = AutoReset(PointControl(all_at_once))
+    first = next(iter(envs.values()))
+    assert isinstance(first, Parametric) and len({env.structure for env in envs.values()}) == 1
+    longer = small(4, sensor=SensorCfg(delay_steps=9))
+    assert AutoReset(PointControl(longer)).structure != first.structure, "there is no room for such a delay"
 
     def flight(env, rng):
         step = lambda s, _: (env.step(s, 0.3 * jnp.ones((4, 4))), s.obs)  # noqa: E731
         return jax.lax.scan(step, env.reset(rng), None, length=10)[1]
 
-    program = quickly(lambda parameters, rng: flight(envs[0].with_parameters(parameters), rng))
-    shared = [program(env.parameters, jax.random.key(0)) for env in envs]
+    program = quickly(lambda parameters, rng: flight(first.with_parameters(parameters), rng))
+    shared = {name: program(env.parameters, jax.random.key(0)) for name, env in envs.items()}
     assert program._cache_size() == 1
-    alone = quickly(lambda rng: flight(envs[3], rng))(jax.random.key(0))
-    for name, value in alone.items():
-        np.testing.assert_allclose(shared[3][name], value, rtol=1e-4, atol=1e-4, err_msg=name)
-    assert not np.allclose(shared[0]["teacher"], shared[3]["teacher"], atol=1e-2)
+    for scenario in ("figure_eight_4s", "step", "wind", "noise", "delay_20ms", CRAZYFLIES[3]):
+        alone = quickly(functools.partial(flight, envs[scenario]))(jax.random.key(0))
+        for name, value in alone.items():
+            np.testing.assert_allclose(
+                shared[scenario][name], value, rtol=1e-4, atol=1e-4, err_msg=f"{scenario} {name}"
+            )
+    assert not np.allclose(shared[CRAZYFLIES[0]]["teacher"], shared[CRAZYFLIES[3]]["teacher"], atol=1e-2)
 
 
 @pytest.mark.parametrize(

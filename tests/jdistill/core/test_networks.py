@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from bridge.env import where_done
 from jdistill.core import networks
 from jdistill.core.networks import Normalizer, Policy
 
@@ -169,3 +170,27 @@ def test_the_formula_in_policy_files_is_what_is_computed():
     obs = rng.normal(size=(5, 3)).astype(np.float32)
     told = eval(Normalizer.FORMULA, {"obs": obs, "mean": normalizer.mean, "var": normalizer.var, "sqrt": np.sqrt})
     np.testing.assert_allclose(normalizer(obs), told, rtol=1e-6)
+
+
+@pytest.mark.parametrize("rows", [7, 40, 10_000])
+@pytest.mark.parametrize("rnn", [None, "gru", "lstm"])
+def test_following_observations_is_acting_on_each_of_them(monkeypatch, rnn, rows):
+    """In windows of any length, from any carry on, with episodes that begin in between."""
+    monkeypatch.setattr(networks, "WINDOW_ROWS", rows)
+    policy = Policy(
+        3, (8,), rnn_type=rnn, rnn_hidden_dim=5, rnn_num_layers=2 if rnn else 1, learn_initial_carry=bool(rnn)
+    )
+    state = networks.init(policy, jax.random.key(0), 6, normalize=True)
+    state = state.replace(params=jax.tree.map(lambda x: x + 0.1, state.params))
+    obs = jax.random.normal(jax.random.key(1), (23, 4, 6))
+    is_first = jax.random.uniform(jax.random.key(2), (23, 4)) < 0.2
+    initial = networks.initial_carry(policy, state, 4)
+    carry = start = jax.tree.map(lambda x: x + 0.3, initial)
+    expected = []
+    for now, new in zip(obs, is_first, strict=True):
+        carry, action = networks.act(policy, state, where_done(new, initial, carry), now)
+        expected.append(action)
+    after, actions = jax.jit(networks.follow, static_argnums=0)(policy, state, start, obs, is_first)
+    np.testing.assert_allclose(actions, jnp.stack(expected), atol=1e-5)
+    for a, b in zip(jax.tree.leaves(after), jax.tree.leaves(carry), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-5)

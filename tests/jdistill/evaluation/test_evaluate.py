@@ -199,10 +199,32 @@ def test_actors_of_one_structure_share_a_program():
     evaluator = Evaluator({"student": linear(0.0, 0.5)})
     env = AutoReset(Line())
     first = evaluator.rollout(env, "student", seed=0).numbers
-    ((_, program),) = evaluator._programs.values()
     evaluator.actors["student"] = linear(0.0, 0.25)
     second = evaluator.rollout(env, "student", seed=0).numbers
-    assert program._cache_size() == 1 and second["return"] > first["return"]
+    assert len(evaluator._programs) == 1 and second["return"] > first["return"]
+
+
+def test_flights_of_one_structure_may_be_one_batch(statistics):
+    """As they are on a GPU: each flight's numbers are those that it has alone."""
+    evaluator = Evaluator({"student": linear(0.0, 0.5), "teacher": linear(-0.5, 0.0)}, "teacher", settle_s=2.0)
+    env = AutoReset(Line())
+    batch = evaluator._prepare([(env, "teacher"), (env, "student")], 0)()
+    for found, name in zip(batch, ("teacher", "student"), strict=True):
+        alone = statistics[name]
+        np.testing.assert_equal(found.numbers["terminations"], alone.numbers["terminations"])
+        for key in ("survival", "return", "length", "action_change"):
+            assert found.numbers[key] == pytest.approx(alone.numbers[key], nan_ok=True), key
+        np.testing.assert_allclose(found.settled["position_error"], alone.settled["position_error"], atol=1e-6)
+
+
+def test_flights_come_in_their_order_whatever_their_structure():
+    class Short(Line):
+        max_episode_length = 2
+
+    worlds = [AutoReset(Line()), AutoReset(Short()), AutoReset(Line())]
+    evaluator = Evaluator({"teacher": linear(-0.5, 0.0)})
+    lengths = [found.numbers["length"] for found in evaluator.rollouts([(w, "teacher") for w in worlds], 0)]
+    assert lengths == [4.0, 2.0, 4.0]
 
 
 def test_inference_cost_of_one_layer():
