@@ -19,6 +19,7 @@ from benchmarks.page import DOCS, page
 MEASUREMENTS = {
     "update": [],
     "rsl_rl": ["--iterations", "40"],
+    "collection": ["--evaluation"],
     "crazyflie": [],
     "scaling": [],
     "bridge": [],

@@ -8,6 +8,8 @@ from typing import Any
 from benchmarks.crazyflie import ROOT
 
 DOCS = ROOT / "docs"
+TEACHER_FLOPS = 2 * (26 * 64 + 64 * 64 + 64 * 64 + 64 * 4)
+"""Of one action of the bundled teacher, an MLP 26-64-64-64-4."""
 
 TEXT = """# Performance
 
@@ -48,6 +50,21 @@ simulator, so collection differs less than the update does.
 {iteration}
 | ratio | {collection_ratio:.1f} | {iteration_ratio:.1f} |
 
+## Collection
+
+The same parts before and after the simulator went from arrays of (environments, 3) to one array a number, and the
+policy that does not step began to act on all steps at once: `python -m benchmarks.collection` runs both trees in
+turns, on one core, with the bundled teacher and the GRU student of the default run
+([collection.json](collection.json)). Memory is that of a whole iteration.
+
+| part | envs | before | now | ratio |
+|---|---|---|---|---|
+{collection}
+
+What an iteration still takes is arithmetic: of the {floor_s:.3f} s of a rollout with 100 environments the teacher's
+matrix products alone need {teacher_s:.3f} s at the core's peak, and the update, which is the same as before, takes
+{update_share:.0%} of the iteration.
+
 ## The whole job
 
 `train_jax.py --phase1 500`, 1500 iterations of 100 x 400 steps, with checkpoints and logs, all cores: {minutes:.1f}
@@ -69,8 +86,7 @@ cost analysis; a share of the roof):
 |---|---|---|---|
 {roof}
 
-The simulator's arrays are three and four numbers wide, so most of its time goes into starting small kernels; the
-networks' products are 16 to 64 wide.
+The simulator is elementwise arithmetic and random numbers; the networks' products are 16 to 64 wide.
 
 ## The bridge to torch simulators
 
@@ -85,11 +101,28 @@ def read(name: str) -> Any:
     return json.loads((DOCS / f"{name}.json").read_text())
 
 
+def collection(results: dict[str, Any]) -> str:
+    """Rows of parts before and now."""
+    rows = []
+    for num_envs, parts in results["envs"].items():
+        for name, part in parts.items():
+            shown, unit = (name, " s") if name != "memory_bytes" else ("memory", " MB")
+            before, now = (part[side] / (1e6 if unit == " MB" else 1.0) for side in ("before", "now"))
+            digits = 1 if unit == " MB" or before > 2 else 4
+            cells = " | ".join(f"{x:.{digits}f}{unit}" for x in (before, now))
+            rows.append(f"| {shown} | {num_envs} | {cells} | {part['ratio']:.1f} |")
+    for name, part in results.get("evaluation", {}).items():
+        rows.append(f"| {name} | 1000 | {part['before']:.0f} s | {part['now']:.0f} s | {part['ratio']:.1f} |")
+    return "\n".join(rows)
+
+
 def page() -> str:
     """The page."""
     from benchmarks.scaling import table
 
     update, runner, job, scaling, bridge = map(read, ("update", "rsl_rl", "crazyflie", "scaling", "bridge"))
+    parts = read("collection")
+    hundred = parts["envs"]["100"]
     box = scaling["machine"]
     cost = job["policies"]["student, --phase1 500"]["cost"]
     return TEXT.format(
@@ -110,6 +143,10 @@ def page() -> str:
         ),
         collection_ratio=runner["ratio"]["collection_s"],
         iteration_ratio=runner["ratio"]["iteration_s"],
+        collection=collection(parts),
+        floor_s=hundred["rollout, phase 1"]["now"],
+        teacher_s=TEACHER_FLOPS * runner["job"]["num_envs"] * runner["job"]["num_steps"] / update["peak_flops"],
+        update_share=hundred["update"]["now"] / hundred["iteration, phase 1"]["now"],
         minutes=cost["minutes"],
         compile=cost["compile_s"],
         warm=job["compile_again_s"],

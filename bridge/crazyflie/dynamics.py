@@ -212,7 +212,7 @@ def integrate(craft: Craft, change: Derivative, dt: float) -> Craft:
 
 
 def turned(angle: Vector) -> Quaternion:
-    """The rotation by ``angle`` (rad): (sin(|a| / 2) a / |a|, cos(|a| / 2)), by their power series.
+    """The rotation by ``angle`` (rad): ``sin(|a| / 2) a / |a|`` and ``cos(|a| / 2)``, by their power series.
 
     They need no square root, so that gradients are right at rest too. Exact to rounding up to 2.5 rad.
     """

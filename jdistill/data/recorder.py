@@ -61,7 +61,7 @@ class Recorder:
         atexit.register(self._finish)
 
     def put(self, rollout: Any) -> None:
-        """Add a rollout, a :class:`jdistill.core.distillation.Transition` of arrays (T, B, ...).
+        """Add a rollout, a :class:`jdistill.core.rollout.Transition` of arrays (T, B, ...).
 
         Raises:
             DatasetError: an earlier one could not be written.

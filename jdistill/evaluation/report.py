@@ -18,7 +18,9 @@ from pathlib import Path
 from typing import Any
 
 from jdistill.errors import ReportError
+from jdistill.evaluation import figures
 from jdistill.evaluation.metrics import find_main_metric
+from jdistill.evaluation.plot import as_json
 from jdistill.run.folders import describe, starts
 from jdistill.run.progress import read_progress
 
@@ -37,8 +39,6 @@ def write_report(run: Path, evaluation: Mapping[str, Any] | None) -> Path:
     if importlib.util.find_spec("plotly") is None:
         raise ReportError("a report needs plotly, which is not installed; use 'uv run --extra report ...'")
     from plotly.offline import get_plotlyjs
-
-    from jdistill.evaluation import figures
 
     curves = read_progress(run)
     evaluation = evaluation or {}
@@ -64,18 +64,13 @@ def write_report(run: Path, evaluation: Mapping[str, Any] | None) -> Path:
         body="\n".join(body),
         plotly=get_plotlyjs(),
         # A script element ends at "</", whatever stands around it.
-        figures=json.dumps(drawn, default=_plain, separators=(",", ":")).replace("</", "<\\/"),
+        figures=json.dumps(as_json(drawn), separators=(",", ":")).replace("</", "<\\/"),
     )
     file = run / "report.html"
     part = file.with_name(file.name + ".part")
     part.write_text(text, encoding="utf-8")
     os.replace(part, file)
     return file
-
-
-def _plain(figure: Any) -> Any:
-    """A figure as JSON; its arrays are packed, which saves a third of the page."""
-    return json.loads(figure.to_json())
 
 
 def read_evaluation(run: Path) -> dict[str, Any] | None:
@@ -162,24 +157,22 @@ def no_evaluation(run: Path) -> str:
 
 def scenarios_section(evaluation: Mapping[str, Any]) -> str:
     """Every policy in every scenario, and what an action costs."""
-    from jdistill.evaluation.figures import policies
-
     scenarios = evaluation["scenarios"]
     return (
         "<h2>Evaluation</h2>"
         f'<p class="soft">{evaluation["episodes"]} episodes for each policy and scenario, the same start states for '
         f"all (seed {evaluation['seed']}). Steady is after the first three seconds; agreement is that of the policy's "
         "actions with the teacher's, in the states that the policy itself visits.</p>"
-        f'{key(policies(scenarios))}<div class="figure" id="overview"></div>'
+        f'{key(figures.policies(scenarios))}<div class="figure" id="overview"></div>'
         f"{scenario_table(scenarios, main_metric(evaluation))}{cost_table(evaluation.get('policies') or {})}"
     )
 
 
 def key(names: Iterable[str]) -> str:
     """Which color is which policy."""
-    from jdistill.evaluation.figures import color
-
-    items = "".join(f'<span class="key"><i style="background:{color(n)}"></i>{html.escape(n)}</span>' for n in names)
+    items = "".join(
+        f'<span class="key"><i style="background:{figures.color(n)}"></i>{html.escape(n)}</span>' for n in names
+    )
     return f'<div class="bar">{items}</div>'
 
 
@@ -221,9 +214,7 @@ def table(heads: Iterable[str], rows: Iterable[str]) -> str:
 
 def episodes_section(scenarios: Mapping[str, Any]) -> str:
     """Where the chosen scenario's episodes go."""
-    from jdistill.evaluation.figures import policies, shows_target
-
-    names = [*policies(scenarios), *(["target"] if shows_target(scenarios) else [])]
+    names = [*figures.policies(scenarios), *(["target"] if figures.shows_target(scenarios) else [])]
     options = "".join(f"<option>{html.escape(name)}</option>" for name in scenarios)
     return (
         f'<h2>Episodes</h2><div class="bar"><label>Scenario <select id="scenario">{options}</select></label>'

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import math
 import re
 import shutil
 import sys
 
+import numpy as np
+import plotly.graph_objects as go
 import pytest
 from playwright.sync_api import sync_playwright
+from plotly.subplots import make_subplots
 
 from jdistill.cli.main import run_command
 from jdistill.evaluation import report
 from jdistill.evaluation.figures import CURVES
+from jdistill.evaluation.plot import Figure, as_json
 from jdistill.run.progress import read_progress
 
 CHROMIUM = ("chromium", "chromium-browser", "google-chrome")
@@ -139,6 +144,67 @@ def test_the_page_draws_everything_and_loads_nothing(run, browser, capsys):
     page.select_option("#episode", "2")
     assert episode.count() == 2, "an episode without a step has a histogram and the agreement of the others"
     assert complaints == []
+
+
+def figures_in(value):
+    """The figures anywhere in what the page draws."""
+    if isinstance(value, dict) and "layout" in value:
+        yield value
+    elif isinstance(value, dict | list):
+        for part in value.values() if isinstance(value, dict) else value:
+            yield from figures_in(part)
+
+
+def test_plotly_finds_nothing_wrong_with_any_figure(run):
+    evaluation = report.read_evaluation(run)
+    evaluation["scenarios"]["wind"]["policies"]["student"]["survival"] = math.nan
+    for t in (t for s in evaluation["scenarios"].values() for p in s["policies"].values() for t in p["traces"]):
+        t["position"][-1:], t["main_metric"][-1:] = [[None, None, None]], [None]
+    text = report.write_report(run, evaluation).read_text()
+    (found,) = re.findall(r'<script type="application/json" id="figures">(.*?)</script>', text)
+    drawn = list(figures_in(json.loads(found, parse_constant=pytest.fail)))
+    for figure in drawn:
+        assert figure["data"] and go.Figure(figure).to_plotly_json()["layout"]["height"] == figure["layout"]["height"]
+    titles = {figure["layout"]["title"]["text"] for figure in drawn}
+    assert {"Behavior loss", "", "Path", "Position", "Position error", "Position error when settled"} < titles
+    assert {"Agreement, in the episodes shown", "Student's action, and the teacher's in its place"} < titles
+    assert any("shapes" in figure["layout"] for figure in drawn), "the switch of phases"
+    survival = next(f for f in drawn if f["layout"]["title"]["text"] == "")["data"][0]
+    assert survival["name"] == "student" and survival["x"] == [0.75, None]
+    with pytest.raises(ValueError, match="heigth"):
+        go.Figure({"layout": {"heigth": 1}})
+
+
+@pytest.mark.parametrize("rows, columns", [(1, 1), (1, 2), (3, 1), (4, 2)])
+def test_the_grid_is_that_of_plotly(rows, columns):
+    spacing = {"vertical_spacing": 0.04, "horizontal_spacing": 0.06}
+    titles = [str(i) for i in range(rows * columns)]
+    shared = {"shared_xaxes": True, "shared_yaxes": True}
+    expected = make_subplots(rows, columns, subplot_titles=titles, **shared, **spacing).to_plotly_json()["layout"]
+    figure = Figure(300, grid=(rows, columns), spacing=(0.04, 0.06))
+    for cell, title in enumerate(titles):
+        figure.caption(cell, title, size=16)
+    axes = [name for name in expected if name[1:].startswith("axis")]
+    assert sorted(axes) == sorted(name for name in figure.layout if name[1:].startswith("axis"))
+    for name in axes:
+        axis = {k: figure.layout[name][k] for k in expected[name]}
+        assert axis.pop("domain") == pytest.approx(expected[name].pop("domain")) and axis == expected[name]
+        assert ("matches" in figure.layout[name]) == ("matches" in expected[name])
+    for ours, theirs in zip(figure.layout["annotations"], expected["annotations"], strict=True):
+        assert [ours.pop(k) for k in "xy"] == pytest.approx([theirs.pop(k) for k in "xy"]) and ours == theirs
+
+
+def test_arrays_are_packed_as_plotly_packs_them():
+    for dtype in ("f4", "f8"):
+        z = np.arange(12, dtype=dtype).reshape(3, 4)
+        z[1, 2] = np.nan
+        expected = json.loads(go.Figure([go.Heatmap(z=z)]).to_json())["data"][0]["z"]
+        assert as_json({"z": z}) == {"z": expected} and expected["dtype"] == dtype and expected["shape"] == "3, 4"
+    for values, dtype in (([0, 200], "u1"), ([-1, 200], "i2"), ([0, 40_000], "u2"), ([-1, 40_000], "i4")):
+        found = as_json(np.array(values))
+        assert found["dtype"] == dtype
+        assert np.frombuffer(base64.b64decode(found["bdata"]), dtype).tolist() == values
+    assert as_json([z[0, 1], z[1, 2], z[:0, 0], math.inf, np.array([2**40]), "a"]) == [1, None, [], None, [2**40], "a"]
 
 
 def test_it_fits_the_screen_and_the_paper(run, browser):
