@@ -147,6 +147,21 @@ def test_the_phase_decides_whose_action_steps_the_environment(make_distillation,
 
 
 @pytest.mark.full
+def test_the_simulators_state_is_stored_only_if_somebody_reads_it(make_distillation, teacher_actor):
+    alg = make_distillation(num_steps=40)
+    state = jax.eval_shape(alg.init, jax.random.key(0), teacher_actor)
+    steps = jax.eval_shape(alg.iteration, state, teacher_actor)[2]
+    size = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(steps.pipeline_state))
+
+    def needed(*outputs: int) -> int:
+        program = jax.jit(lambda *args: [alg.iteration(*args)[i] for i in outputs])
+        memory = program.lower(state, teacher_actor).compile().memory_analysis()
+        return memory.temp_size_in_bytes + memory.output_size_in_bytes
+
+    assert needed(0, 1) + size <= needed(0, 1, 2)
+
+
+@pytest.mark.full
 def test_rollout_stores_what_both_policies_say_of_the_same_observations(make_distillation, teacher_actor):
     alg = make_distillation(num_steps=12)
     state = alg.init(jax.random.key(0), teacher_actor)
