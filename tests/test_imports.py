@@ -110,7 +110,7 @@ def test_the_quick_tests_import_no_optional_package():
 import sys
 sys.modules.update(dict.fromkeys({sorted(OPTIONAL)}))  # None: importing one raises.
 import pytest
-sys.exit(pytest.main(["--collect-only", "-q", "-m", "unit", "-p", "no:cacheprovider"]))
+sys.exit(pytest.main(["--collect-only", "-q", "-m", "unit", "-p", "no:cacheprovider", "-p", "xdist", "-n", "0"]))
 """
     environment = {**os.environ, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, env=environment)

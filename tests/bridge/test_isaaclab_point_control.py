@@ -291,9 +291,12 @@ def test_targets_move_as_the_embedded_ones(kind):
             targets.langevin(cfg, ours, torch_of(noise), 0.01)
         else:
             targets.step(cfg, ours, 0.01)
+    # The path before smoothing is nobody's where a target rests.
+    wanders = np.asarray(theirs.kind) == embedded_targets.LANGEVIN
     for name, value in vars(theirs).items():
-        expected = value.array if isinstance(value, Vector) else value
-        np.testing.assert_allclose(getattr(ours, name), expected, atol=1e-4, err_msg=name)
+        found, expected = np.asarray(getattr(ours, name)), value.array if isinstance(value, Vector) else value
+        shown = wanders if kind == "mixed" and name.startswith("raw") else slice(None)
+        np.testing.assert_allclose(found[shown], expected[shown], atol=1e-4, err_msg=name)
 
 
 def test_langevin_targets_wander_from_step_to_step():
