@@ -18,7 +18,6 @@ They return the state after the window, and the outputs (T, B, H).
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -33,8 +32,6 @@ def sigmoid(x: Array) -> Array:
 
 State = tuple[Array, ...]
 """Recurrent state of one layer: (h,) for a GRU, (h, c) for an LSTM, each (B, H)."""
-Step = Callable[[State, Any], Any]
-"""State and (inputs, reset, reset state) of a step to the next state and what its gradient needs."""
 
 
 @jax.custom_vjp
@@ -45,10 +42,12 @@ def gru(
 
     h' = (1 - z) n + z h with n = tanh(x_n + r (W_hn h + b_hn)); r and z are sigmoids of sums.
     """
-    return _outputs(_gru_step(weight_hh, bias_hh), carry, (projected, reset, reset_carry))
+    return _gru_forward(projected, weight_hh, bias_hh, carry, reset, reset_carry)[0]
 
 
-def _gru_step(weight_hh: Array, bias_hh: Array) -> Step:
+def _gru_forward(
+    projected: Array, weight_hh: Array, bias_hh: Array, carry: State, reset: Array, reset_carry: State
+) -> tuple[tuple[State, Array], Any]:
     hidden = weight_hh.shape[0]
 
     def step(state: State, inputs: tuple[Array, Array, State]) -> Any:
@@ -60,16 +59,10 @@ def _gru_step(weight_hh: Array, bias_hh: Array) -> Step:
         n = jnp.tanh(x[:, 2 * hidden :] + rz[:, :hidden] * from_hidden)
         return (n + rz[:, hidden:] * (h - n),), (h, rz, n, from_hidden)
 
-    return step
-
-
-def _gru_forward(
-    projected: Array, weight_hh: Array, bias_hh: Array, carry: State, reset: Array, reset_carry: State
-) -> tuple[tuple[State, Array], Any]:
-    end, kept = lax.scan(_gru_step(weight_hh, bias_hh), carry, (projected, reset, reset_carry))
+    end, kept = lax.scan(step, carry, (projected, reset, reset_carry))
     before, rz, n, _ = kept
     # Once more for all steps: cheaper than to store it step by step.
-    out = n + rz[..., weight_hh.shape[0] :] * (before - n)
+    out = n + rz[..., hidden:] * (before - n)
     return (end, out), (kept, weight_hh, reset)
 
 
@@ -105,10 +98,12 @@ def lstm(
 
     c' = f c + i g, h' = o tanh(c'); i, f and o are sigmoids of sums, g is their tanh.
     """
-    return _outputs(_lstm_step(weight_hh, bias_hh), carry, (projected, reset, reset_carry))
+    return _lstm_forward(projected, weight_hh, bias_hh, carry, reset, reset_carry)[0]
 
 
-def _lstm_step(weight_hh: Array, bias_hh: Array) -> Step:
+def _lstm_forward(
+    projected: Array, weight_hh: Array, bias_hh: Array, carry: State, reset: Array, reset_carry: State
+) -> tuple[tuple[State, Array], Any]:
     def step(state: State, inputs: tuple[Array, Array, State]) -> Any:
         x, is_reset, reset_state = inputs
         h, c = where_reset(is_reset, reset_state, state)
@@ -118,13 +113,7 @@ def _lstm_step(weight_hh: Array, bias_hh: Array) -> Step:
         tanh = jnp.tanh(cell)
         return (o * tanh, cell), (h, c, i, f, g, o, tanh)
 
-    return step
-
-
-def _lstm_forward(
-    projected: Array, weight_hh: Array, bias_hh: Array, carry: State, reset: Array, reset_carry: State
-) -> tuple[tuple[State, Array], Any]:
-    end, kept = lax.scan(_lstm_step(weight_hh, bias_hh), carry, (projected, reset, reset_carry))
+    end, kept = lax.scan(step, carry, (projected, reset, reset_carry))
     return (end, kept[5] * kept[6]), (kept, weight_hh, reset)
 
 
@@ -150,17 +139,6 @@ def _lstm_backward(residuals: Any, cotangents: tuple[State, Array]) -> Any:
 
 
 lstm.defvjp(_lstm_forward, _lstm_backward)
-
-
-def _outputs(step: Step, carry: State, inputs: Any) -> tuple[State, Array]:
-    """The state after a window and its outputs, where nobody asks for gradients: nothing else is stored."""
-
-    def act(state: State, inputs: Any) -> Any:
-        after, _ = step(state, inputs)
-        return after, after[0]
-
-    out: tuple[State, Array] = lax.scan(act, carry, inputs)
-    return out
 
 
 def where_reset(reset: Array, reset_state: State, state: State) -> State:
