@@ -92,7 +92,12 @@ class Env(Protocol):
     """Seconds of simulated time per step."""
 
     def reset(self, rng: Array) -> State:
-        """Start all episodes. ``rng`` is one JAX key."""
+        """Start all episodes.
+
+        ``rng`` is one JAX key. An environment with ``key_per_env = True`` is also given (num_envs,) keys, and then draws
+        for each environment from its own alone: so a run's numbers do not depend on how many devices share its
+        environments.
+        """
         ...
 
     def step(self, state: State, action: Array) -> State:
@@ -120,8 +125,12 @@ class TrainingEnv(Env, Protocol):
         """Every observation group that there is. A State may hold only those that were asked for."""
         ...
 
+    def reset(self, rng: Array) -> State:
+        """See :class:`Env`; ``rng`` may always be (num_envs,) keys. Whoever draws for all at once takes the first."""
+        ...
+
     def randomize_episode_length(self, state: State, rng: Array) -> State:
-        """Pretend the episodes began at different times, rsl_rl's ``init_at_random_ep_len``."""
+        """Pretend the episodes began at different times, rsl_rl's ``init_at_random_ep_len``; ``rng`` as for a reset."""
         ...
 
     def drive(self, program: Callable[..., T], *args: Any) -> T:
@@ -195,6 +204,26 @@ def require(env: Any, *members: str) -> None:
         raise SettingError(f"{type(env).__name__} has no {' and no '.join(missing)}; bridge.env.Env says what it needs")
 
 
+def split_keys(rng: Array) -> tuple[Array, Array]:
+    """Two keys of every key: a single one, or (B,)."""
+    first, second = jnp.moveaxis(jax.vmap(jax.random.split)(rng), 1, 0) if rng.ndim else jax.random.split(rng)
+    return first, second
+
+
+def single_key(rng: Array) -> Array:
+    """The only key, or the first of (B,)."""
+    return rng[0] if rng.ndim else rng
+
+
+def random_ages(rng: Array, num_envs: int, max_episode_length: int) -> Array:
+    """(num_envs,) int32, the ages of episodes that began at different times; ``rng`` is one key or (num_envs,)."""
+
+    def draw(key: Array, shape: tuple[int, ...]) -> Array:
+        return jax.random.randint(key, shape, 0, max_episode_length, jnp.int32)
+
+    return jax.vmap(lambda key: draw(key, ()))(rng) if rng.ndim else draw(rng, (num_envs,))
+
+
 def begin_episodes(num_envs: int) -> dict[str, Array]:
     """Entries of ``info`` with which :func:`count_episodes` counts."""
     return {
@@ -225,7 +254,7 @@ class Starts(struct.PyTreeNode):
     used: Array
     """(B,) bool, whether an episode has begun with it already."""
     rng: Array
-    """The key of the next draw."""
+    """The key of the next draw; (B,) keys where each environment draws for itself."""
 
 
 class AutoReset:
@@ -289,7 +318,7 @@ class AutoReset:
 
     def reset(self, rng: Array) -> State:
         """Start all episodes at step 0."""
-        rng, key = jax.random.split(rng)
+        rng, key = split_keys(rng if getattr(self.env, "key_per_env", False) else single_key(rng))
         state = self.env.reset(key)
         zeros = jnp.zeros(self.num_envs, jnp.float32)
         start = self._start(state)
@@ -338,8 +367,11 @@ class AutoReset:
         """
 
         def draw(starts: Starts) -> Starts:
-            rng, key = jax.random.split(starts.rng)
-            return Starts(self._start(self.env.reset(key)), jnp.zeros_like(starts.used), rng)
+            rng, key = split_keys(starts.rng)
+            fresh = self._start(self.env.reset(key))
+            if rng.ndim:  # What an environment draws does not hang on when the others need something.
+                fresh, rng = where_done(starts.used, (fresh, rng), (starts.fresh, starts.rng))
+            return Starts(fresh, jnp.zeros_like(starts.used), rng)
 
         return jax.lax.cond(jnp.any(done & starts.used), draw, lambda starts: starts, starts)
 
@@ -356,7 +388,7 @@ class AutoReset:
 
         rsl_rl's ``init_at_random_ep_len``.
         """
-        length = jax.random.randint(rng, (self.num_envs,), 0, self.max_episode_length, jnp.int32)
+        length = random_ages(rng, self.num_envs, self.max_episode_length)
         return state.replace(info={**state.info, "episode_length_buf": length})
 
     def drive(self, program: Callable[..., T], *args: Any) -> T:

@@ -3,7 +3,7 @@
 ``jax.random`` spends more time on a few hundred numbers, drawn anew in every step of a rollout, than the physics takes;
 on a CPU its generator is a loop of small kernels. This is the same generator, Threefry-2x32 with 20 rounds (Salmon et
 al., "Parallel random numbers: as easy as 1, 2, 3", 2011), written out, so that XLA fuses it into what uses the numbers.
-What is drawn depends on key, environment, step and purpose alone, not on how many environments share a device.
+What is drawn depends on an environment's key, step and purpose alone, not on how many environments share a device.
 """
 
 from __future__ import annotations
@@ -24,21 +24,19 @@ BLOCKS = 256
 class Stream(struct.PyTreeNode):
     """A step's random numbers, for every environment."""
 
-    key: Array
-    """(2,) uint32."""
+    key: tuple[Array, Array]
+    """uint32, each (B,), or () where all environments share a key."""
     step: Array
-    """() uint32."""
+    """(B,) uint32."""
     env: Array
-    """(B,) uint32, which environment of all this is."""
+    """(B,) uint32, which of those that share its key an environment is."""
 
     @staticmethod
     def create(rng: Array, num_envs: int) -> Stream:
-        """The streams of ``num_envs`` environments, from a JAX key of any kind."""
-        return Stream(
-            key=jax.random.bits(rng, (2,)),
-            step=jnp.zeros((), jnp.uint32),
-            env=jnp.arange(num_envs, dtype=jnp.uint32),
-        )
+        """The streams of ``num_envs`` environments, from one JAX key or a key for each."""
+        words = jax.vmap(_words)(rng) if rng.ndim else _words(rng)
+        step = jnp.zeros(num_envs, jnp.uint32)
+        return Stream(key=words, step=step, env=step if rng.ndim else jnp.arange(num_envs, dtype=jnp.uint32))
 
     def next(self) -> Stream:
         """The streams of the next step."""
@@ -49,7 +47,7 @@ class Stream(struct.PyTreeNode):
         words: list[Array] = []
         for block in range((count + 1) // 2):
             key = self.key[0], self.key[1] + jnp.uint32(purpose * BLOCKS + block)
-            words += threefry_2x32(key, (jnp.broadcast_to(self.step, self.env.shape), self.env))
+            words += threefry_2x32(key, (self.step, self.env))
         return in_memory(words[:count])
 
     def uniform(self, purpose: int, count: int) -> list[Array]:
@@ -65,6 +63,11 @@ class Stream(struct.PyTreeNode):
         *direction, volume = self.bits(purpose, 4)
         vector = in_memory(Vector(*(normal(word) for word in direction)))
         return vector * (jnp.cbrt(uniform(volume)) / vector.norm())
+
+
+def _words(key: Array) -> tuple[Array, Array]:
+    words = jax.random.bits(key, (2,))
+    return words[0], words[1]
 
 
 def uniform(word: Array) -> Array:

@@ -30,7 +30,7 @@ from bridge.crazyflie.sensor import Measurement, Sensors
 from bridge.crazyflie.target import Target
 from bridge.crazyflie.vectors import Quaternion, Rotation, Vector, in_memory
 from bridge.crazyflie.wind import Wind
-from bridge.env import Color, ObservationSpec, Renderer, State, Viewer
+from bridge.env import Color, ObservationSpec, Renderer, State, Viewer, split_keys
 
 DELAY_ROOM_S = 0.03
 """Delay of the measurements that a program for any parameters has room for, s; that of the longest scenario."""
@@ -80,6 +80,7 @@ class PointControl:
     """
 
     num_actions = 4
+    key_per_env = True
 
     def __init__(self, cfg: PointControlCfg):
         cfg.validate()
@@ -130,8 +131,8 @@ class PointControl:
         return max(self.cfg.sensor.delay_steps, math.ceil(DELAY_ROOM_S * self.cfg.policy_freq))
 
     def reset(self, rng: Array) -> State:
-        """Draw targets, physical parameters and start states."""
-        start_key, rng = jax.random.split(rng)
+        """Draw targets, physical parameters and start states; ``rng`` is one key or (B,)."""
+        start_key, rng = split_keys(rng)
         n, start = self.num_envs, Stream.create(start_key, self.num_envs)
         craft = self._initial_craft(start)
         purposes = (Purpose.SENSOR, Purpose.DELAY)

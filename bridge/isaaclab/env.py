@@ -22,7 +22,16 @@ import torch
 from jax import Array
 
 from bridge.dlpack import DLPackError, torch_call
-from bridge.env import Color, ObservationSpec, Renderer, State, begin_episodes, count_episodes
+from bridge.env import (
+    Color,
+    ObservationSpec,
+    Renderer,
+    State,
+    begin_episodes,
+    count_episodes,
+    random_ages,
+    single_key,
+)
 from bridge.errors import SettingError, SimulatorError
 from bridge.isaaclab.log import ScalarLog
 from bridge.isaaclab.render import VisualizerRenderer
@@ -90,8 +99,8 @@ class IsaacLabEnv:
     # -- what the learner traces -----------------------------------------------------------------------------------
 
     def reset(self, rng: Array) -> State:
-        """Start all episodes; ``rng`` decides the simulator's seed."""
-        seed = (jax.random.bits(rng, (), jnp.uint32) >> 1).astype(jnp.int32)
+        """Start all episodes; ``rng``, or the first of (B,) keys, decides the simulator's seed."""
+        seed = (jax.random.bits(single_key(rng), (), jnp.uint32) >> 1).astype(jnp.int32)
         out = self._call(self._torch_reset)(seed)
         zeros, no = jnp.zeros(self.num_envs), jnp.zeros(self.num_envs, bool)
         return State(
@@ -120,7 +129,7 @@ class IsaacLabEnv:
 
     def randomize_episode_length(self, state: State, rng: Array) -> State:
         """Pretend the episodes began at different times, rsl_rl's ``init_at_random_ep_len``."""
-        length = jax.random.randint(rng, (self.num_envs,), 0, self.max_episode_length, jnp.int32)
+        length = random_ages(rng, self.num_envs, self.max_episode_length)
         out = self._call(self._torch_set_lengths)(length, state.info["outcome"], state.obs)
         return state.replace(obs=out["obs"], info={**state.info, "outcome": out["outcome"]})
 

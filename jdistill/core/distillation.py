@@ -33,6 +33,7 @@ from jdistill.core.rollout import Collector, Loop, Rollout, Transition
 from jdistill.core.samplers import make_sampler
 from jdistill.core.sampling import Batch, Experience, HistoryData, RolloutData
 from jdistill.core.schedule import Schedule
+from jdistill.core.sharding import Shards
 from jdistill.core.statistics import EpisodeBuffer, Metrics, rollout_metrics, update_checks
 
 
@@ -60,15 +61,18 @@ class TrainState(struct.PyTreeNode):
 class Distillation:
     """Holds what is static (environment, student's network, settings); every method is pure and can be jitted."""
 
-    def __init__(self, env: TrainingEnv, student: Policy, cfg: AgentCfg):
+    def __init__(self, env: TrainingEnv, student: Policy, cfg: AgentCfg, shards: Shards = Shards()):
+        """``env`` is one of the ``shards``: the environments of one device, of as many as there are."""
         self.env = env
         self.student = student
         self.cfg = cfg
+        self.shards = shards
         self.optimizer = make_optimizer(cfg.algorithm)
         self.step_loss = LOSS_FUNCTIONS[cfg.algorithm.loss_type]
-        self.schedule = Schedule(cfg.algorithm, env.num_envs, math.ceil(env.max_episode_length / cfg.num_steps_per_env))
+        rollouts_per_episode = math.ceil(env.max_episode_length / cfg.num_steps_per_env)
+        self.schedule = Schedule(cfg.algorithm, env.num_envs, rollouts_per_episode, shards)
         self.sampler = make_sampler(
-            cfg.algorithm, env.num_envs, cfg.num_steps_per_env, env.max_episode_length, student.is_recurrent
+            cfg.algorithm, env.num_envs, cfg.num_steps_per_env, env.max_episode_length, student.is_recurrent, shards
         )
         self.groups = observations.group_names([*cfg.obs_groups["student"], *cfg.obs_groups["teacher"]])
         """The observation groups that the two policies use."""
@@ -80,6 +84,7 @@ class Distillation:
             clip_actions=cfg.clip_actions,
             noise_std=cfg.student.init_noise_std,
             stores_carries=bool(self.sampler.stored_states),
+            shards=shards,
         )
 
     # -- rollout -------------------------------------------------------------------------------------------------
@@ -94,15 +99,19 @@ class Distillation:
 
     # -- loss ----------------------------------------------------------------------------------------------------
 
-    def loss(self, params: Any, batch: Batch) -> tuple[Array, Carry]:
-        """The loss of one batch, summed over its steps, and the carry after it."""
+    def loss(self, params: Any, batch: Batch) -> tuple[Array, tuple[Array, Carry]]:
+        """The losses of one batch times their weights: the mean over sequences, summed over steps.
+
+        Also the weights' own such sum, and the carry after the batch.
+        """
         carry, burn_in = batch.carry, self.sampler.burn_in
         if burn_in:
             carry, _ = jax.lax.stop_gradient(self.unroll(params, carry, batch.steps(slice(None, burn_in))))
             batch = batch.steps(slice(burn_in, None))
         carry, actions = self.unroll(params, carry, batch)
         losses = self.step_loss(actions, batch.teacher_action).mean(axis=2)
-        return (batch.weight * losses).mean(axis=1).sum(), carry
+        weighted = (batch.weight * losses).mean(axis=1).sum()
+        return weighted, (batch.weight.mean(axis=1).sum(), carry)
 
     def unroll(self, params: Any, carry: Carry, batch: Batch) -> tuple[Carry, Array]:
         """The student along a batch: the carry after it and its actions (L, N, A)."""
@@ -128,7 +137,7 @@ class Distillation:
         if self.sampler.update_leaves_carry:
             state = state.replace(student_carry=carry)
         normalizer = state.student.normalizer
-        student = state.student.replace(normalizer=normalizer and normalizer.update(obs))
+        student = state.student.replace(normalizer=normalizer and normalizer.update(obs, self.shards))
         return state.replace(student=student), loss
 
     def regress(self, state: TrainState, data: RolloutData | HistoryData) -> tuple[TrainState, Carry, Array]:
@@ -137,7 +146,7 @@ class Distillation:
         # Policies are many small arrays; as one flat vector their gradients and the optimizer are a handful of kernels.
         flat, unravel = ravel_pytree(state.student.params)
 
-        def batch_loss(flat: Array, number: Array, carry: Carry, length: int) -> tuple[Array, Carry]:
+        def batch_loss(flat: Array, number: Array, carry: Carry, length: int) -> tuple[Array, tuple[Array, Carry]]:
             params = unravel(flat)
             batch = sampler.batch(data, number, carry, self.initial_carry(params, sampler.sequences), length)
             return self.loss(params, batch)
@@ -145,16 +154,23 @@ class Distillation:
         def gradient_step(loop: Any, number: Array) -> Any:
             flat, opt_state, carry = loop
             grad = jax.value_and_grad(batch_loss, has_aux=True)
-            (loss, carry), grads = grad(flat, number, carry, sampler.length)
-            updates, opt_state = self.optimizer.update(grads, opt_state, flat)
-            return (flat + decay * updates, opt_state, carry), loss
+            (loss, (weight, carry)), grads = grad(flat, number, carry, sampler.length)
+            loss, weight, grads = self.shards.mean((loss, weight, grads))
+            scale = loss_scale(weight)
+            updates, opt_state = self.optimizer.update(scale * grads, opt_state, flat)
+            return (flat + decay * updates, opt_state, carry), scale * loss
+
+        def loss_scale(weight: Array, steps: int = self.cfg.algorithm.gradient_length) -> Array:
+            """Makes the mean over the steps that count of their weighted sum, times ``steps``: rsl_rl's loss."""
+            return jnp.where(weight > 0, steps / weight, 0.0)
 
         start = (flat, state.opt_state, self.initial_carry(state.student.params, sampler.sequences))
         (flat, opt_state, carry), losses = jax.lax.scan(gradient_step, start, jnp.arange(sampler.steps))
         total = losses.sum()
         if sampler.leftover:
-            loss, carry = batch_loss(flat, jnp.asarray(sampler.steps), carry, sampler.leftover)
-            total = total + loss
+            loss, (weight, carry) = batch_loss(flat, jnp.asarray(sampler.steps), carry, sampler.leftover)
+            loss, weight = self.shards.mean((loss, weight))
+            total = total + loss_scale(weight, sampler.leftover) * loss
         state = state.replace(student=state.student.replace(params=unravel(flat)), opt_state=opt_state)
         return state, carry, total / sampler.loss_steps
 
@@ -174,7 +190,7 @@ class Distillation:
         state = self._count_episodes(state, rollout.steps)
         with jax.named_scope("update"):
             state, loss = self.update(state, rollout)
-        metrics = rollout_metrics(state, rollout.steps, loss, self.groups)
+        metrics = rollout_metrics(state, rollout.steps, loss, self.groups, self.shards)
         metrics = metrics.replace(scalars={**metrics.scalars, "Distillation/beta": beta})
         return state.replace(iteration=state.iteration + 1), metrics, rollout.steps
 
@@ -184,7 +200,7 @@ class Distillation:
         with jax.named_scope("update"):
             data = HistoryData(history, state.student, key)
             state, _, loss = self.regress(state.replace(rng=rng), data)
-        metrics = Metrics.create({"Loss/behavior": loss}, update_checks(state, loss))
+        metrics = Metrics.create({"Loss/behavior": loss}, update_checks(state, loss), self.shards)
         return state.replace(iteration=state.iteration + 1), metrics
 
     def _forget_episodes(self, state: TrainState) -> TrainState:
@@ -200,7 +216,8 @@ class Distillation:
         ended = steps.done
         if state.phase1_end is not None:
             ended &= self.schedule.is_student_only() | (state.iteration >= state.phase1_end)
-        episodes = state.episodes.extend(ended, steps.metrics["episode_return"], steps.metrics["episode_length"])
+        of_episodes = steps.metrics["episode_return"], steps.metrics["episode_length"]
+        episodes = state.episodes.extend(ended, *of_episodes, self.shards)
         state = state.replace(episodes=episodes)
         if state.phase1_end is None:
             return state
@@ -220,10 +237,11 @@ class Distillation:
     def init(self, rng: Array, teacher: Actor) -> TrainState:
         """A fresh student, optimizer and environment."""
         student_key, env_key, length_key, rng = jax.random.split(rng, 4)
+        env_keys, length_keys = (self.shards.keys(key, self.env.num_envs) for key in (env_key, length_key))
         student = networks.init(self.student, student_key, self.obs_size, self.cfg.student.obs_normalization)
-        env_state = self.env.reset(env_key)
+        env_state = self.env.reset(env_keys)
         if self.cfg.init_at_random_ep_len:
-            env_state = self.env.randomize_episode_length(env_state, length_key)
+            env_state = self.env.randomize_episode_length(env_state, length_keys)
         schedule, per_episode = self.schedule, None
         if schedule.per_episode:
             per_episode = schedule.draw(schedule.beta(0, schedule.phase1_iterations), jax.random.fold_in(rng, 1))
@@ -259,7 +277,7 @@ class Distillation:
         state = state.replace(
             student_carry=self.initial_carry(state.student.params),
             teacher_carry=teacher.initial_carry(self.env.num_envs),
-            env_state=self.env.reset(env_key),
+            env_state=self.env.reset(self.shards.keys(env_key, self.env.num_envs)),
             rng=rng,
         )
         return _strongly_typed(state)

@@ -23,6 +23,7 @@ from jax import Array
 from jdistill.core import recurrence
 from jdistill.core.activations import ACTIVATIONS, OUTPUT_ACTIVATIONS
 from jdistill.core.recurrence import State
+from jdistill.core.sharding import Shards
 
 Carry = tuple[State, ...]
 """Recurrent states of all layers; () for a feed-forward policy."""
@@ -65,12 +66,16 @@ class Normalizer(struct.PyTreeNode):
         """(D,) what centred observations are divided by."""
         return self.std + self.EPS
 
-    def update(self, obs: Array) -> Normalizer:
-        """Merge the moments of ``obs`` (..., D), all leading axes together (parallel variance, Chan et al. 1979)."""
+    def update(self, obs: Array, shards: Shards = Shards()) -> Normalizer:
+        """Merge the moments of ``obs`` (..., D), all leading axes together (parallel variance, Chan et al. 1979).
+
+        The other ``shards`` hold as many observations each.
+        """
         obs = obs.reshape(-1, obs.shape[-1])
-        mean, var = obs.mean(axis=0), obs.var(axis=0)
-        count = self.count + obs.shape[0]
-        rate = obs.shape[0] / count
+        mean, var = shards.moments(obs)
+        number = shards.count * obs.shape[0]
+        count = self.count + number
+        rate = number / count
         delta = mean - self.mean
         new_mean = self.mean + rate * delta
         new_var = self.var + rate * (var - self.var + delta * (mean - new_mean))

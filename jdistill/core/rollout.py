@@ -19,6 +19,7 @@ from bridge.env import State, TrainingEnv, where_done
 from jdistill.core.actor import Actor, follow, follow_step_by_step
 from jdistill.core.networks import Carry
 from jdistill.core.schedule import Schedule
+from jdistill.core.sharding import Shards
 from jdistill.core.statistics import is_first_step
 
 
@@ -77,6 +78,8 @@ class Collector:
     """Standard deviation of the noise on the student's actions."""
     stores_carries: bool
     """Whether the student's recurrent state is kept of every step."""
+    shards: Shards = Shards()
+    """How the environments are divided."""
 
     def collect(self, start: Loop, student: Actor, teacher: Actor, beta: Array, rng: Array) -> tuple[Loop, Transition]:
         """The loop after ``num_steps`` steps, and the steps (T, B, ...); ``beta`` () is the teacher's share of them."""
@@ -190,8 +193,9 @@ class Collector:
         """(T, B, A) for the student's actions; None where there is none."""
         if self.noise_std <= 0:
             return None
-        shape = (self.num_steps, self.env.num_envs, self.env.num_actions)
-        return self.noise_std * jax.random.normal(rng, shape)
+        shape = (self.num_steps, self.env.num_actions)
+        keys = self.shards.keys(rng, self.env.num_envs)
+        return self.noise_std * jax.vmap(lambda key: jax.random.normal(key, shape), out_axes=1)(keys)
 
     @staticmethod
     def _transition(steps: Any, action: Array, label: Array, acts: Array, carries: Any) -> Transition:

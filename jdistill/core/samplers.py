@@ -2,7 +2,7 @@
 (:mod:`jdistill.core.history_samplers`) from the history.
 
 - ``streaming``: rsl_rl's windows. All environments at once, windows run on across epochs.
-- ``minibatch``: every epoch shuffles the environments into ``num_mini_batches`` parts and goes through each part's
+- ``minibatch``: every epoch deals the environments out into ``num_mini_batches`` parts and goes through each part's
   rollout window by window.
 - ``uniform``, ``recent``: every gradient step draws sequences from the history, each rollout as likely as the others,
   or half as likely as one ``recency_half_life`` rollouts newer.
@@ -21,7 +21,8 @@ from jdistill.core.config import AlgorithmCfg, sampler_name
 from jdistill.core.history import History
 from jdistill.core.history_samplers import Packed, Recent, Uniform
 from jdistill.core.networks import Carry, PolicyState
-from jdistill.core.sampling import Batch, Experience, RolloutData, Sampler
+from jdistill.core.sampling import Batch, Experience, RolloutData, Sampler, strata
+from jdistill.core.sharding import Shards
 
 
 class RolloutSampler(Sampler):
@@ -106,8 +107,7 @@ class Minibatch(RolloutSampler):
         """Part by part, window by window."""
         part, window = number // self.windows, number % self.windows
         epoch, part = part // self.cfg.num_mini_batches, part % self.cfg.num_mini_batches
-        order = jax.random.permutation(jax.random.fold_in(data.key, epoch), self.num_envs)
-        env = jax.lax.dynamic_slice_in_dim(order, part * self.sequences, self.sequences)
+        env = self._parts(jax.random.fold_in(data.key, epoch))[part]
         time = window * self.length + jnp.arange(length)
         row = jnp.minimum(time, self.horizon - 1)[:, None]
         is_first = data.is_first[row, env]
@@ -123,8 +123,19 @@ class Minibatch(RolloutSampler):
             carry=where_done(jnp.broadcast_to(window == 0, env.shape), start, carry),
             reset=is_first,
             reset_carry=initial_carry,
-            weight=self.weigh(counts),
+            weight=counts.astype(jnp.float32),
         )
+
+    def _parts(self, key: Array) -> Array:
+        """The environments of each part (parts, N): one of every ``parts`` neighbours, dealt out at random.
+
+        So every device has its share of every part. Where the environments cannot be dealt out evenly, a few are left
+        out, each time others.
+        """
+        members, held = strata(self.num_envs, self.sequences)
+        drawn = jax.vmap(jax.random.uniform)(self.shards.keys(key, self.num_envs))
+        order = jnp.argsort(jnp.where(held, drawn[members], jnp.inf), axis=1)
+        return jnp.take_along_axis(jnp.asarray(members), order, axis=1).T
 
 
 SAMPLERS: dict[str, type[Sampler]] = {
@@ -137,10 +148,15 @@ SAMPLERS: dict[str, type[Sampler]] = {
 
 
 def make_sampler(
-    cfg: AlgorithmCfg, num_envs: int, horizon: int, max_episode_length: int, is_recurrent: bool = True
+    cfg: AlgorithmCfg,
+    num_envs: int,
+    horizon: int,
+    max_episode_length: int,
+    is_recurrent: bool = True,
+    shards: Shards = Shards(),
 ) -> Sampler:
-    """The sampler that ``cfg`` names, for rollouts of ``horizon`` steps in ``num_envs`` environments."""
+    """The sampler that ``cfg`` names, for rollouts of ``horizon`` steps in ``num_envs`` environments of each shard."""
     carry_start = cfg.carry_start or ("burn_in" if cfg.dataset else "stored")
     # Without a recurrent state there is none to store or to burn in.
     start = carry_start if is_recurrent else "zero"
-    return SAMPLERS[sampler_name(cfg)](cfg, num_envs, horizon, max_episode_length, start)
+    return SAMPLERS[sampler_name(cfg)](cfg, num_envs, horizon, max_episode_length, start, shards)

@@ -10,12 +10,13 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
 import jax
-import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
 from jdistill.core.config import AlgorithmCfg
 from jdistill.core.history import History
 from jdistill.core.networks import Carry, PolicyState
+from jdistill.core.sharding import Shards
 from jdistill.errors import ConfigError
 
 
@@ -33,7 +34,7 @@ class Batch(NamedTuple):
     reset_carry: Carry
     """Each (L, N, hidden), or (N, hidden) where it is the same at all steps."""
     weight: Array
-    """(L, N) of each step in the loss. Weights of 1 give rsl_rl's loss: the mean over sequences, summed over steps."""
+    """(L, N) of each step in the loss, 0 where it does not count, in any unit that is the same for all sequences."""
 
     def steps(self, part: slice) -> Batch:
         """Some of the steps."""
@@ -97,6 +98,8 @@ class Sampler:
     max_episode_length: int
     carry_start: str
     """``stored``, ``zero`` or ``burn_in``."""
+    shards: Shards = Shards()
+    """How the environments are divided; all other sizes are those of one part."""
     is_random: ClassVar[bool] = True
     """Whether batches are drawn with a key."""
     update_leaves_carry: ClassVar[bool] = False
@@ -143,7 +146,7 @@ class Sampler:
         if self.sequences < 1:
             raise ConfigError(
                 f"agent.algorithm.num_mini_batches={self.cfg.num_mini_batches}: more than the {self.num_envs} "
-                "environments"
+                f"environments{' of a device' if self.shards.count > 1 else ''}"
             )
 
     def empty_history(self, obs: Array, teacher_action: Array, carry: Carry) -> History | None:
@@ -168,6 +171,14 @@ class Sampler:
         """
         raise NotImplementedError
 
-    def weigh(self, counts: Array) -> Array:
-        """Weights (L, N) of the steps that count, the same for each and ``gradient_length`` in sum over a sequence."""
-        return counts * (self.cfg.gradient_length * counts.shape[1] / jnp.maximum(counts.sum(), 1))
+
+def strata(size: int, number: int) -> tuple[np.ndarray, np.ndarray]:
+    """0 .. ``size`` - 1 in ``number`` groups of neighbours, as equal as can be.
+
+    Returns:
+        The members (number, W) of each group, and (number, W) bool, whether a place holds one.
+    """
+    groups = np.array_split(np.arange(size), number)
+    width = max(map(len, groups))
+    held = np.array([[i < len(group) for i in range(width)] for group in groups])
+    return np.array([np.pad(group, (0, width - len(group))) for group in groups]), held

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from jdistill.core.config import AlgorithmCfg
+from jdistill.core.sharding import Shards
 
 SMALLEST = 0.01
 """An exponential beta below this is 0, so that there comes a time when the student acts alone."""
@@ -44,10 +45,11 @@ class PhaseInfo:
 class Schedule:
     """Static settings of the schedule; its methods can be traced."""
 
-    def __init__(self, cfg: AlgorithmCfg, num_envs: int, rollouts_per_episode: int = 1):
-        """``rollouts_per_episode``: how many rollouts the longest episode may span."""
+    def __init__(self, cfg: AlgorithmCfg, num_envs: int, rollouts_per_episode: int = 1, shards: Shards = Shards()):
+        """``num_envs`` of each of the ``shards``; ``rollouts_per_episode``: how many the longest episode may span."""
         self.cfg = cfg
         self.num_envs = num_envs
+        self.shards = shards
         self.rollouts_per_episode = rollouts_per_episode
         self.phase1_iterations = cfg.phase1_iterations if cfg.use_two_stage_training else 0
         """Iterations of phase 1, in which beta is 1; with ``phase1_until_return`` the most of them."""
@@ -59,8 +61,8 @@ class Schedule:
         """Iterations after phase 1 in which beta falls to 0."""
         self.ever_teacher = self.phase1_iterations + self.decay_iterations > 0
         """Whether the teacher's action ever steps an environment."""
-        self.student_only_envs = -(-num_envs // STUDENT_ONLY_EVERY) if cfg.phase1_until_return is not None else 0
-        """Environments, the first ones, in which the student always acts."""
+        self.student_only_envs = -(-shards.count * num_envs // STUDENT_ONLY_EVERY) if cfg.phase1_until_return is not None else 0
+        """Environments, the first ones of all, in which the student always acts."""
         self.per_env = cfg.beta_schedule != "two_stage" or self.student_only_envs > 0
         """Whether environments differ in whose action steps them."""
         self.per_episode = self.per_env and cfg.beta_per == "episode"
@@ -81,11 +83,12 @@ class Schedule:
 
     def is_student_only(self) -> Array:
         """(num_envs,) bool: environments in which the student always acts."""
-        return jnp.arange(self.num_envs) < self.student_only_envs
+        return self.shards.numbers(self.num_envs) < self.student_only_envs
 
     def draw(self, beta: Array, rng: Array) -> Array:
         """(num_envs,) bool: where the teacher acts, each with probability ``beta``."""
-        return (jax.random.uniform(rng, (self.num_envs,)) < beta) & ~self.is_student_only()
+        drawn = jax.vmap(jax.random.uniform)(self.shards.keys(rng, self.num_envs))
+        return (drawn < beta) & ~self.is_student_only()
 
     def phase1_end(self, iteration: Array, phase1_end: Array, mean_return: Array, episodes: Array) -> Array:
         """The iteration at which phase 1 ends, given the student's ``mean_return`` over ``episodes`` after this one."""

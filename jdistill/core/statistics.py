@@ -11,6 +11,7 @@ from flax import struct
 from jax import Array
 
 from bridge.env import EPISODE_METRIC_PREFIX, State
+from jdistill.core.sharding import Shards
 
 if TYPE_CHECKING:
     from jdistill.core.distillation import TrainState
@@ -36,17 +37,23 @@ class EpisodeBuffer(struct.PyTreeNode):
         zeros = jnp.zeros(EPISODES)
         return EpisodeBuffer(returns=zeros, lengths=zeros, count=jnp.zeros((), jnp.int32))
 
-    def extend(self, done: Array, returns: Array, lengths: Array) -> EpisodeBuffer:
-        """Enter the episodes that end where ``done`` (T, B), oldest first."""
-        done = done.reshape(-1)
-        order = jnp.cumsum(done)
-        total = order[-1]
-        # Only the newest EPISODES may write, else two of them could land in one slot.
-        keep = done & (order > total - EPISODES)
-        slot = jnp.where(keep, (self.count + order - 1) % EPISODES, EPISODES)
+    def extend(self, done: Array, returns: Array, lengths: Array, shards: Shards = Shards()) -> EpisodeBuffer:
+        """Enter the episodes of all ``shards`` that end where ``done`` (T, B), oldest first."""
+        steps, envs = done.shape
+        time = jnp.broadcast_to(jnp.arange(steps)[:, None], done.shape)
+        of_all = time * (shards.count * envs) + shards.numbers(envs)
+        when, values = _newest(done.reshape(-1), of_all.reshape(-1), (returns.reshape(-1), lengths.reshape(-1)))
+        if shards.count > 1:  # None but the newest of each can be among the newest of all.
+            when, values = shards.concatenate((when, values))
+            oldest_first = jnp.argsort(when)
+            when, values = jax.tree.map(lambda x: x[oldest_first][-EPISODES:], (when, values))
+        total = done.sum() if shards.count == 1 else shards.concatenate(done.sum()[None]).sum()
+        # The newest stand at the end, behind what is no episode at all.
+        slot = jnp.where(when >= 0, (self.count + total - EPISODES + jnp.arange(EPISODES)) % EPISODES, EPISODES)
+        returns, lengths = values
         return EpisodeBuffer(
-            returns=self.returns.at[slot].set(returns.reshape(-1), mode="drop"),
-            lengths=self.lengths.at[slot].set(lengths.reshape(-1), mode="drop"),
+            returns=self.returns.at[slot].set(returns, mode="drop"),
+            lengths=self.lengths.at[slot].set(lengths, mode="drop"),
             count=self.count + total.astype(jnp.int32),
         )
 
@@ -55,6 +62,15 @@ class EpisodeBuffer(struct.PyTreeNode):
         filled = jnp.arange(EPISODES) < self.count
         number = filled.sum()
         return (self.returns * filled).sum() / number, (self.lengths * filled).sum() / number
+
+
+def _newest(done: Array, when: Array, values: tuple[Array, ...]) -> tuple[Array, tuple[Array, ...]]:
+    """``when`` and ``values`` (N,) of the last EPISODES that are ``done``, at the end of (EPISODES,); when = -1 before."""
+    order = jnp.cumsum(done)
+    slot = jnp.where(done, EPISODES - 1 + order - order[-1], EPISODES)
+    slot = jnp.where(slot < 0, EPISODES, slot)  # A negative index would count from the end.
+    when = jnp.full(EPISODES, -1, when.dtype).at[slot].set(when, mode="drop")
+    return when, tuple(jnp.zeros(EPISODES, x.dtype).at[slot].set(x, mode="drop") for x in values)
 
 
 class Metrics(struct.PyTreeNode):
@@ -68,10 +84,13 @@ class Metrics(struct.PyTreeNode):
     """In the order of cause and effect: a broken observation breaks everything behind it."""
 
     @staticmethod
-    def create(scalars: dict[str, Array], checked: Sequence[tuple[str, Array]]) -> Metrics:
-        """Scalars, and whether the named arrays are finite."""
+    def create(
+        scalars: dict[str, Array], checked: Sequence[tuple[str, Array]], shards: Shards = Shards()
+    ) -> Metrics:
+        """Scalars, and whether the named arrays are finite in all ``shards``."""
         names, arrays = zip(*checked, strict=True)
-        return Metrics(scalars=scalars, finite=jnp.stack([is_finite(x) for x in arrays]), finite_names=names)
+        finite = shards.all(jnp.stack([is_finite(x) for x in arrays]))
+        return Metrics(scalars=scalars, finite=finite, finite_names=names)
 
 
 def is_finite(x: Array) -> Array:
@@ -84,7 +103,9 @@ def is_first_step(state: State) -> Array:
     return state.done | (state.metrics["episode_length"] == 0)
 
 
-def rollout_metrics(state: TrainState, rollout: Transition, loss: Array, groups: Sequence[str]) -> Metrics:
+def rollout_metrics(
+    state: TrainState, rollout: Transition, loss: Array, groups: Sequence[str], shards: Shards = Shards()
+) -> Metrics:
     """Scalars and checks of an iteration that collected ``rollout`` (T, B, ...) and ended in ``state``.
 
     ``groups`` are the observation groups in the order in which they are checked: a dict that went through a compiled
@@ -94,17 +115,25 @@ def rollout_metrics(state: TrainState, rollout: Transition, loss: Array, groups:
     checked = [(f"observation group '{name}'", rollout.obs[name]) for name in groups]
     checked += [("the teacher's action", rollout.teacher_action), ("the student's action", rollout.student_action)]
     checked += [("the reward", rollout.reward), *update_checks(state, loss)]
-    error = rollout.student_action - rollout.teacher_action
+    error = jnp.abs(rollout.student_action - rollout.teacher_action).mean()
+    means = {
+        "Policy/mean_action_error": error,
+        "Distillation/teacher_share": rollout.teacher_acts.mean(),
+        "Train/episodes": rollout.done.sum().astype(jnp.float32),
+        **env_means(rollout),
+    }
+    means = shards.mean(means)
+    episodes = means["Train/episodes"]  # Where there are none the means over them are NaN, and the runner drops them.
+    over_episodes = {k: v / episodes for k, v in means.items() if k.startswith(EPISODE_METRIC_PREFIX)}
     scalars = {
         "Loss/behavior": loss,
-        "Policy/mean_action_error": jnp.abs(error).mean(),
         "Train/mean_reward": mean_return,
         "Train/mean_episode_length": mean_length,
-        "Train/episodes": rollout.done.sum(),
-        "Distillation/teacher_share": rollout.teacher_acts.mean(),
-        **env_scalars(rollout),
+        **means,
+        **over_episodes,
+        "Train/episodes": shards.count * episodes,
     }
-    return Metrics.create(scalars, checked)
+    return Metrics.create(scalars, checked, shards)
 
 
 def update_checks(state: TrainState, loss: Array) -> list[tuple[str, Array]]:
@@ -113,13 +142,12 @@ def update_checks(state: TrainState, loss: Array) -> list[tuple[str, Array]]:
     return [("the loss", loss), ("the student's parameters", jnp.where(updated.all(), 0.0, jnp.nan))]
 
 
-def env_scalars(rollout: Transition) -> dict[str, Array]:
-    """The environment's metrics, averaged over steps or, by their prefix, over finished episodes."""
-    ended = rollout.done.sum()  # Where it is 0 the means are NaN, and the runner drops them.
+def env_means(rollout: Transition) -> dict[str, Array]:
+    """The environment's metrics, averaged over steps or, by their prefix, summed over finished episodes."""
     means = {}
     for name, value in rollout.metrics.items():
         if name.startswith(EPISODE_METRIC_PREFIX):
-            means[name] = (value * rollout.done).sum() / ended
+            means[name] = (value * rollout.done).sum()
         elif name not in ("episode_return", "episode_length"):
             means[name] = value.mean()
     return means
