@@ -37,10 +37,11 @@ def start_simulator(
         SettingError: see :func:`jdistill.run.session.start`.
         ConfigError: a flag that nobody knows.
     """
+    devices = getattr(args, "devices", "1")
     if not registry.find(request).flags:
         refuse_unknown(parser, args.unknown)
-        return args, start(request, args.argv, args.device)
-    started = start(request, [*args.argv, *extra], args.device)
+        return args, start(request, args.argv, args.device, devices)
+    started = start(request, [*args.argv, *extra], args.device, devices)
     again = reparse(started.rest)
     refuse_unknown(parser, again.unknown)
     args.overrides = again.overrides  # The rest stays: some flags, --device for one, are the simulator's and ours.

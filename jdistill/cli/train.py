@@ -66,6 +66,7 @@ def _add_what_to_train(parser: Parser, every: dict[str, Any], others: str) -> No
     argument("--dataset", action="append", metavar="FILE", help="train on recorded episodes alone; repeatable")
     argument("--config", metavar="FILE", help="YAML file with task, agent and env settings, or the name of a preset")
     add(parser, "--device")
+    add(parser, "--devices")
 
 
 def _add_what_comes_out(parser: Parser, filming: str) -> None:

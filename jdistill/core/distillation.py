@@ -272,12 +272,18 @@ class Distillation:
         )
 
     def restart_episodes(self, state: TrainState, teacher: Actor) -> TrainState:
-        """Begin all episodes anew, for environments whose saved state is not all of the simulator's."""
+        """Begin all episodes anew, for environments whose saved state is not all of the simulator's.
+
+        A history goes on, or begins empty where ``state`` has none.
+        """
         env_key, rng = jax.random.split(state.rng)
         state = state.replace(
             student_carry=self.initial_carry(state.student.params),
             teacher_carry=teacher.initial_carry(self.env.num_envs),
             env_state=self.env.reset(self.shards.keys(env_key, self.env.num_envs)),
+            history=state.history or self.empty_history(),
+            # Drawn anew where episodes begin, which they do everywhere.
+            teacher_acts=jnp.zeros(self.env.num_envs, bool) if self.schedule.per_episode else None,
             rng=rng,
         )
         return _strongly_typed(state)

@@ -33,8 +33,10 @@ class HistoryPlan:
         )
 
 
-def plan_history(alg: Distillation) -> HistoryPlan | None:
-    """How much the history of ``alg`` is going to hold; None where there is none.
+def plan_history(alg: Distillation, local_devices: int = 1) -> HistoryPlan | None:
+    """How much the history of ``alg`` is going to hold, on all devices together; None where there is none.
+
+    ``local_devices`` are those of this process.
 
     Raises:
         ConfigError: it is too small for a rollout or for the sampler, or too large for the memory.
@@ -44,23 +46,25 @@ def plan_history(alg: Distillation) -> HistoryPlan | None:
     if history is None:
         return None
     cfg = alg.cfg.algorithm
-    size = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(history))
+    size = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(history))  # Of one device.
     rows, columns = history.is_first.shape
+    count = alg.shards.count
     smaller = (
         "lower it" if cfg.history_dtype == "bfloat16" else "lower it, or set agent.algorithm.history_dtype=bfloat16"
     )
     # A checkpoint is a copy on the host; on the CPU that copy lives beside the history itself.
-    check_memory(size, f"agent.algorithm.max_buffer_size={cfg.max_buffer_size}: the history", smaller, copies=1)
-    return HistoryPlan(rows // alg.cfg.num_steps_per_env, rows * columns, size)
+    what = f"agent.algorithm.max_buffer_size={cfg.max_buffer_size}: the history"
+    check_memory(local_devices * size, what, smaller, copies=1, devices=local_devices)
+    return HistoryPlan(rows // alg.cfg.num_steps_per_env, count * rows * columns, count * size)
 
 
-def check_memory(nbytes: int, what: str, advice: str, copies: int = 0) -> None:
-    """Raise :class:`ConfigError` unless ``nbytes`` fit on the device, and ``copies`` further times on the host."""
+def check_memory(nbytes: int, what: str, advice: str, copies: int = 0, devices: int = 1) -> None:
+    """Raise :class:`ConfigError` unless ``nbytes`` fit on ``devices``, and ``copies`` further times on the host."""
     host = available_host_memory()
     stats = jax.devices()[0].memory_stats() or {}
     if "bytes_limit" in stats:
         free = {
-            "device": (nbytes, stats["bytes_limit"] - stats.get("bytes_in_use", 0)),
+            "device": (nbytes // devices, stats["bytes_limit"] - stats.get("bytes_in_use", 0)),
             "host": (copies * nbytes, host),
         }
     else:

@@ -88,6 +88,7 @@ def load(
     num_columns: int,
     horizon: int,
     teacher: Relabeler | None = None,
+    parts: int = 1,
 ) -> Recording:
     """Read the files ``cfg.dataset`` into a history of ``num_columns`` columns, or one per episode if those are fewer.
 
@@ -95,17 +96,18 @@ def load(
         cfg: names the files, and the dtype of the history.
         entries: what makes up the student's observation (see :mod:`jdistill.core.observations`).
         sizes: of the student's observation and of an action.
-        num_columns: the episodes are distributed over so many columns (a rollout's environments).
+        num_columns: the episodes are distributed over so many columns (a rollout's environments) of each part.
         horizon: the history's length becomes a multiple of this many steps.
         teacher: its actions replace the recorded ones.
+        parts: into which the columns are going to be divided.
 
     Raises:
         DatasetError: a file that cannot be read, or whose episodes have other dimensions.
         ConfigError: more than the memory holds.
     """
     lengths = list(_of_all(cfg.dataset, lambda where, group: _length(where, group, entries, teacher)))
-    # Of an empty column nothing could be drawn.
-    num_columns = min(num_columns, len(lengths))
+    # Nothing can be drawn from an empty column; there are some only where a part would have none at all.
+    num_columns = parts * max(1, min(num_columns, len(lengths) // parts))
     places, filled = _places(lengths, num_columns)
     rows = -(-int(filled.max()) // horizon) * horizon
     dtype = np.dtype(jnp.dtype(cfg.history_dtype))

@@ -32,6 +32,8 @@ DROPPED = "teacher."
 """How leaves of version 0.1 begin that are no part of the state any more: the teacher has a file of its own."""
 ENV = "env_state."
 """How the simulator's leaves begin. Another version of a simulator may have others; learning goes on without them."""
+OF_ENVIRONMENTS = ("env_state", "student_carry", "teacher_carry", "teacher_acts", "history")
+"""What goes with the environments, and cannot be gone on with where there are more or fewer of them."""
 
 
 class Checkpoints:
@@ -65,7 +67,9 @@ class Checkpoints:
     def restore(self, template: TrainState) -> TrainState:
         """The newest checkpoint, as a state like ``template`` (arrays or their shapes).
 
-        Its ``env_state`` is None where the checkpoint's simulator has other leaves: another version, other settings.
+        Its ``env_state`` is None where the checkpoint's simulator has other leaves: another version, other settings, or
+        other devices and a simulator that keeps something for all environments of a device. All of
+        :data:`OF_ENVIRONMENTS` is None where the checkpoint has more environments, or fewer.
 
         Raises:
             CheckpointError: there is none, it is damaged, or its leaves have other names, shapes or types.
@@ -125,10 +129,10 @@ def _to_host(state: Any) -> dict[str, np.ndarray]:
 
 def _from_host(arrays: dict[str, np.ndarray], template: TrainState) -> TrainState:
     arrays = {RENAMED.get(name, name): x for name, x in arrays.items() if not name.startswith(DROPPED)}
+    left_out = _left_out(arrays, _by_name(template))
+    template = template.replace(**dict.fromkeys(left_out))
     expected = _by_name(template)
-    if any(name.startswith(ENV) for name in expected.keys() ^ arrays.keys()):
-        template = template.replace(env_state=None)
-        expected, arrays = _by_name(template), {k: v for k, v in arrays.items() if not k.startswith(ENV)}
+    arrays = {name: x for name, x in arrays.items() if name.partition(".")[0] not in left_out}
     if missing := sorted(expected.keys() ^ arrays.keys()):
         raise CheckpointError(f"{OTHER_SETTINGS}: '{missing[0]}' is in one of the two only; {ADVICE}")
     leaves = []
@@ -143,6 +147,23 @@ def _from_host(arrays: dict[str, np.ndarray], template: TrainState) -> TrainStat
         leaves.append(leaf)
     state: TrainState = jax.tree.unflatten(jax.tree.structure(template), leaves)
     return state
+
+
+def _left_out(arrays: dict[str, np.ndarray], expected: dict[str, Any]) -> tuple[str, ...]:
+    """The fields of the state in which a checkpoint cannot be gone on with."""
+    done = f"{ENV}done"
+    if done in arrays and arrays[done].shape != expected[done].shape:
+        return OF_ENVIRONMENTS
+    here, there = (
+        {name: tuple(x.shape) for name, x in leaves.items() if name.startswith(ENV)}
+        for leaves in ({k: _plain(x) for k, x in expected.items()}, arrays)
+    )
+    return () if here == there else OF_ENVIRONMENTS[:1]
+
+
+def _plain(x: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+    """The array in which a checkpoint holds keys, or the array itself."""
+    return jax.eval_shape(jax.random.key_data, x) if _is_key(x) else x
 
 
 def _by_name(tree: Any) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from jdistill.core.actor import PolicyActor
 from jdistill.core.config import AgentCfg, StudentCfg
 from jdistill.core.distillation import Distillation
 from jdistill.core.networks import Policy, PolicyState
+from jdistill.core.sharding import Shards
 from jdistill.data.dataset import Recording, Relabeler, load
 from jdistill.errors import ConfigError, ObservationError
 from jdistill.export.policy_file import load_policy
@@ -45,9 +46,9 @@ def make_student(cfg: StudentCfg, num_actions: int) -> Policy:
     )
 
 
-def make_algorithm(env: TrainingEnv, agent: AgentCfg) -> Distillation:
-    """The algorithm with the student that ``agent`` describes."""
-    return Distillation(env, make_student(agent.student, env.num_actions), agent)
+def make_algorithm(env: TrainingEnv, agent: AgentCfg, shards: Shards = Shards()) -> Distillation:
+    """The algorithm with the student that ``agent`` describes, on an environment that is one of the ``shards``."""
+    return Distillation(env, make_student(agent.student, env.num_actions), agent, shards)
 
 
 def resolve_obs_groups(agent: AgentCfg, env: TrainingEnv) -> None:
@@ -57,8 +58,8 @@ def resolve_obs_groups(agent: AgentCfg, env: TrainingEnv) -> None:
             agent.obs_groups[name] = ["policy"]
 
 
-def load_recording(env: TrainingEnv, cfg: RunCfg, teacher: Teacher) -> Recording | None:
-    """The datasets that the config names; None where it names none.
+def load_recording(env: TrainingEnv, cfg: RunCfg, teacher: Teacher, shards: Shards = Shards()) -> Recording | None:
+    """The datasets that the config names, for as many devices as there are ``shards``; None where it names none.
 
     Raises:
         DatasetError: one that cannot be read, or does not fit the environment.
@@ -71,7 +72,8 @@ def load_recording(env: TrainingEnv, cfg: RunCfg, teacher: Teacher) -> Recording
     relabeler = None
     if algorithm.relabel:
         relabeler = Relabeler(teacher.policy, teacher.state, groups["teacher"], teacher.description["obs_size"])
-    return load(algorithm, groups["student"], sizes, env.num_envs, cfg.agent.num_steps_per_env, relabeler)
+    horizon = cfg.agent.num_steps_per_env
+    return load(algorithm, groups["student"], sizes, env.num_envs, horizon, relabeler, shards.count)
 
 
 def load_teacher(file: Path, env: TrainingEnv, cfg: RunCfg, old_output_activation: str = "identity") -> Teacher:

@@ -28,6 +28,7 @@ from jdistill.run.checkpoint import Checkpoints
 from jdistill.run.compose import RunCfg
 from jdistill.run.console import Clock, Timing
 from jdistill.run.inputs import Teacher, make_algorithm
+from jdistill.run.mesh import SAME, EnvMesh, Programs, history_specs
 from jdistill.run.signals import caught_signals
 
 
@@ -51,15 +52,21 @@ class DistillationRunner:
         run_dir: Path,
         recording: Recording | None = None,
         callbacks: Sequence[Callback] = (),
+        mesh: EnvMesh | None = None,
     ):
-        """Train on rollouts, or on a ``recording``; ``callbacks`` join those for console, scalars and checkpoints."""
+        """Train on rollouts, or on a ``recording``; ``callbacks`` join those for console, scalars and checkpoints.
+
+        ``env`` is what each device of the ``mesh`` steps; without one, a single device does all.
+        """
         self.env = env
+        self.mesh = mesh or EnvMesh()
         self.cfg = cfg
         self.teacher = teacher
-        self.actor = teacher.actor(cfg.agent)
+        self.actor = self.mesh.put(teacher.actor(cfg.agent), SAME)
         self.run_dir = run_dir
         self.recording = recording
-        self.alg = make_algorithm(env, cfg.agent)
+        self.alg = make_algorithm(env, cfg.agent, self.mesh.shards)
+        self.programs = Programs(self.alg, self.mesh, self.actor, cfg.agent.seed)
         self.checkpoints = Checkpoints(run_dir, cfg.agent.max_checkpoints)
         self.scalars = Scalars()
         self.callbacks: list[Callback] = [self.scalars, Console(), Checkpoint(), *callbacks]
@@ -75,10 +82,9 @@ class DistillationRunner:
     def _program(self) -> tuple[Any, tuple[Any, ...]]:
         """The iteration to compile, and what it takes beside the training state."""
         if self.recording:
-            return jax.jit(self.alg.offline_iteration, donate_argnums=0), (self.recording.history,)
-        if any(callback.needs_rollout for callback in self.callbacks):
-            return jax.jit(self.alg.iteration, donate_argnums=0), (self.actor,)
-        return jax.jit(lambda *args: self.alg.iteration(*args)[:2], donate_argnums=0), (self.actor,)
+            return self.programs.offline_iteration(), (self.mesh.put(self.recording.history, history_specs()),)
+        keeps_rollout = any(callback.needs_rollout for callback in self.callbacks)
+        return self.programs.iteration(keeps_rollout), (self.actor,)
 
     # -- the loop ------------------------------------------------------------------------------------------------
 
@@ -111,6 +117,11 @@ class DistillationRunner:
                 if signum is not None and self.current_learning_iteration < total:
                     raise Interrupted(signum, self.current_learning_iteration, self.run_dir)
 
+    @property
+    def num_envs(self) -> int:
+        """Environments of all devices."""
+        return self.mesh.shards.count * self.env.num_envs
+
     def _compile(self) -> Any:
         started = time.perf_counter()
         compiled = self.iteration.lower(self.state, *self._arguments).compile()
@@ -119,7 +130,7 @@ class DistillationRunner:
         return compiled
 
     def _steps_per_iteration(self) -> int:
-        return 0 if self.recording else self.cfg.agent.num_steps_per_env * self.env.num_envs
+        return 0 if self.recording else self.cfg.agent.num_steps_per_env * self.num_envs
 
     def _iterate(self, program: Any) -> tuple[Metrics, Transition | None]:
         """Run the program once; its scalars are read, the rollout stays on the device."""
@@ -189,15 +200,18 @@ class DistillationRunner:
         assert self.state is not None
         agent = self.cfg.agent
         groups = tuple(agent.obs_groups["student"])
-        return PolicyActor(self.alg.student, self.state.student, groups, agent.clip_actions)
+        # A copy that lies on one device, for programs that run on one.
+        student = jax.device_get(self.state.student)
+        return PolicyActor(self.alg.student, student, groups, agent.clip_actions)
 
     def start(self) -> None:
         """Begin at iteration 0."""
-        state = self.env.drive(jax.jit(self.alg.init), jax.random.key(self.cfg.agent.seed), self.actor)
+        rng = self.mesh.put(jax.random.key(self.cfg.agent.seed), SAME)
+        state = self.env.drive(self.programs.init(), rng, self.actor)
         if self.recording and state.student.normalizer is not None:
             # The moments of the whole dataset, from the first step on.
             # (A copy: the training state is donated to every iteration.)
-            normalizer = jax.tree.map(jnp.copy, self.recording.normalizer)
+            normalizer = self.mesh.put(jax.tree.map(jnp.copy, self.recording.normalizer), SAME)
             state = state.replace(student=state.student.replace(normalizer=normalizer))
         self.state = state
         # Kept with the run, so that a resume needs no other file.
@@ -205,13 +219,17 @@ class DistillationRunner:
 
     def load(self) -> None:
         """Go on from the newest checkpoint of the run folder."""
-        template = jax.eval_shape(self.alg.init, jax.random.key(self.cfg.agent.seed), self.actor)
-        self.state = self.checkpoints.restore(template)
-        is_other = self.state.env_state is None
-        if is_other:
-            self.print("The checkpoint's environments are others (settings or version): all episodes begin anew.")
-        if is_other or not self.env.restorable:
-            self.state = self.env.drive(jax.jit(self.alg.restart_episodes), self.state, self.actor)
+        state = self.checkpoints.restore(self.programs.whole())
+        self.state = self.mesh.put(state, specs := self.programs.specs_of(state))
+        if state.student_carry is None:
+            forgotten = "" if self.programs.part.history is None else ", and the history is empty"
+            self.print(f"The checkpoint has another number of environments: all episodes begin anew{forgotten}.")
+        elif state.env_state is None:
+            self.print(
+                "The checkpoint's environments are others (settings, version or devices): all episodes begin anew."
+            )
+        if state.env_state is None or not self.env.restorable:
+            self.state = self.env.drive(self.programs.restart_episodes(specs), self.state, self.actor)
         self.current_learning_iteration = int(self.state.iteration)
         self.phase1_end = int(self.alg.phase1_end(self.state))
 

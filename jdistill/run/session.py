@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -16,7 +17,7 @@ from jdistill.core.observations import group_names
 from jdistill.errors import ConfigError, ObservationError
 from jdistill.run import compilation
 from jdistill.run.compose import RunCfg
-from jdistill.run.devices import select_device
+from jdistill.run.devices import cores, divide_cpu, parse_devices, select_device
 
 
 class Started(NamedTuple):
@@ -30,10 +31,12 @@ class Started(NamedTuple):
     """The command line without it."""
 
 
-def start(request: Request, argv: Sequence[str] = (), device: str | None = None) -> Started:
+def start(
+    request: Request, argv: Sequence[str] = (), device: str | None = None, devices: str | None = None
+) -> Started:
     """Find and load the task that ``request`` means, on ``device``, before JAX has computed anything.
 
-    ``argv`` is the command line in which the simulator finds flags of its own.
+    ``argv`` is the command line in which the simulator finds flags of its own; ``devices`` is what ``--devices`` says.
 
     Raises:
         SettingError: no such task, device or package; a simulator's flag that makes no sense; one line.
@@ -43,6 +46,8 @@ def start(request: Request, argv: Sequence[str] = (), device: str | None = None)
     compilation.prepare()
     if simulator.shares_gpu:
         os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+    if simulator.is_jax:
+        divide_cpu(parse_devices(devices) or cores())
     select_device(device)
     launch = simulator.parse_flags(argv, device)
     select_device(device or launch.device)
@@ -53,7 +58,7 @@ def start(request: Request, argv: Sequence[str] = (), device: str | None = None)
 
 @contextmanager
 def open_env(
-    cfg: RunCfg, task: Task, seed: int | None = None, settings: Any = None, video_dir: str = "."
+    cfg: RunCfg, task: Task, seed: int | None = None, settings: Any = None, video_dir: str = ".", parts: int = 1
 ) -> Iterator[TrainingEnv]:
     """The environment of a run; it ends with the context.
 
@@ -63,13 +68,17 @@ def open_env(
         seed: of everything random before the first reset; None takes the run's.
         settings: the task's settings in place of the run's, a scenario's for one.
         video_dir: folder above the videos that a simulator records by itself.
+        parts: into which the environments are divided; this is one of them.
 
     Raises:
         SettingError: settings that cannot be used; one line.
     """
     seed = cfg.agent.seed if seed is None else seed
     session = Session(seed, needed_groups(cfg.agent), cfg.bridge.mode, video_dir)
-    with task.open(cfg.env if settings is None else settings, session) as env:
+    settings = cfg.env if settings is None else settings
+    if parts > 1:
+        settings = dataclasses.replace(settings, num_envs=settings.num_envs // parts)
+    with task.open(settings, session) as env:
         yield env
 
 

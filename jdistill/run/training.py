@@ -24,6 +24,7 @@ from jdistill.run.session import Started, open_env
 
 if TYPE_CHECKING:
     from jdistill.run.callbacks import Callback
+    from jdistill.run.mesh import EnvMesh
     from jdistill.run.runner import DistillationRunner
 
 _EXPERIMENT = "agent.experiment_name="
@@ -50,6 +51,7 @@ class Job:
     log_project_name: str | None = None
     logdir: str | Path | None = None
     device: str | None = None
+    devices: str | None = None
     dataset: Sequence[str | Path] = ()
     record: str | Path | None = None
     profile: str | None = None
@@ -180,6 +182,7 @@ def train(job: Job, beginning: Beginning, started: Started, command: str, open_f
     """
     from jdistill.data.recorder import check_new
     from jdistill.run.callbacks import Profile, Record
+    from jdistill.run.devices import make_mesh
     from jdistill.run.loggers import check_logger
     from jdistill.run.profiling import ProfileWindow
 
@@ -196,10 +199,11 @@ def train(job: Job, beginning: Beginning, started: Started, command: str, open_f
         check_new(record)
     planned = run or planned_folder(job.logdir, cfg.agent.experiment_name, cfg.agent.run_name)
     callbacks: list[Callback] = [*([Profile(profile)] if profile else []), *([Record(record)] if record else [])]
-    with open_env(cfg, started.task, video_dir=str(planned)) as env:
+    mesh = make_mesh(cfg, started, job.devices)
+    with open_env(cfg, started.task, video_dir=str(planned), parts=mesh.shards.count) as env:
         if open_film:
             callbacks.append(open_film(env))
-        runner = make_runner(env, cfg, started.task, teacher, planned, run is not None, callbacks)
+        runner = make_runner(env, cfg, started.task, teacher, planned, run is not None, callbacks, mesh)
         first = runner.current_learning_iteration
         if run and profile:
             profile.check(first, cfg.agent.max_iterations)
@@ -218,6 +222,7 @@ def make_runner(
     planned: Path,
     resume: bool,
     callbacks: Sequence[Callback],
+    mesh: EnvMesh,
 ) -> DistillationRunner:
     """A runner at the iteration where it begins, in the folder ``planned`` or one beside it.
 
@@ -230,15 +235,16 @@ def make_runner(
     from jdistill.run.runner import DistillationRunner
 
     resolve_obs_groups(cfg.agent, env)
-    cfg.env.num_envs = env.num_envs
+    shards = mesh.shards
+    cfg.env.num_envs = shards.count * env.num_envs
     teacher = load_teacher(teacher_file, env, cfg, task.old_teacher_output_activation)
     print(f"Teacher: {teacher_file}: {summary(teacher.policy, teacher.state, teacher.description['obs_size'])}")
-    recording = load_recording(env, cfg, teacher)
-    for held in (plan_history(make_algorithm(env, cfg.agent)), recording):
+    recording = load_recording(env, cfg, teacher, shards)
+    for held in (plan_history(make_algorithm(env, cfg.agent, shards), len(mesh.mesh.local_devices)), recording):
         if held:
             print(held.describe())
     run = planned if resume else new_run(planned)
-    runner = DistillationRunner(env, cfg, teacher, run, recording, callbacks)
+    runner = DistillationRunner(env, cfg, teacher, run, recording, callbacks, mesh)
     if not resume:
         print(f"Logging to {run}", flush=True)
         runner.start()

@@ -1,0 +1,66 @@
+"""The environments divided among devices, each of which steps, remembers and learns from its own.
+
+A program of the learner runs on every device at once (``jax.shard_map`` over a mesh of one axis, :data:`AXIS`), and sees
+that device's environments as if there were no others. What it learns is the same everywhere, because whatever speaks of
+all environments is brought together here: gradients, the normalizer's moments, scalars, episode statistics. All parts
+are equally large, so that a mean of means is the mean.
+
+What is drawn at random for an environment, or for a sequence, hangs on its number among all of them, so that a run's
+numbers do not depend on how many devices share the work.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+from jax.flatten_util import ravel_pytree
+
+AXIS = "env"
+"""The mesh's axis."""
+
+
+@dataclass(frozen=True)
+class Shards:
+    """Into how many equal parts the environments are divided. With one part nothing is exchanged.
+
+    Methods are for use inside a program that runs on all parts at once.
+    """
+
+    count: int = 1
+
+    def mean(self, tree: Any) -> Any:
+        """The mean over all parts, of every leaf (float32); one exchange for all leaves."""
+        if self.count == 1:
+            return tree
+        flat, unravel = ravel_pytree(tree)
+        return unravel(lax.pmean(flat, AXIS))
+
+    def all(self, flags: Array) -> Array:
+        """Bool, of the shape of ``flags``: whether they are true in every part."""
+        return lax.pmin(flags.astype(jnp.int32), AXIS).astype(bool) if self.count > 1 else flags
+
+    def concatenate(self, tree: Any) -> Any:
+        """The leaves (N, ...) of all parts, one behind the other: (count * N, ...)."""
+        return lax.all_gather(tree, AXIS, tiled=True) if self.count > 1 else tree
+
+    def moments(self, x: Array) -> tuple[Array, Array]:
+        """Mean and biased variance (...) of the rows ``x`` (N, ...) of all parts together.
+
+        The variance is the mean of the parts' own plus the variance of their means (Chan et al. 1979).
+        """
+        mean, var = x.mean(axis=0), x.var(axis=0)
+        whole = self.mean(mean)
+        return whole, self.mean(var + jnp.square(mean - whole)) if self.count > 1 else var
+
+    def numbers(self, size: int) -> Array:
+        """(size,) int32: the numbers among all, counted from 0, of the ``size`` things that this part has."""
+        own = jnp.arange(size)
+        return own + lax.axis_index(AXIS) * size if self.count > 1 else own
+
+    def keys(self, rng: Array, size: int) -> Array:
+        """(size,) keys of these things, the same however they are divided."""
+        return jax.vmap(jax.random.fold_in, (None, 0))(rng, self.numbers(size))
