@@ -29,6 +29,8 @@ class Session(NamedTuple):
     """How a simulator that is not JAX is stepped: ``auto``, ``callback`` or ``host``."""
     video_dir: str = "."
     """Folder above a simulator's own videos."""
+    parts: int = 1
+    """Into how many parts a simulator is to divide the number of environments that its own config has; this is one."""
 
 
 class Scenario(NamedTuple):

@@ -39,7 +39,7 @@ def train(task: str | None = None, **settings: Any) -> Path:
     beginning = training.begin(job)
     said = {name: value for name, value in {"task": task, **settings}.items() if value is not None}
     call = f"jdistill.train({', '.join(f'{name}={value!r}' for name, value in said.items())})"
-    return training.train(job, beginning, start(beginning.request, device=job.device, devices=job.devices), call)
+    return training.train(job, beginning, start(beginning.request, placement=job.placement), call)
 
 
 def evaluate(

@@ -148,6 +148,7 @@ def open_env(
     groups: Sequence[str] | None,
     mode: str,
     video_dir: str,
+    parts: int = 1,
 ) -> Iterator[IsaacLabEnv]:
     """Start the simulator and the task ``name``; both end with the context.
 
@@ -160,6 +161,7 @@ def open_env(
         mode: how the simulator is stepped, see :class:`bridge.isaaclab.env.IsaacLabEnv`; ``auto`` takes ``host`` where
             Isaac Sim's Kit runs, which wants its main thread, else ``callback``.
         video_dir: folder above the videos of ``--video``.
+        parts: processes that share the number of environments in the task's config, where ``cfg`` has none.
 
     Raises:
         SettingError: the task cannot be started as asked; one line.
@@ -169,6 +171,13 @@ def open_env(
     env_cfg.sim.device = launch.device
     if cfg.num_envs is not None:
         env_cfg.scene.num_envs = cfg.num_envs
+    elif parts > 1:
+        if env_cfg.scene.num_envs % parts:
+            raise LaunchError(
+                f"{name}: its {env_cfg.scene.num_envs} environments cannot be divided among {parts} processes; set "
+                f"--num_envs, {parts * max(1, round(env_cfg.scene.num_envs / parts))} for one"
+            )
+        env_cfg.scene.num_envs //= parts
     with _told(name):
         pre_launch_video_config(env_cfg, launch)
         needs_kit = bool(validate_launch(env_cfg, launch)[1])

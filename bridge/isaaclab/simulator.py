@@ -81,7 +81,7 @@ class IsaacLab(Simulator):
 
         @contextmanager
         def open_env(cfg: Any, session: Session) -> Iterator[TrainingEnv]:
-            details = session.seed, session.groups, session.mode, session.video_dir
+            details = session.seed, session.groups, session.mode, session.video_dir, session.parts
             with launch.open_env(name, cfg, options, *details) as env:
                 yield env
 

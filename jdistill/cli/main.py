@@ -14,6 +14,7 @@ import traceback
 from collections.abc import Callable, Sequence
 
 from jdistill.errors import UserError, nearest
+from jdistill.run import processes
 
 COMMANDS = {
     "train": "distill a teacher into a student; the same as train_jax.py",
@@ -61,8 +62,8 @@ def report_errors(prog: str, command: Callable[[list[str]], int | None], argv: S
         if "--traceback" in argv:
             traceback.print_exc()
         message, status = _told(e)
-        print(f"{prog}: error: {message}", file=sys.stderr)
-        return status
+        line = f"{prog}: error: {message}"
+        return processes.fail(message, lambda: print(line, file=sys.stderr), status)
 
 
 def _told(error: BaseException) -> tuple[str, int]:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Sequence
+from dataclasses import fields
 from pathlib import Path
 
 from bridge import registry
 from bridge.tasks import Request
 from jdistill.cli.parser import Parser, refuse_unknown
 from jdistill.run.compose import RunCfg
+from jdistill.run.devices import Placement
 from jdistill.run.session import Started, start
 
 
@@ -37,11 +39,12 @@ def start_simulator(
         SettingError: see :func:`jdistill.run.session.start`.
         ConfigError: a flag that nobody knows.
     """
-    devices = getattr(args, "devices", "1")
+    said = {field.name: getattr(args, field.name) for field in fields(Placement) if hasattr(args, field.name)}
+    placement = Placement(**{"devices": "1", **said})
     if not registry.find(request).flags:
         refuse_unknown(parser, args.unknown)
-        return args, start(request, args.argv, args.device, devices)
-    started = start(request, [*args.argv, *extra], args.device, devices)
+        return args, start(request, args.argv, placement)
+    started = start(request, [*args.argv, *extra], placement)
     again = reparse(started.rest)
     refuse_unknown(parser, again.unknown)
     args.overrides = again.overrides  # The rest stays: some flags, --device for one, are the simulator's and ours.

@@ -67,6 +67,10 @@ def _add_what_to_train(parser: Parser, every: dict[str, Any], others: str) -> No
     argument("--config", metavar="FILE", help="YAML file with task, agent and env settings, or the name of a preset")
     add(parser, "--device")
     add(parser, "--devices")
+    argument("--distributed", action="store_true", help="one of several processes, started by torchrun or srun")
+    argument("--coordinator", metavar="HOST:PORT", help="one of several processes: where the first one listens")
+    argument("--num_processes", type=positive, metavar="N", help="how many there are")
+    argument("--process_id", type=count, metavar="I", help="which one this is, from 0 on")
 
 
 def _add_what_comes_out(parser: Parser, filming: str) -> None:
@@ -122,6 +126,7 @@ def run(argv: list[str], program: Sequence[str] = PROGRAM) -> int:
     parser = make_parser(_prog(program))
     args = parse(parser, argv)
     from jdistill.run import compilation, training
+    from jdistill.run.processes import is_main
     from jdistill.run.runner import Interrupted
 
     compilation.prepare()
@@ -140,9 +145,12 @@ def run(argv: list[str], program: Sequence[str] = PROGRAM) -> int:
         training.train(job_of(args), beginning, started, command, open_film if films else None)
     except Interrupted as stop:
         flags = [*_camera_flags(args), *started.flags] if films else started.flags
-        on = ["--device", args.device] if args.device else []
+        on = [f"--{name}={value}" for name in ("device", "devices") if (value := getattr(args, name))]
+        on += [f"--{name}={value}" for name in ("coordinator", "num_processes", "process_id") if (value := getattr(args, name)) is not None]
+        on += ["--distributed"] if args.distributed else []
         again = shlex.join([*program, "--resume", "--load_run", str(stop.run_dir), *on, *flags])
-        print(f"{stop}. Go on with: {again}", file=sys.stderr)
+        if is_main():
+            print(f"{stop}. Go on with: {again}", file=sys.stderr)
         return 128 + stop.signum
     return 0
 

@@ -7,9 +7,7 @@ known on the states that any of them visits, and one program serves for all of t
 from __future__ import annotations
 
 import operator
-import os
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import jax
@@ -20,6 +18,8 @@ from jax import Array
 from bridge.env import EPISODE_METRIC_PREFIX, Parametric, State, TrainingEnv
 from jdistill.core.actor import Actor
 from jdistill.evaluation.metrics import find_main_metric
+from jdistill.run.mesh import BY_ENV as BY_FLIGHT
+from jdistill.run.mesh import SAME, EnvMesh
 
 METRIC, TERMINATION = "Metrics/", "Episode_Termination/"
 TRACES = 3
@@ -60,6 +60,7 @@ class Evaluator:
         reference: str | None = None,
         settle_s: float = 3.0,
         main_metric: str | None = None,
+        devices: Sequence[jax.Device] | None = None,
     ):
         """``reference`` names the actor that the others are compared with; an episode has settled after ``settle_s``
         seconds; ``main_metric`` is the task's, see :mod:`jdistill.evaluation.metrics`."""
@@ -67,6 +68,7 @@ class Evaluator:
         self.reference = reference
         self.settle_s = settle_s
         self.main_metric = main_metric
+        self.devices = list(devices or jax.devices()[:1])
         self._programs: dict[Hashable, Any] = {}
 
     def rollout(self, env: TrainingEnv, name: str, seed: int) -> EpisodeStatistics:
@@ -79,48 +81,50 @@ class Evaluator:
         return next(iter(self.rollouts([(env, name)], seed)))
 
     def rollouts(self, flights: Sequence[tuple[TrainingEnv, str]], seed: int) -> Iterator[EpisodeStatistics]:
-        """The same for each of ``flights``, in their order; those of one structure share a program.
+        """The same for each of ``flights``, in their order; those of one structure share a program."""
+        alike: dict[Hashable, list[tuple[TrainingEnv, str]]] = {}
+        for flight in flights:
+            alike.setdefault(_key(flight[0]), []).append(flight)
+        found = {key: self._fly(those, seed) for key, those in alike.items()}
+        for env, _ in flights:
+            yield next(found[_key(env)])
 
-        A CPU flies one flight on each core, as a flight's arrays fit its caches and are too small to share. Any other
-        device flies all flights of a structure as one batch.
+    def _fly(self, flights: Sequence[tuple[TrainingEnv, str]], seed: int) -> Iterator[EpisodeStatistics]:
+        """Flies ``flights`` of one structure, on as many devices as there is use for.
+
+        Each core of a CPU flies one at a time, as a flight's arrays fit its caches. Any other device flies its share in
+        one batch. A simulator that is called back is nobody's to share: it flies one at a time, on one device.
         """
-        if jax.default_backend() == "cpu":
-            prepared = [self._prepare([flight], seed) for flight in flights]
-            # A simulator of its own is nobody's to share.
-            cores = len(os.sched_getaffinity(0)) if all(isinstance(env, Parametric) for env, _ in flights) else 1
-            with ThreadPoolExecutor(cores) as pool:
-                for (one,) in pool.map(lambda fly: fly(), prepared):
-                    yield one
-            return
-        batches: dict[Hashable, list[int]] = {}
-        for i, (env, _) in enumerate(flights):
-            batches.setdefault(_key(env), []).append(i)
-        found: dict[int, EpisodeStatistics] = {}
-        for places in batches.values():
-            found |= zip(places, self._prepare([flights[i] for i in places], seed)(), strict=True)
-        for i in range(len(flights)):
-            yield found[i]
+        env, is_shared = flights[0][0], isinstance(flights[0][0], Parametric)
+        mesh = EnvMesh(self.devices[: len(flights) if is_shared else 1])
+        share = -(-len(flights) // mesh.shards.count) if is_shared and flies_in_batches(mesh.devices[0]) else 1
+        at_once = mesh.shards.count * share
+        actors, key = mesh.put((list(self.actors.values()), jax.random.key(seed)), SAME)
+        for first in range(0, len(flights), at_once):
+            taken = flights[first : first + at_once]
+            # The last round is filled up, so that one program serves all.
+            parameters, acting = mesh.put(self._arguments([*taken, *[taken[-1]] * (at_once - len(taken))]), BY_FLIGHT)
+            arguments = (actors, parameters, key, acting)
+            out = jax.device_get(env.drive(self._compiled(env, mesh, share, arguments), *arguments))
+            for i, (world, _) in enumerate(taken):
+                yield self._statistics(world, jax.tree.map(operator.itemgetter(i), out))
 
-    def _prepare(self, flights: Sequence[tuple[TrainingEnv, str]], seed: int) -> Callable[[], list[EpisodeStatistics]]:
-        """Flies ``flights`` of one structure (F) in one program, which is compiled at once, when called."""
-        env = flights[0][0]
-        parameters = [world.parameters if isinstance(world, Parametric) else () for world, _ in flights]
-        stacked = jax.tree.map(lambda *values: jnp.stack([jnp.asarray(v) for v in values]), *parameters)
-        acting = jnp.array([list(self.actors).index(name) for _, name in flights])
-        arguments = (list(self.actors.values()), stacked, jax.random.key(seed), acting)
-        key = (_key(env), len(flights))
+    def _arguments(self, flights: Sequence[tuple[TrainingEnv, str]]) -> tuple[Any, np.ndarray]:
+        """The environments' parameters and the acting actors' places among all, each (F, ...)."""
+        parameters = [env.parameters if isinstance(env, Parametric) else () for env, _ in flights]
+        names = list(self.actors)
+        stacked = jax.tree.map(lambda *values: np.stack([np.asarray(v) for v in values]), *parameters)
+        return stacked, np.array([names.index(name) for _, name in flights])
+
+    def _compiled(self, env: TrainingEnv, mesh: EnvMesh, share: int, arguments: Sequence[Any]) -> Any:
+        """The program of ``share`` flights on each device."""
+        key = (_key(env), mesh.shards.count, share)
         if key not in self._programs:
-            program = jax.vmap(self._program(env), in_axes=(None, 0, None, 0)) if flights[1:] else self._single(env)
+            program = jax.vmap(self._program(env), in_axes=(None, 0, None, 0)) if share > 1 else self._single(env)
+            divided = mesh.program(program, (SAME, BY_FLIGHT, SAME, BY_FLIGHT), BY_FLIGHT)
             # The environment is kept with its program, so that no other one gets its id.
-            self._programs[key] = env, jax.jit(program).lower(*arguments).compile()
-        _, compiled = self._programs[key]
-
-        def fly() -> list[EpisodeStatistics]:
-            out = jax.device_get(env.drive(compiled, *arguments))
-            ones = [jax.tree.map(operator.itemgetter(i), out) for i in range(len(flights))]
-            return [self._statistics(world, one) for (world, _), one in zip(flights, ones, strict=True)]
-
-        return fly
+            self._programs[key] = env, divided.lower(*arguments).compile()
+        return self._programs[key][1]
 
     def _single(self, env: TrainingEnv) -> Callable[..., Any]:
         """The program of one flight as a batch of one: a simulator that is called back knows no batches of batches."""
@@ -209,6 +213,11 @@ class Evaluator:
             "terminations": {k: v for k, v in ended.items() if v},
         }
         return EpisodeStatistics(numbers, values, traces(out["trace"], env.step_dt))
+
+
+def flies_in_batches(device: jax.Device) -> bool:
+    """Whether several flights at once are faster than one after the other."""
+    return device.platform != "cpu"
 
 
 def _key(env: TrainingEnv) -> Hashable:

@@ -51,7 +51,7 @@ class Checkpoints:
 
         ``mean_return`` is None where it says nothing about the student; such a state is never the best.
         """
-        arrays, info = _to_host(state), {"iteration": iteration, "mean_return": mean_return}
+        arrays, info = _copied(state), {"iteration": iteration, "mean_return": mean_return}
         args = ocp.args.Composite(**{STATE: ocp.args.StandardSave(arrays), INFO: ocp.args.JsonSave(info)})
         self._write(self._latest, iteration, args)
         if mean_return is None or mean_return <= self._best_return:
@@ -78,7 +78,10 @@ class Checkpoints:
         if step is None:
             raise CheckpointError(f"{self._latest.directory}: no checkpoint")
         try:
-            args = ocp.args.Composite(**{STATE: ocp.args.StandardRestore()})
+            # Onto the host, whatever devices the checkpoint was made on.
+            made: Any = self._latest.item_metadata(step)[STATE]
+            on_host = {name: np.empty(x.shape, x.dtype) for name, x in made.items()}
+            args = ocp.args.Composite(**{STATE: ocp.args.StandardRestore(on_host)})
             arrays = self._latest.restore(step, args=args)[STATE]
         except Exception as e:  # Orbax raises a dozen kinds for a damaged folder.
             folder = self._latest.directory / str(step)
@@ -117,14 +120,26 @@ def _manager(directory: Path, max_to_keep: int) -> ocp.CheckpointManager:
     # Orbax wants absolute paths.
     options = ocp.CheckpointManagerOptions(max_to_keep=max_to_keep)
     try:
-        return ocp.CheckpointManager(directory.absolute(), options=options)
+        handlers = {STATE: ocp.StandardCheckpointHandler(), INFO: ocp.JsonCheckpointHandler()}
+        return ocp.CheckpointManager(directory.absolute(), item_handlers=handlers, options=options)
     except OSError as e:
         raise CheckpointError(f"{directory}: cannot hold checkpoints ({e.strerror})") from e
 
 
-def _to_host(state: Any) -> dict[str, np.ndarray]:
-    """Leaves by path, copied: the device may reuse its buffers while Orbax still writes."""
-    return {name: np.array(jax.random.key_data(x) if _is_key(x) else x) for name, x in _by_name(state).items()}
+def _copied(state: Any) -> dict[str, Any]:
+    """Leaves by path, copied: the device may reuse its buffers while Orbax still writes.
+
+    Where several processes hold the state, each of them keeps and writes its part.
+    """
+    leaves = _by_name(state)
+    if jax.process_count() > 1:
+        return jax.jit(lambda leaves: {name: jnp.copy(_data(x)) for name, x in leaves.items()})(leaves)
+    return {name: np.array(_data(x)) for name, x in leaves.items()}
+
+
+def _data(x: Array) -> Array:
+    """A key as the array that a checkpoint holds, or the array itself."""
+    return jax.random.key_data(x) if _is_key(x) else x
 
 
 def _from_host(arrays: dict[str, np.ndarray], template: TrainState) -> TrainState:
@@ -156,14 +171,9 @@ def _left_out(arrays: dict[str, np.ndarray], expected: dict[str, Any]) -> tuple[
         return OF_ENVIRONMENTS
     here, there = (
         {name: tuple(x.shape) for name, x in leaves.items() if name.startswith(ENV)}
-        for leaves in ({k: _plain(x) for k, x in expected.items()}, arrays)
+        for leaves in ({k: jax.eval_shape(_data, x) for k, x in expected.items()}, arrays)
     )
     return () if here == there else OF_ENVIRONMENTS[:1]
-
-
-def _plain(x: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
-    """The array in which a checkpoint holds keys, or the array itself."""
-    return jax.eval_shape(jax.random.key_data, x) if _is_key(x) else x
 
 
 def _by_name(tree: Any) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,6 +20,23 @@ ENVS_PER_CORE = 16
 """Environments for which another CPU core pays off; ``python -m benchmarks.devices`` measures it."""
 
 
+@dataclass(frozen=True)
+class Placement:
+    """What a command line says of devices and processes: the flags of these names."""
+
+    device: str | None = None
+    devices: str | None = None
+    distributed: bool = False
+    coordinator: str | None = None
+    num_processes: int | None = None
+    process_id: int | None = None
+
+    @property
+    def group(self) -> tuple[bool, str | None, int | None, int | None]:
+        """The arguments of :func:`jdistill.run.processes.find_group`."""
+        return self.distributed, self.coordinator, self.num_processes, self.process_id
+
+
 def select_device(name: str | None) -> None:
     """Tell JAX which kind of device to use, before it looks for any; None leaves the choice to JAX.
 
@@ -32,9 +49,7 @@ def select_device(name: str | None) -> None:
     if kind not in ("cpu", "cuda", "gpu", "tpu") or (index and not index.isdigit()):
         raise ConfigError(f"--device {name}: expected cpu, cuda or cuda:N")
     if index and kind in ("cuda", "gpu"):
-        visible = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
-        chosen = visible[int(index)] if int(index) < len(visible) and visible[0] else index
-        os.environ["CUDA_VISIBLE_DEVICES"] = chosen
+        see_one_gpu(int(index))
     import jax
 
     try:
@@ -43,6 +58,12 @@ def select_device(name: str | None) -> None:
     except RuntimeError as e:
         hint = "" if kind == "cpu" else "; for a GPU use 'uv run --extra cuda ...'"
         raise ConfigError(f"--device {name}: JAX finds no such device{hint}") from e
+
+
+def see_one_gpu(index: int) -> None:
+    """Hide all GPUs but one of those that this process sees, from JAX, torch and simulators."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
+    os.environ["CUDA_VISIBLE_DEVICES"] = visible[index] if index < len(visible) and visible[0] else str(index)
 
 
 def cores() -> int:
@@ -90,8 +111,8 @@ def parse_devices(text: str | None) -> int | None:
 def make_mesh(cfg: RunCfg, started: Started, asked: str | None = None) -> EnvMesh:
     """The devices that share the environments of a run.
 
-    ``asked`` is what ``--devices`` says. Without it, a simulator that is JAX takes all GPUs, or as many CPU cores as pay
-    off, and any other one device.
+    ``asked`` is what ``--devices`` says, of each process. Without it, a simulator that is JAX takes all GPUs, or as many
+    CPU cores as pay off, and any other one device.
 
     Raises:
         ConfigError: there are not so many, or the environments cannot be divided among them.
@@ -100,28 +121,34 @@ def make_mesh(cfg: RunCfg, started: Started, asked: str | None = None) -> EnvMes
 
     from jdistill.run.mesh import EnvMesh
 
-    devices = jax.devices()
+    here = jax.local_devices()
+    processes = [[d for d in jax.devices() if d.process_index == i] for i in range(jax.process_count())]
+
+    def mesh(each: int) -> EnvMesh:
+        return EnvMesh([device for devices in processes for device in devices[:each]])
+
+    number = cfg.env.num_envs
     if not started.simulator.is_jax:
         if asked not in (None, "1"):
             raise ConfigError(
                 f"--devices {asked}: {started.simulator.title} steps one simulator on one device in each process; for "
                 "more, start more processes (docs/scaling.md)"
             )
-        return EnvMesh(devices[:1])
-    number, smallest = cfg.env.num_envs, cfg.agent.algorithm.num_mini_batches
+        _check_divides(number, len(processes))
+        return mesh(1)
     if asked is None:
-        enough = ENVS_PER_CORE if devices[0].platform == "cpu" else 1
-        return EnvMesh(devices[: _most(number, len(devices), max(enough, smallest))])
-    count = parse_devices(asked) or len(devices)
-    if count > len(devices):
-        raise ConfigError(f"--devices {asked}: there are {len(devices)}")
-    if number % count:
+        enough = max(ENVS_PER_CORE if here[0].platform == "cpu" else 1, cfg.agent.algorithm.num_mini_batches)
+        counts = [n * len(processes) for n in range(1, len(here) + 1)]
+        count = max((n for n in counts if number % n == 0 and number // n >= enough), default=counts[0])
+    else:
+        count = len(processes) * (parse_devices(asked) or len(here))
+        if count > len(processes) * len(here):
+            raise ConfigError(f"--devices {asked}: there are {len(here)}")
+    _check_divides(number, count)
+    return mesh(count // len(processes))
+
+
+def _check_divides(number: int | None, count: int) -> None:
+    if number is not None and number % count:
         near = count * max(1, round(number / count))
         raise ConfigError(f"--num_envs {number}: cannot be divided among {count} devices; the nearest that can is {near}")
-    return EnvMesh(devices[:count])
-
-
-def _most(number: int, available: int, each: int) -> int:
-    """The most devices, of those ``available``, with an equal share of at least ``each`` of a ``number``."""
-    fitting = [count for count in range(1, available + 1) if number % count == 0 and number // count >= each]
-    return max(fitting, default=1)

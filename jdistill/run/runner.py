@@ -23,6 +23,7 @@ from jdistill.core.statistics import Metrics
 from jdistill.data.dataset import Recording
 from jdistill.errors import CheckpointError, TrainingError, UserError
 from jdistill.export.policy_file import save_policy
+from jdistill.run import processes
 from jdistill.run.callbacks import Callback, Checkpoint, Console, Iteration, Scalars
 from jdistill.run.checkpoint import Checkpoints
 from jdistill.run.compose import RunCfg
@@ -69,7 +70,8 @@ class DistillationRunner:
         self.programs = Programs(self.alg, self.mesh, self.actor, cfg.agent.seed)
         self.checkpoints = Checkpoints(run_dir, cfg.agent.max_checkpoints)
         self.scalars = Scalars()
-        self.callbacks: list[Callback] = [self.scalars, Console(), Checkpoint(), *callbacks]
+        speaking = [self.scalars, Console()] if processes.is_main() else []
+        self.callbacks: list[Callback] = [*speaking, Checkpoint(), *callbacks]
         self.state: TrainState | None = None
         self._saved: int | None = None
         self.current_learning_iteration = 0
@@ -110,7 +112,7 @@ class DistillationRunner:
                     callback.before_iteration(phase)
                 clock.start()
                 metrics, rollout = self._iterate(program)
-                signum = received[0] if received else None
+                signum = processes.largest(received[0] if received else 0) or None
                 is_last = signum is not None or self.current_learning_iteration == total
                 scalars = self._scalars(metrics, phase, timing := clock.read(phase.current_iteration))
                 self._after(Iteration(phase, scalars, timing, self._student_return(scalars), rollout, is_last))
@@ -134,7 +136,11 @@ class DistillationRunner:
 
     def _iterate(self, program: Any) -> tuple[Metrics, Transition | None]:
         """Run the program once; its scalars are read, the rollout stays on the device."""
-        self.state, metrics, *rollout = self.env.drive(program, self.state, *self._arguments)
+        try:
+            self.state, metrics, *rollout = self.env.drive(program, self.state, *self._arguments)
+        except (ValueError, jax.errors.JaxRuntimeError):  # What a collective raises whose partner is gone.
+            processes.await_the_end()
+            raise
         metrics = jax.device_get(metrics)
         self._check_finite(metrics)
         self.current_learning_iteration += 1
@@ -149,12 +155,14 @@ class DistillationRunner:
                 callback.after_iteration(iteration)
             except (UserError, OSError) as e:
                 failures.append(e)
-        if not failures:
+        if not processes.largest(bool(failures)):
             return
-        failure = failures[0]
-        if isinstance(failure, CheckpointError):
-            raise failure
+        if failures and isinstance(failures[0], CheckpointError):
+            raise failures[0]
         self.save(iteration.mean_return)
+        if not failures:
+            processes.await_the_end()
+        failure = failures[0]
         what = failure if isinstance(failure, UserError) else f"{failure.filename or self.run_dir}: {failure.strerror}"
         kind = type(failure) if isinstance(failure, UserError) else TrainingError
         raise kind(f"{what}; the training is saved, and --resume goes on with it") from failure
@@ -214,8 +222,8 @@ class DistillationRunner:
             normalizer = self.mesh.put(jax.tree.map(jnp.copy, self.recording.normalizer), SAME)
             state = state.replace(student=state.student.replace(normalizer=normalizer))
         self.state = state
-        # Kept with the run, so that a resume needs no other file.
-        save_policy(self.run_dir / "teacher.safetensors", *self.teacher)
+        if processes.is_main():  # Kept with the run, so that a resume needs no other file.
+            save_policy(self.run_dir / "teacher.safetensors", *self.teacher)
 
     def load(self) -> None:
         """Go on from the newest checkpoint of the run folder."""
@@ -248,5 +256,5 @@ class DistillationRunner:
             "task": self.cfg.task,
             "iteration": self.current_learning_iteration,
         }
-        for name in ["student", *(["best_student"] if best else [])]:
+        for name in ["student", *(["best_student"] if best else [])] if processes.is_main() else []:
             save_policy(self.run_dir / f"{name}.safetensors", self.alg.student, self.state.student, header)

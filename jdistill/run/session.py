@@ -15,9 +15,9 @@ from bridge.tasks import Request, Session, Simulator, Task
 from jdistill.core.config import AgentCfg
 from jdistill.core.observations import group_names
 from jdistill.errors import ConfigError, ObservationError
-from jdistill.run import compilation
+from jdistill.run import compilation, processes
 from jdistill.run.compose import RunCfg
-from jdistill.run.devices import cores, divide_cpu, parse_devices, select_device
+from jdistill.run.devices import Placement, cores, divide_cpu, parse_devices, see_one_gpu, select_device
 
 
 class Started(NamedTuple):
@@ -32,22 +32,28 @@ class Started(NamedTuple):
 
 
 def start(
-    request: Request, argv: Sequence[str] = (), device: str | None = None, devices: str | None = None
+    request: Request, argv: Sequence[str] = (), placement: Placement = Placement()
 ) -> Started:
-    """Find and load the task that ``request`` means, on ``device``, before JAX has computed anything.
+    """Find and load the task that ``request`` means, where ``placement`` says, before JAX has computed anything.
 
-    ``argv`` is the command line in which the simulator finds flags of its own; ``devices`` is what ``--devices`` says.
+    ``argv`` is the command line in which the simulator finds flags of its own.
 
     Raises:
         SettingError: no such task, device or package; a simulator's flag that makes no sense; one line.
     """
+    device = placement.device
     simulator = registry.find(request)
     registry.check_installed(simulator, request)
     compilation.prepare()
     if simulator.shares_gpu:
         os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+    group = processes.find_group(*placement.group)
     if simulator.is_jax:
-        divide_cpu(parse_devices(devices) or cores())
+        divide_cpu(parse_devices(placement.devices) or (1 if group else cores()))
+    if group:
+        if group.local_id is not None and device in (None, "cuda", "gpu"):
+            see_one_gpu(group.local_id)
+        processes.join(group)
     select_device(device)
     launch = simulator.parse_flags(argv, device)
     select_device(device or launch.device)
@@ -74,10 +80,12 @@ def open_env(
         SettingError: settings that cannot be used; one line.
     """
     seed = cfg.agent.seed if seed is None else seed
-    session = Session(seed, needed_groups(cfg.agent), cfg.bridge.mode, video_dir)
     settings = cfg.env if settings is None else settings
-    if parts > 1:
-        settings = dataclasses.replace(settings, num_envs=settings.num_envs // parts)
+    if parts > 1 and settings.num_envs is not None:
+        settings, parts = dataclasses.replace(settings, num_envs=settings.num_envs // parts), 1
+    # Simulators that are stepped by a process each must not all do the same.
+    seed += processes.process_id()
+    session = Session(seed, needed_groups(cfg.agent), cfg.bridge.mode, video_dir, parts)
     with task.open(settings, session) as env:
         yield env
 

@@ -10,9 +10,16 @@ from types import FrameType
 from typing import Any
 
 
+LAST = 5
+"""Signals until one is obeyed at once."""
+
+
 @contextmanager
 def caught_signals() -> Iterator[list[int]]:
-    """Collect SIGINT and SIGTERM instead of dying of them; a second one has its usual effect."""
+    """Collect SIGINT and SIGTERM instead of dying of them; the :data:`LAST` one has its usual effect.
+
+    One Ctrl-C may come twice: from the terminal, and passed on by a launcher.
+    """
     received: list[int] = []
     if threading.current_thread() is not threading.main_thread():
         yield received  # Python lets only the main thread handle signals.
@@ -20,7 +27,8 @@ def caught_signals() -> Iterator[list[int]]:
 
     def note(signum: int, frame: FrameType | None) -> None:
         received.append(signum)
-        signal.signal(signum, before[signum])
+        if len(received) >= LAST - 1:
+            signal.signal(signum, before[signum])
 
     before: dict[int, Any] = {int(s): signal.signal(s, note) for s in (signal.SIGINT, signal.SIGTERM)}
     try:

@@ -7,7 +7,7 @@ task, :func:`train` builds everything and runs it.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -17,7 +17,9 @@ from bridge.env import TrainingEnv
 from bridge.tasks import DEFAULT_TASK, Request, Task
 from jdistill.core.config import AlgorithmCfg
 from jdistill.errors import ConfigError
+from jdistill.run import processes
 from jdistill.run.compose import RunCfg, compose_task, load_file
+from jdistill.run.devices import Placement, make_mesh
 from jdistill.run.folders import find_run, new_run, note_start, planned_folder
 from jdistill.run.presets import config_path, preset
 from jdistill.run.session import Started, open_env
@@ -52,11 +54,20 @@ class Job:
     logdir: str | Path | None = None
     device: str | None = None
     devices: str | None = None
+    distributed: bool = False
+    coordinator: str | None = None
+    num_processes: int | None = None
+    process_id: int | None = None
     dataset: Sequence[str | Path] = ()
     record: str | Path | None = None
     profile: str | None = None
     overrides: Sequence[str] = ()
     """Dotted settings, ``key=value``."""
+
+    @property
+    def placement(self) -> Placement:
+        """Its flags of devices and processes."""
+        return Placement(**{field.name: getattr(self, field.name) for field in fields(Placement)})
 
     def settings(self) -> dict[str, Any]:
         """What the flags say, as a config."""
@@ -182,9 +193,9 @@ def train(job: Job, beginning: Beginning, started: Started, command: str, open_f
     """
     from jdistill.data.recorder import check_new
     from jdistill.run.callbacks import Profile, Record
-    from jdistill.run.devices import make_mesh
     from jdistill.run.loggers import check_logger
     from jdistill.run.profiling import ProfileWindow
+    from jdistill.run.runner import Interrupted
 
     cfg, run = configure(job, beginning, started), beginning.run
     profile = ProfileWindow.parse(job.profile) if job.profile else None
@@ -192,24 +203,33 @@ def train(job: Job, beginning: Beginning, started: Started, command: str, open_f
         profile.check(0, cfg.agent.max_iterations)
     check_logger(cfg.agent)
     teacher = teacher_path(cfg, started.task, job, run)
-    record = Path(job.record) if job.record else None
+    record = processes.own_file(Path(job.record)) if job.record else None
     if record and cfg.agent.algorithm.dataset:
         raise ConfigError("--record writes rollouts, and a dataset has none: leave one of the two out")
     if record:
         check_new(record)
     planned = run or planned_folder(job.logdir, cfg.agent.experiment_name, cfg.agent.run_name)
-    callbacks: list[Callback] = [*([Profile(profile)] if profile else []), *([Record(record)] if record else [])]
+    planned = Path(processes.told_by_main(lambda: str(planned)))
+    callbacks: list[Callback] = [Record(record)] if record else []
+    if profile and processes.is_main():
+        callbacks.append(Profile(profile))
     mesh = make_mesh(cfg, started, job.devices)
     with open_env(cfg, started.task, video_dir=str(planned), parts=mesh.shards.count) as env:
-        if open_film:
+        if open_film and processes.is_main():
             callbacks.append(open_film(env))
         runner = make_runner(env, cfg, started.task, teacher, planned, run is not None, callbacks, mesh)
         first = runner.current_learning_iteration
         if run and profile:
             profile.check(first, cfg.agent.max_iterations)
-        cfg.save(runner.run_dir / "config.yaml")
-        note_start(runner.run_dir, command, first)
-        runner.learn()
+        if processes.is_main():
+            cfg.save(runner.run_dir / "config.yaml")
+            note_start(runner.run_dir, command, first)
+        try:
+            runner.learn()
+        except Interrupted:
+            processes.leave()
+            raise
+    processes.leave()
     print(f"Done. Student: {runner.run_dir / 'student.safetensors'}")
     return runner.run_dir
 
@@ -243,7 +263,7 @@ def make_runner(
     for held in (plan_history(make_algorithm(env, cfg.agent, shards), len(mesh.mesh.local_devices)), recording):
         if held:
             print(held.describe())
-    run = planned if resume else new_run(planned)
+    run = planned if resume else Path(processes.told_by_main(lambda: str(new_run(planned))))
     runner = DistillationRunner(env, cfg, teacher, run, recording, callbacks, mesh)
     if not resume:
         print(f"Logging to {run}", flush=True)
