@@ -66,8 +66,11 @@ SHARED: dict[str, dict[str, Any]] = {
     "run": {"metavar": "RUN", "help": "run folder, or its name in 'jdistill runs'"},
     "overrides": {"nargs": "*", "metavar": "KEY=VALUE", "help": "settings of the environment, as in training"},
     "--device": {"metavar": "NAME", "help": "cpu, cuda or cuda:N (default: the fastest that JAX finds)"},
-    "--devices": {"metavar": "N", "help": "devices that share the environments: a number or 'all' (default: all GPUs, or "
-    "as many CPU cores as pay off)"},
+    "--devices": {
+        "metavar": "N",
+        "help": "devices that share the environments: a number or 'all' (default: all GPUs, or "
+        "as many CPU cores as pay off)",
+    },
     "--logdir": {"metavar": "DIR", "help": f"folder of all experiments ({LOGDIR})"},
     "--seed": {"metavar": "N", "type": int, "help": "seed of the start states (%(default)s)"},
     "--best": {"action": "store_true", "help": "the best student instead of the newest"},

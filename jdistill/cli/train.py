@@ -146,7 +146,11 @@ def run(argv: list[str], program: Sequence[str] = PROGRAM) -> int:
     except Interrupted as stop:
         flags = [*_camera_flags(args), *started.flags] if films else started.flags
         on = [f"--{name}={value}" for name in ("device", "devices") if (value := getattr(args, name))]
-        on += [f"--{name}={value}" for name in ("coordinator", "num_processes", "process_id") if (value := getattr(args, name)) is not None]
+        on += [
+            f"--{name}={value}"
+            for name in ("coordinator", "num_processes", "process_id")
+            if (value := getattr(args, name)) is not None
+        ]
         on += ["--distributed"] if args.distributed else []
         again = shlex.join([*program, "--resume", "--load_run", str(stop.run_dir), *on, *flags])
         if is_main():

@@ -33,7 +33,7 @@ from jdistill.core.rollout import Collector, Loop, Rollout, Transition
 from jdistill.core.samplers import make_sampler
 from jdistill.core.sampling import Batch, Experience, HistoryData, RolloutData
 from jdistill.core.schedule import Schedule
-from jdistill.core.sharding import Shards
+from jdistill.core.sharding import WHOLE, Shards
 from jdistill.core.statistics import EpisodeBuffer, Metrics, rollout_metrics, update_checks
 
 
@@ -61,7 +61,7 @@ class TrainState(struct.PyTreeNode):
 class Distillation:
     """Holds what is static (environment, student's network, settings); every method is pure and can be jitted."""
 
-    def __init__(self, env: TrainingEnv, student: Policy, cfg: AgentCfg, shards: Shards = Shards()):
+    def __init__(self, env: TrainingEnv, student: Policy, cfg: AgentCfg, shards: Shards = WHOLE):
         """``env`` is one of the ``shards``: the environments of one device, of as many as there are."""
         self.env = env
         self.student = student

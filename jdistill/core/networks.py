@@ -23,7 +23,7 @@ from jax import Array
 from jdistill.core import recurrence
 from jdistill.core.activations import ACTIVATIONS, OUTPUT_ACTIVATIONS
 from jdistill.core.recurrence import State
-from jdistill.core.sharding import Shards
+from jdistill.core.sharding import WHOLE, Shards
 
 Carry = tuple[State, ...]
 """Recurrent states of all layers; () for a feed-forward policy."""
@@ -66,7 +66,7 @@ class Normalizer(struct.PyTreeNode):
         """(D,) what centred observations are divided by."""
         return self.std + self.EPS
 
-    def update(self, obs: Array, shards: Shards = Shards()) -> Normalizer:
+    def update(self, obs: Array, shards: Shards = WHOLE) -> Normalizer:
         """Merge the moments of ``obs`` (..., D), all leading axes together (parallel variance, Chan et al. 1979).
 
         The other ``shards`` hold as many observations each.

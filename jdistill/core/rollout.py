@@ -19,7 +19,7 @@ from bridge.env import State, TrainingEnv, where_done
 from jdistill.core.actor import Actor, follow, follow_step_by_step
 from jdistill.core.networks import Carry
 from jdistill.core.schedule import Schedule
-from jdistill.core.sharding import Shards
+from jdistill.core.sharding import WHOLE, Shards
 from jdistill.core.statistics import is_first_step
 
 
@@ -78,7 +78,7 @@ class Collector:
     """Standard deviation of the noise on the student's actions."""
     stores_carries: bool
     """Whether the student's recurrent state is kept of every step."""
-    shards: Shards = Shards()
+    shards: Shards = WHOLE
     """How the environments are divided."""
 
     def collect(self, start: Loop, student: Actor, teacher: Actor, beta: Array, rng: Array) -> tuple[Loop, Transition]:

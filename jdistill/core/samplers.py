@@ -22,7 +22,7 @@ from jdistill.core.history import History
 from jdistill.core.history_samplers import Packed, Recent, Uniform
 from jdistill.core.networks import Carry, PolicyState
 from jdistill.core.sampling import Batch, Experience, RolloutData, Sampler, strata
-from jdistill.core.sharding import Shards
+from jdistill.core.sharding import WHOLE, Shards
 
 
 class RolloutSampler(Sampler):
@@ -153,7 +153,7 @@ def make_sampler(
     horizon: int,
     max_episode_length: int,
     is_recurrent: bool = True,
-    shards: Shards = Shards(),
+    shards: Shards = WHOLE,
 ) -> Sampler:
     """The sampler that ``cfg`` names, for rollouts of ``horizon`` steps in ``num_envs`` environments of each shard."""
     carry_start = cfg.carry_start or ("burn_in" if cfg.dataset else "stored")

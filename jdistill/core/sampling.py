@@ -16,7 +16,7 @@ from jax import Array
 from jdistill.core.config import AlgorithmCfg
 from jdistill.core.history import History
 from jdistill.core.networks import Carry, PolicyState
-from jdistill.core.sharding import Shards
+from jdistill.core.sharding import WHOLE, Shards
 from jdistill.errors import ConfigError
 
 
@@ -98,7 +98,7 @@ class Sampler:
     max_episode_length: int
     carry_start: str
     """``stored``, ``zero`` or ``burn_in``."""
-    shards: Shards = Shards()
+    shards: Shards = WHOLE
     """How the environments are divided; all other sizes are those of one part."""
     is_random: ClassVar[bool] = True
     """Whether batches are drawn with a key."""

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from jdistill.core.config import AlgorithmCfg
-from jdistill.core.sharding import Shards
+from jdistill.core.sharding import WHOLE, Shards
 
 SMALLEST = 0.01
 """An exponential beta below this is 0, so that there comes a time when the student acts alone."""
@@ -45,7 +45,7 @@ class PhaseInfo:
 class Schedule:
     """Static settings of the schedule; its methods can be traced."""
 
-    def __init__(self, cfg: AlgorithmCfg, num_envs: int, rollouts_per_episode: int = 1, shards: Shards = Shards()):
+    def __init__(self, cfg: AlgorithmCfg, num_envs: int, rollouts_per_episode: int = 1, shards: Shards = WHOLE):
         """``num_envs`` of each of the ``shards``; ``rollouts_per_episode``: how many the longest episode may span."""
         self.cfg = cfg
         self.num_envs = num_envs
@@ -61,7 +61,9 @@ class Schedule:
         """Iterations after phase 1 in which beta falls to 0."""
         self.ever_teacher = self.phase1_iterations + self.decay_iterations > 0
         """Whether the teacher's action ever steps an environment."""
-        self.student_only_envs = -(-shards.count * num_envs // STUDENT_ONLY_EVERY) if cfg.phase1_until_return is not None else 0
+        self.student_only_envs = (
+            -(-shards.count * num_envs // STUDENT_ONLY_EVERY) if cfg.phase1_until_return is not None else 0
+        )
         """Environments, the first ones of all, in which the student always acts."""
         self.per_env = cfg.beta_schedule != "two_stage" or self.student_only_envs > 0
         """Whether environments differ in whose action steps them."""

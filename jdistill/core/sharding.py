@@ -1,7 +1,7 @@
 """The environments divided among devices, each of which steps, remembers and learns from its own.
 
-A program of the learner runs on every device at once (``jax.shard_map`` over a mesh of one axis, :data:`AXIS`), and sees
-that device's environments as if there were no others. What it learns is the same everywhere, because whatever speaks of
+A program of the learner runs on every device at once (``jax.shard_map`` over a mesh of one axis, :data:`AXIS`), and
+sees that device's environments as if there were no others. What it learns is the same everywhere, because whatever speaks of
 all environments is brought together here: gradients, the normalizer's moments, scalars, episode statistics. All parts
 are equally large, so that a mean of means is the mean.
 
@@ -37,11 +37,14 @@ class Shards:
         if self.count == 1:
             return tree
         flat, unravel = ravel_pytree(tree)
-        return unravel(lax.pmean(flat, AXIS))
+        return unravel(lax.pmean(flat, AXIS))  # type: ignore[no-untyped-call]
 
     def all(self, flags: Array) -> Array:
         """Bool, of the shape of ``flags``: whether they are true in every part."""
-        return lax.pmin(flags.astype(jnp.int32), AXIS).astype(bool) if self.count > 1 else flags
+        if self.count == 1:
+            return flags
+        everywhere: Array = lax.pmin(flags.astype(jnp.int32), AXIS)  # type: ignore[no-untyped-call]
+        return everywhere.astype(bool)
 
     def concatenate(self, tree: Any) -> Any:
         """The leaves (N, ...) of all parts, one behind the other: (count * N, ...)."""
@@ -64,3 +67,7 @@ class Shards:
     def keys(self, rng: Array, size: int) -> Array:
         """(size,) keys of these things, the same however they are divided."""
         return jax.vmap(jax.random.fold_in, (None, 0))(rng, self.numbers(size))
+
+
+WHOLE = Shards()
+"""All environments on one device."""

@@ -11,7 +11,7 @@ from flax import struct
 from jax import Array
 
 from bridge.env import EPISODE_METRIC_PREFIX, State
-from jdistill.core.sharding import Shards
+from jdistill.core.sharding import WHOLE, Shards
 
 if TYPE_CHECKING:
     from jdistill.core.distillation import TrainState
@@ -37,7 +37,7 @@ class EpisodeBuffer(struct.PyTreeNode):
         zeros = jnp.zeros(EPISODES)
         return EpisodeBuffer(returns=zeros, lengths=zeros, count=jnp.zeros((), jnp.int32))
 
-    def extend(self, done: Array, returns: Array, lengths: Array, shards: Shards = Shards()) -> EpisodeBuffer:
+    def extend(self, done: Array, returns: Array, lengths: Array, shards: Shards = WHOLE) -> EpisodeBuffer:
         """Enter the episodes of all ``shards`` that end where ``done`` (T, B), oldest first."""
         steps, envs = done.shape
         time = jnp.broadcast_to(jnp.arange(steps)[:, None], done.shape)
@@ -84,9 +84,7 @@ class Metrics(struct.PyTreeNode):
     """In the order of cause and effect: a broken observation breaks everything behind it."""
 
     @staticmethod
-    def create(
-        scalars: dict[str, Array], checked: Sequence[tuple[str, Array]], shards: Shards = Shards()
-    ) -> Metrics:
+    def create(scalars: dict[str, Array], checked: Sequence[tuple[str, Array]], shards: Shards = WHOLE) -> Metrics:
         """Scalars, and whether the named arrays are finite in all ``shards``."""
         names, arrays = zip(*checked, strict=True)
         finite = shards.all(jnp.stack([is_finite(x) for x in arrays]))
@@ -104,7 +102,7 @@ def is_first_step(state: State) -> Array:
 
 
 def rollout_metrics(
-    state: TrainState, rollout: Transition, loss: Array, groups: Sequence[str], shards: Shards = Shards()
+    state: TrainState, rollout: Transition, loss: Array, groups: Sequence[str], shards: Shards = WHOLE
 ) -> Metrics:
     """Scalars and checks of an iteration that collected ``rollout`` (T, B, ...) and ended in ``state``.
 

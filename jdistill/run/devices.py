@@ -10,8 +10,6 @@ from typing import TYPE_CHECKING
 from jdistill.errors import ConfigError
 
 if TYPE_CHECKING:
-    import jax
-
     from jdistill.run.compose import RunCfg
     from jdistill.run.mesh import EnvMesh
     from jdistill.run.session import Started
@@ -151,4 +149,6 @@ def make_mesh(cfg: RunCfg, started: Started, asked: str | None = None) -> EnvMes
 def _check_divides(number: int | None, count: int) -> None:
     if number is not None and number % count:
         near = count * max(1, round(number / count))
-        raise ConfigError(f"--num_envs {number}: cannot be divided among {count} devices; the nearest that can is {near}")
+        raise ConfigError(
+            f"--num_envs {number}: cannot be divided among {count} devices; the nearest that can is {near}"
+        )

@@ -11,7 +11,7 @@ from jdistill.core.actor import PolicyActor
 from jdistill.core.config import AgentCfg, StudentCfg
 from jdistill.core.distillation import Distillation
 from jdistill.core.networks import Policy, PolicyState
-from jdistill.core.sharding import Shards
+from jdistill.core.sharding import WHOLE, Shards
 from jdistill.data.dataset import Recording, Relabeler, load
 from jdistill.errors import ConfigError, ObservationError
 from jdistill.export.policy_file import load_policy
@@ -46,7 +46,7 @@ def make_student(cfg: StudentCfg, num_actions: int) -> Policy:
     )
 
 
-def make_algorithm(env: TrainingEnv, agent: AgentCfg, shards: Shards = Shards()) -> Distillation:
+def make_algorithm(env: TrainingEnv, agent: AgentCfg, shards: Shards = WHOLE) -> Distillation:
     """The algorithm with the student that ``agent`` describes, on an environment that is one of the ``shards``."""
     return Distillation(env, make_student(agent.student, env.num_actions), agent, shards)
 
@@ -58,7 +58,7 @@ def resolve_obs_groups(agent: AgentCfg, env: TrainingEnv) -> None:
             agent.obs_groups[name] = ["policy"]
 
 
-def load_recording(env: TrainingEnv, cfg: RunCfg, teacher: Teacher, shards: Shards = Shards()) -> Recording | None:
+def load_recording(env: TrainingEnv, cfg: RunCfg, teacher: Teacher, shards: Shards = WHOLE) -> Recording | None:
     """The datasets that the config names, for as many devices as there are ``shards``; None where it names none.
 
     Raises:

@@ -19,11 +19,11 @@ from jdistill.core.history import History
 from jdistill.core.rollout import Transition
 from jdistill.core.sharding import AXIS, Shards
 
-SAME = PartitionSpec()
+SAME: Any = PartitionSpec()
 """The same on every device."""
-BY_ENV = PartitionSpec(AXIS)
+BY_ENV: Any = PartitionSpec(AXIS)
 """Divided along the first axis, which is that of the environments."""
-BY_TIME_AND_ENV = PartitionSpec(None, AXIS)
+BY_TIME_AND_ENV: Any = PartitionSpec(None, AXIS)
 """Divided along the second axis."""
 
 

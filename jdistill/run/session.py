@@ -17,7 +17,7 @@ from jdistill.core.observations import group_names
 from jdistill.errors import ConfigError, ObservationError
 from jdistill.run import compilation, processes
 from jdistill.run.compose import RunCfg
-from jdistill.run.devices import Placement, cores, divide_cpu, parse_devices, see_one_gpu, select_device
+from jdistill.run.devices import ANYWHERE, Placement, cores, divide_cpu, parse_devices, see_one_gpu, select_device
 
 
 class Started(NamedTuple):
@@ -31,9 +31,7 @@ class Started(NamedTuple):
     """The command line without it."""
 
 
-def start(
-    request: Request, argv: Sequence[str] = (), placement: Placement = Placement()
-) -> Started:
+def start(request: Request, argv: Sequence[str] = (), placement: Placement = ANYWHERE) -> Started:
     """Find and load the task that ``request`` means, where ``placement`` says, before JAX has computed anything.
 
     ``argv`` is the command line in which the simulator finds flags of its own.

@@ -9,7 +9,6 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
-
 LAST = 5
 """Signals until one is obeyed at once."""
 
