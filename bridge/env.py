@@ -94,8 +94,8 @@ class Env(Protocol):
     def reset(self, rng: Array) -> State:
         """Start all episodes.
 
-        ``rng`` is one JAX key. An environment with ``key_per_env = True`` is also given (num_envs,) keys, and then draws
-        for each environment from its own alone: so a run's numbers do not depend on how many devices share its
+        ``rng`` is one JAX key. An environment with ``key_per_env = True`` is also given (num_envs,) keys, and then
+        draws for each environment from its own alone: so a run's numbers do not depend on how many devices share its
         environments.
         """
         ...

@@ -1,9 +1,9 @@
 """The environments divided among devices, each of which steps, remembers and learns from its own.
 
 A program of the learner runs on every device at once (``jax.shard_map`` over a mesh of one axis, :data:`AXIS`), and
-sees that device's environments as if there were no others. What it learns is the same everywhere, because whatever speaks of
-all environments is brought together here: gradients, the normalizer's moments, scalars, episode statistics. All parts
-are equally large, so that a mean of means is the mean.
+sees that device's environments as if there were no others. What it learns is the same everywhere, because whatever
+speaks of all environments is brought together here: gradients, the normalizer's moments, scalars, episode statistics.
+All parts are equally large, so that a mean of means is the mean.
 
 What is drawn at random for an environment, or for a sequence, hangs on its number among all of them, so that a run's
 numbers do not depend on how many devices share the work.

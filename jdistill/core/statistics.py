@@ -65,7 +65,10 @@ class EpisodeBuffer(struct.PyTreeNode):
 
 
 def _newest(done: Array, when: Array, values: tuple[Array, ...]) -> tuple[Array, tuple[Array, ...]]:
-    """``when`` and ``values`` (N,) of the last EPISODES that are ``done``, at the end of (EPISODES,); when = -1 before."""
+    """``when`` and ``values`` (N,) of the last EPISODES that are ``done``, at the end of (EPISODES,).
+
+    Before them ``when`` is -1.
+    """
     order = jnp.cumsum(done)
     slot = jnp.where(done, EPISODES - 1 + order - order[-1], EPISODES)
     slot = jnp.where(slot < 0, EPISODES, slot)  # A negative index would count from the end.

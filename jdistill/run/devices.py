@@ -35,6 +35,10 @@ class Placement:
         return self.distributed, self.coordinator, self.num_processes, self.process_id
 
 
+ANYWHERE = Placement()
+"""Nothing said."""
+
+
 def select_device(name: str | None) -> None:
     """Tell JAX which kind of device to use, before it looks for any; None leaves the choice to JAX.
 
@@ -109,8 +113,8 @@ def parse_devices(text: str | None) -> int | None:
 def make_mesh(cfg: RunCfg, started: Started, asked: str | None = None) -> EnvMesh:
     """The devices that share the environments of a run.
 
-    ``asked`` is what ``--devices`` says, of each process. Without it, a simulator that is JAX takes all GPUs, or as many
-    CPU cores as pay off, and any other one device.
+    ``asked`` is what ``--devices`` says, of each process. Without it, a simulator that is JAX takes all GPUs, or as
+    many CPU cores as pay off, and any other one device.
 
     Raises:
         ConfigError: there are not so many, or the environments cannot be divided among them.

@@ -98,7 +98,9 @@ class Programs:
         part, count = self.part.replace(env_state=self._packed(self.part.env_state)), self.mesh.shards.count
 
         def grown(x: jax.ShapeDtypeStruct, spec: PartitionSpec) -> jax.ShapeDtypeStruct:
-            shape = tuple(n * count if axis == AXIS else n for n, axis in zip(x.shape, (*spec, *[None] * x.ndim)))
+            shape = tuple(
+                n * count if axis == AXIS else n for n, axis in zip(x.shape, (*spec, *[None] * x.ndim), strict=False)
+            )
             return jax.ShapeDtypeStruct(shape, x.dtype)
 
         specs = jax.tree.broadcast(self.specs, part, is_leaf=_is_spec)
