@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bridge.env import Env, ObservationSpec, State, require
+from bridge.env import Env, ObservationSpec, State, keys_for, require
 from bridge.errors import SettingError
 
 
@@ -26,7 +26,7 @@ def check_env(env: Env) -> dict[str, ObservationSpec]:
     name = type(env).__name__
     require(env, "num_envs", "num_actions", "max_episode_length", "step_dt", "reset", "step")
     action = jax.ShapeDtypeStruct((env.num_envs, env.num_actions), jnp.float32)
-    first = _traced(f"{name}.reset", env.num_envs, lambda: env.reset(jax.random.key(0)))
+    first = _traced(f"{name}.reset", env.num_envs, lambda: env.reset(keys_for(env, jax.random.key(0))))
     after = _traced(f"{name}.step", env.num_envs, env.step, first, action)
     leaves = [{jax.tree_util.keystr(path)[1:]: leaf for path, leaf in _leaves(state)} for state in (first, after)]
     for path in {**leaves[0], **leaves[1]}:

@@ -94,8 +94,8 @@ class Env(Protocol):
     def reset(self, rng: Array) -> State:
         """Start all episodes.
 
-        ``rng`` is one JAX key. An environment with ``key_per_env = True`` is also given (num_envs,) keys, and then
-        draws for each environment from its own alone: so a run's numbers do not depend on how many devices share its
+        ``rng`` is one JAX key; where the environment has ``key_per_env = True``, (num_envs,) keys, from each of which
+        it draws for one environment alone. Then a run's numbers do not depend on how many devices share its
         environments.
         """
         ...
@@ -126,7 +126,7 @@ class TrainingEnv(Env, Protocol):
         ...
 
     def reset(self, rng: Array) -> State:
-        """See :class:`Env`; ``rng`` may always be (num_envs,) keys. Whoever draws for all at once takes the first."""
+        """See :class:`Env`; ``rng`` is one key or (num_envs,). Whoever draws for all at once takes the first."""
         ...
 
     def randomize_episode_length(self, state: State, rng: Array) -> State:
@@ -213,6 +213,13 @@ def split_keys(rng: Array) -> tuple[Array, Array]:
 def single_key(rng: Array) -> Array:
     """The only key, or the first of (B,)."""
     return rng[0] if rng.ndim else rng
+
+
+def keys_for(env: Env, rng: Array) -> Array:
+    """What ``env`` resets with: (num_envs,) keys, or one; ``rng`` is one or the other."""
+    if not getattr(env, "key_per_env", False):
+        return single_key(rng)
+    return rng if rng.ndim else jax.random.split(rng, env.num_envs)
 
 
 def random_ages(rng: Array, num_envs: int, max_episode_length: int) -> Array:
@@ -318,7 +325,7 @@ class AutoReset:
 
     def reset(self, rng: Array) -> State:
         """Start all episodes at step 0."""
-        rng, key = split_keys(rng if getattr(self.env, "key_per_env", False) else single_key(rng))
+        rng, key = split_keys(keys_for(self.env, rng))
         state = self.env.reset(key)
         zeros = jnp.zeros(self.num_envs, jnp.float32)
         start = self._start(state)

@@ -13,6 +13,7 @@ from bridge.tasks import Request
 from jdistill.errors import ConfigError
 from jdistill.run import compilation, training
 from jdistill.run.compose import compose_task
+from jdistill.run.devices import Placement
 from jdistill.run.folders import open_run
 from jdistill.run.saved_run import load_config, request_of
 from jdistill.run.session import start
@@ -49,6 +50,7 @@ def evaluate(
     overrides: Sequence[str] = (),
     seed: int | None = None,
     best: bool = False,
+    devices: int | str | None = None,
 ) -> dict[str, Any]:
     """What a run's student is worth beside its teacher: what ``jdistill evaluate`` writes into ``evaluation.json``.
 
@@ -59,18 +61,20 @@ def evaluate(
         overrides: settings of the environment, ``key=value``.
         seed: of the start states.
         best: the best student instead of the newest.
+        devices: how many share the work; None, or ``all``, takes all, and of a CPU every core. Where JAX has begun to
+            compute already, those are the devices that it has.
 
     Raises:
         UserError: something is missing or does not fit; one line.
     """
-    from jdistill.evaluation.evaluate import SEED, EvaluationRequest, evaluate_run
+    from jdistill.evaluation.evaluate import SEED, EvaluationRequest, choose_devices, evaluate_run
 
     compilation.prepare()
     folder = open_run(str(run))
     cfg = load_config(folder, overrides)
-    started = start(request_of(cfg))
+    started = start(request_of(cfg), placement=Placement(devices=None if devices is None else str(devices)))
     wanted = EvaluationRequest(folder, episodes, SEED if seed is None else seed, scenarios, best=best)
-    return evaluate_run(wanted, cfg, started.task)
+    return evaluate_run(wanted._replace(devices=choose_devices(devices, started.simulator)), cfg, started.task)
 
 
 def make_env(task: str = tasks.DEFAULT_TASK, num_envs: int | None = None, overrides: Sequence[str] = ()) -> TrainingEnv:

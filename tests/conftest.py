@@ -33,6 +33,8 @@ OPTIONAL = {
     *("playwright", "plotly", "rsl_rl", "tensorboard", "tensordict", "torch", "wandb"),
 }
 """Packages that the quick tests (``-m unit``) do without."""
+# Tests of the mesh take several devices; all others the first one.
+jax.config.update("jax_num_cpu_devices", 4)
 BUNDLED_TEACHER = ROOT / "jdistill" / "teachers" / "crazyflie.safetensors"
 compilation.prepare()
 

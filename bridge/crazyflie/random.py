@@ -25,18 +25,16 @@ class Stream(struct.PyTreeNode):
     """A step's random numbers, for every environment."""
 
     key: tuple[Array, Array]
-    """uint32, each (B,), or () where all environments share a key."""
+    """The two words of each environment's key, uint32, (B,)."""
     step: Array
     """(B,) uint32."""
-    env: Array
-    """(B,) uint32, which of those that share its key an environment is."""
 
     @staticmethod
     def create(rng: Array, num_envs: int) -> Stream:
-        """The streams of ``num_envs`` environments, from one JAX key or a key for each."""
-        words = jax.vmap(_words)(rng) if rng.ndim else _words(rng)
-        step = jnp.zeros(num_envs, jnp.uint32)
-        return Stream(key=words, step=step, env=step if rng.ndim else jnp.arange(num_envs, dtype=jnp.uint32))
+        """The streams of ``num_envs`` environments, from a JAX key for each of them or one to be split."""
+        keys = rng if rng.ndim else jax.random.split(rng, num_envs)
+        words = jax.vmap(lambda key: jax.random.bits(key, (2,)))(keys)
+        return Stream(key=(words[:, 0], words[:, 1]), step=jnp.zeros(num_envs, jnp.uint32))
 
     def next(self) -> Stream:
         """The streams of the next step."""
@@ -46,8 +44,7 @@ class Stream(struct.PyTreeNode):
         """``count`` words of 32 random bits, each (B,); other ones for each ``purpose`` (any small number)."""
         words: list[Array] = []
         for block in range((count + 1) // 2):
-            key = self.key[0], self.key[1] + jnp.uint32(purpose * BLOCKS + block)
-            words += threefry_2x32(key, (self.step, self.env))
+            words += threefry_2x32(self.key, (self.step, jnp.full_like(self.step, purpose * BLOCKS + block)))
         return in_memory(words[:count])
 
     def uniform(self, purpose: int, count: int) -> list[Array]:
@@ -63,11 +60,6 @@ class Stream(struct.PyTreeNode):
         *direction, volume = self.bits(purpose, 4)
         vector = in_memory(Vector(*(normal(word) for word in direction)))
         return vector * (jnp.cbrt(uniform(volume)) / vector.norm())
-
-
-def _words(key: Array) -> tuple[Array, Array]:
-    words = jax.random.bits(key, (2,))
-    return words[0], words[1]
 
 
 def uniform(word: Array) -> Array:

@@ -30,6 +30,7 @@ def make_parser() -> Parser:
     add(parser, "--best")
     add(parser, "--seed", default=SEED)
     add(parser, "--device")
+    add(parser, "--devices", help="devices that share the work: a number or 'all' (all; those of a CPU are its cores)")
     add(parser, "--out", help="folder for the files (default: RUN/evaluation)")
     add(parser, "--logdir")
     add(parser, "overrides")
@@ -38,7 +39,7 @@ def make_parser() -> Parser:
 
 def run(argv: list[str]) -> None:
     """The command."""
-    from jdistill.evaluation.evaluate import EvaluationRequest, evaluate_run, finite, write
+    from jdistill.evaluation.evaluate import EvaluationRequest, choose_devices, evaluate_run, finite, write
     from jdistill.evaluation.report import write_report
     from jdistill.run import compilation
 
@@ -51,7 +52,8 @@ def run(argv: list[str]) -> None:
 
         raptor.check_installed()
     args, cfg, started = start_run(parser, args, folder)
-    request = EvaluationRequest(folder, args.episodes, args.seed, args.scenario, args.raptor, args.best)
+    devices = choose_devices(args.devices, started.simulator)
+    request = EvaluationRequest(folder, args.episodes, args.seed, args.scenario, args.raptor, args.best, devices)
     out = args.out or folder / "evaluation"
     results = evaluate_run(request, cfg, started.task)
     write(results, out)

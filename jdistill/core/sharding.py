@@ -31,24 +31,31 @@ class Shards:
     """
 
     count: int = 1
+    axis: str | None = AXIS
+    """The mesh's axis. None exchanges nothing: enough to find out shapes, which needs no mesh."""
+
+    @property
+    def is_alone(self) -> bool:
+        """Whether nothing is exchanged."""
+        return self.count == 1 or self.axis is None
 
     def mean(self, tree: Any) -> Any:
         """The mean over all parts, of every leaf (float32); one exchange for all leaves."""
-        if self.count == 1:
+        if self.is_alone:
             return tree
         flat, unravel = ravel_pytree(tree)
-        return unravel(lax.pmean(flat, AXIS))  # type: ignore[no-untyped-call]
+        return unravel(lax.pmean(flat, self.axis))  # type: ignore[no-untyped-call]
 
     def all(self, flags: Array) -> Array:
         """Bool, of the shape of ``flags``: whether they are true in every part."""
-        if self.count == 1:
+        if self.is_alone:
             return flags
-        everywhere: Array = lax.pmin(flags.astype(jnp.int32), AXIS)  # type: ignore[no-untyped-call]
+        everywhere: Array = lax.pmin(flags.astype(jnp.int32), self.axis)  # type: ignore[no-untyped-call]
         return everywhere.astype(bool)
 
     def concatenate(self, tree: Any) -> Any:
         """The leaves (N, ...) of all parts, one behind the other: (count * N, ...)."""
-        return lax.all_gather(tree, AXIS, tiled=True) if self.count > 1 else tree
+        return tree if self.is_alone else lax.all_gather(tree, self.axis, tiled=True)
 
     def moments(self, x: Array) -> tuple[Array, Array]:
         """Mean and biased variance (...) of the rows ``x`` (N, ...) of all parts together.
@@ -57,12 +64,12 @@ class Shards:
         """
         mean, var = x.mean(axis=0), x.var(axis=0)
         whole = self.mean(mean)
-        return whole, self.mean(var + jnp.square(mean - whole)) if self.count > 1 else var
+        return whole, var if self.is_alone else self.mean(var + jnp.square(mean - whole))
 
     def numbers(self, size: int) -> Array:
         """(size,) int32: the numbers among all, counted from 0, of the ``size`` things that this part has."""
         own = jnp.arange(size)
-        return own + lax.axis_index(AXIS) * size if self.count > 1 else own
+        return own if self.is_alone else own + lax.axis_index(self.axis) * size
 
     def keys(self, rng: Array, size: int) -> Array:
         """(size,) keys of these things, the same however they are divided."""

@@ -43,11 +43,11 @@ class EpisodeBuffer(struct.PyTreeNode):
         time = jnp.broadcast_to(jnp.arange(steps)[:, None], done.shape)
         of_all = time * (shards.count * envs) + shards.numbers(envs)
         when, values = _newest(done.reshape(-1), of_all.reshape(-1), (returns.reshape(-1), lengths.reshape(-1)))
-        if shards.count > 1:  # None but the newest of each can be among the newest of all.
+        if not shards.is_alone:  # None but the newest of each can be among the newest of all.
             when, values = shards.concatenate((when, values))
             oldest_first = jnp.argsort(when)
             when, values = jax.tree.map(lambda x: x[oldest_first][-EPISODES:], (when, values))
-        total = done.sum() if shards.count == 1 else shards.concatenate(done.sum()[None]).sum()
+        total = shards.concatenate(done.sum()[None]).sum()
         # The newest stand at the end, behind what is no episode at all.
         slot = jnp.where(when >= 0, (self.count + total - EPISODES + jnp.arange(EPISODES)) % EPISODES, EPISODES)
         returns, lengths = values

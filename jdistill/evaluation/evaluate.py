@@ -19,7 +19,7 @@ import numpy as np
 
 from bridge.env import Parametric, TrainingEnv
 from bridge.registry import packages
-from bridge.tasks import Scenario, Task
+from bridge.tasks import Scenario, Simulator, Task
 from jdistill.core import observations
 from jdistill.core.actor import Actor, PolicyActor
 from jdistill.core.networks import Policy, PolicyState
@@ -27,6 +27,7 @@ from jdistill.errors import ConfigError, SettingError, nearest
 from jdistill.evaluation.metrics import find_main_metric
 from jdistill.evaluation.rollouts import EpisodeStatistics, Evaluator, inference_cost
 from jdistill.run.compose import RunCfg
+from jdistill.run.devices import parse_devices
 from jdistill.run.provenance import machine, versions
 from jdistill.run.saved_run import Saved, load_student, load_teacher
 from jdistill.run.session import open_env
@@ -79,6 +80,27 @@ class EvaluationRequest(NamedTuple):
     raptor: bool = False
     best: bool = False
     """The best student in place of the newest."""
+    devices: Sequence[jax.Device] | None = None
+    """They share the work; None takes JAX's first."""
+
+
+def choose_devices(asked: str | int | None, simulator: Simulator) -> list[jax.Device]:
+    """The devices that share the work: as many as ``asked``, which is what ``--devices`` says, or all.
+
+    A simulator that is not JAX has a single one.
+
+    Raises:
+        ConfigError: there are not so many.
+    """
+    devices = jax.local_devices()
+    count = parse_devices(None if asked is None else str(asked)) or len(devices)
+    if not simulator.is_jax:
+        if asked not in (None, "all") and count > 1:
+            raise ConfigError(f"--devices {asked}: {simulator.title} steps one simulator, on one device")
+        return devices[:1]
+    if count > len(devices):
+        raise ConfigError(f"--devices {asked}: there are {len(devices)}")
+    return devices[:count]
 
 
 def evaluate_run(request: EvaluationRequest, cfg: RunCfg, task: Task) -> dict[str, Any]:
@@ -92,6 +114,7 @@ def evaluate_run(request: EvaluationRequest, cfg: RunCfg, task: Task) -> dict[st
     cfg.env.num_envs = request.episodes
     scenarios = chosen(task.scenarios(cfg.env), request.scenarios)
     flown = Flights(request, cfg, task, saved)
+    devices = request.devices or jax.devices()[:1]
     main_metric: str | None = None
     results: dict[str, Any] = {}
     for name, statistics in flown.fly(scenarios):
@@ -110,7 +133,7 @@ def evaluate_run(request: EvaluationRequest, cfg: RunCfg, task: Task) -> dict[st
         "iteration": saved["student"].header.get("iteration"),
         "episodes": request.episodes,
         "seed": request.seed,
-        "machine": {**machine(), "device": jax.devices()[0].device_kind},
+        "machine": {**machine(), "device": devices[0].device_kind, "devices": len(devices)},
         "versions": versions("jdistill", "jax", "flax", *packages(), "foundation-policy"),
         "policies": flown.costs,
         "scenarios": results,
@@ -156,7 +179,7 @@ class Flights:
     def _make_evaluator(self, env: TrainingEnv) -> Evaluator:
         actors = make_actors(self.request, self.cfg, env, self.saved)
         self.costs = {key: inference_cost(actor, shapes(env)) for key, actor in actors.items()}
-        return Evaluator(actors, reference="teacher", main_metric=self.task.main_metric)
+        return Evaluator(actors, "teacher", main_metric=self.task.main_metric, devices=self.request.devices)
 
 
 @contextmanager

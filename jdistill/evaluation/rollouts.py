@@ -18,14 +18,15 @@ from jax import Array
 from bridge.env import EPISODE_METRIC_PREFIX, Parametric, State, TrainingEnv
 from jdistill.core.actor import Actor
 from jdistill.evaluation.metrics import find_main_metric
-from jdistill.run.mesh import BY_ENV as BY_FLIGHT
-from jdistill.run.mesh import SAME, EnvMesh
+from jdistill.run.mesh import BY_ENV, SAME, EnvMesh
 
 METRIC, TERMINATION = "Metrics/", "Episode_Termination/"
 TRACES = 3
 """Episodes whose course is kept."""
 TRACE_POINTS = 500
 """Points of such a course, at most."""
+BY_FLIGHT = BY_ENV
+"""Divided among the devices along the first axis, which is that of the flights here."""
 
 
 class EpisodeStatistics(NamedTuple):
@@ -63,7 +64,8 @@ class Evaluator:
         devices: Sequence[jax.Device] | None = None,
     ):
         """``reference`` names the actor that the others are compared with; an episode has settled after ``settle_s``
-        seconds; ``main_metric`` is the task's, see :mod:`jdistill.evaluation.metrics`."""
+        seconds; ``main_metric`` is the task's, see :mod:`jdistill.evaluation.metrics`; ``devices`` share the flights,
+        None takes JAX's first."""
         self.actors = dict(actors)
         self.reference = reference
         self.settle_s = settle_s
@@ -81,7 +83,10 @@ class Evaluator:
         return next(iter(self.rollouts([(env, name)], seed)))
 
     def rollouts(self, flights: Sequence[tuple[TrainingEnv, str]], seed: int) -> Iterator[EpisodeStatistics]:
-        """The same for each of ``flights``, in their order; those of one structure share a program."""
+        """The same for each of ``flights``, in their order and as soon as it is known.
+
+        Flights of one structure share a program, and all devices fly them.
+        """
         alike: dict[Hashable, list[tuple[TrainingEnv, str]]] = {}
         for flight in flights:
             alike.setdefault(_key(flight[0]), []).append(flight)
@@ -90,40 +95,42 @@ class Evaluator:
             yield next(found[_key(env)])
 
     def _fly(self, flights: Sequence[tuple[TrainingEnv, str]], seed: int) -> Iterator[EpisodeStatistics]:
-        """Flies ``flights`` of one structure, on as many devices as there is use for.
+        """Flies ``flights`` of one structure, round by round.
 
-        Each core of a CPU flies one at a time, as a flight's arrays fit its caches. Any other device flies its share in
-        one batch. A simulator that is called back is nobody's to share: it flies one at a time, on one device.
+        In a round every core of a CPU flies one, whose arrays fit its caches; any other device flies its share of all
+        in one batch. A simulator that is called back is there once and knows no batches of batches, so its flights go
+        one by one.
         """
-        env, is_shared = flights[0][0], isinstance(flights[0][0], Parametric)
-        mesh = EnvMesh(self.devices[: len(flights) if is_shared else 1])
-        share = -(-len(flights) // mesh.shards.count) if is_shared and flies_in_batches(mesh.devices[0]) else 1
+        env = flights[0][0]
+        can_share = isinstance(env, Parametric)
+        mesh = EnvMesh(self.devices[: len(flights) if can_share else 1])
+        share = -(-len(flights) // mesh.shards.count) if can_share and flies_batches(mesh.devices[0]) else 1
         at_once = mesh.shards.count * share
-        actors, key = mesh.put((list(self.actors.values()), jax.random.key(seed)), SAME)
+        actors, rng = mesh.put((list(self.actors.values()), jax.random.key(seed)), SAME)
         for first in range(0, len(flights), at_once):
-            taken = flights[first : first + at_once]
-            # The last round is filled up, so that one program serves all.
-            parameters, acting = mesh.put(self._arguments([*taken, *[taken[-1]] * (at_once - len(taken))]), BY_FLIGHT)
-            arguments = (actors, parameters, key, acting)
+            taken = list(flights[first : first + at_once])
+            filled = taken + taken[-1:] * (at_once - len(taken))  # One program serves the last round too.
+            parameters, acting = mesh.put(self._by_flight(filled), BY_FLIGHT)
+            arguments = (actors, parameters, rng, acting)
             out = jax.device_get(env.drive(self._compiled(env, mesh, share, arguments), *arguments))
             for i, (world, _) in enumerate(taken):
                 yield self._statistics(world, jax.tree.map(operator.itemgetter(i), out))
 
-    def _arguments(self, flights: Sequence[tuple[TrainingEnv, str]]) -> tuple[Any, np.ndarray]:
-        """The environments' parameters and the acting actors' places among all, each (F, ...)."""
+    def _by_flight(self, flights: Sequence[tuple[TrainingEnv, str]]) -> tuple[Any, np.ndarray]:
+        """What tells ``flights`` (F) of one structure apart: the environments' parameters, and which actor acts."""
         parameters = [env.parameters if isinstance(env, Parametric) else () for env, _ in flights]
-        names = list(self.actors)
         stacked = jax.tree.map(lambda *values: np.stack([np.asarray(v) for v in values]), *parameters)
+        names = list(self.actors)
         return stacked, np.array([names.index(name) for _, name in flights])
 
     def _compiled(self, env: TrainingEnv, mesh: EnvMesh, share: int, arguments: Sequence[Any]) -> Any:
-        """The program of ``share`` flights on each device."""
+        """The program that flies ``share`` flights on each device of ``mesh``."""
         key = (_key(env), mesh.shards.count, share)
         if key not in self._programs:
-            program = jax.vmap(self._program(env), in_axes=(None, 0, None, 0)) if share > 1 else self._single(env)
-            divided = mesh.program(program, (SAME, BY_FLIGHT, SAME, BY_FLIGHT), BY_FLIGHT)
+            flown = jax.vmap(self._program(env), in_axes=(None, 0, None, 0)) if share > 1 else self._single(env)
+            program = mesh.program(flown, (SAME, BY_FLIGHT, SAME, BY_FLIGHT), BY_FLIGHT)
             # The environment is kept with its program, so that no other one gets its id.
-            self._programs[key] = env, divided.lower(*arguments).compile()
+            self._programs[key] = env, program.lower(*arguments).compile()
         return self._programs[key][1]
 
     def _single(self, env: TrainingEnv) -> Callable[..., Any]:
@@ -215,8 +222,8 @@ class Evaluator:
         return EpisodeStatistics(numbers, values, traces(out["trace"], env.step_dt))
 
 
-def flies_in_batches(device: jax.Device) -> bool:
-    """Whether several flights at once are faster than one after the other."""
+def flies_batches(device: jax.Device) -> bool:
+    """Whether ``device`` flies several flights in less time as one batch than one after the other."""
     return device.platform != "cpu"
 
 

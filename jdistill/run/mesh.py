@@ -5,6 +5,7 @@ What belongs to environments is divided along the mesh's one axis, everything el
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -67,8 +68,7 @@ class Programs:
         self.alg = alg
         self.mesh = mesh
         self.seed = seed
-        # One part by itself has the shapes that each part has among others.
-        alone = Distillation(alg.env, alg.student, alg.cfg)
+        alone = Distillation(alg.env, alg.student, alg.cfg, dataclasses.replace(mesh.shards, axis=None))
         self.part = jax.eval_shape(alone.init, jax.random.key(seed), teacher)
         """The shapes of one device's training state."""
         num_envs = alg.env.num_envs

@@ -11,17 +11,19 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import jdistill
 from bridge.crazyflie import PointControl, PointControlCfg
 from bridge.crazyflie.cfg import TargetCfg
 from bridge.env import AutoReset, State
-from bridge.tasks import TASKS
+from bridge.tasks import TASKS, Simulator
 from jdistill.cli.main import run_command
 from jdistill.core import networks
 from jdistill.core.actor import PolicyActor
 from jdistill.core.networks import Policy, PolicyState
+from jdistill.errors import ConfigError
 from jdistill.evaluation import evaluate as command
 from jdistill.evaluation import rollouts
-from jdistill.evaluation.evaluate import evaluate
+from jdistill.evaluation.evaluate import choose_devices, evaluate
 from jdistill.evaluation.metrics import find_main_metric
 from jdistill.evaluation.rollouts import Evaluator
 from jdistill.export.policy_file import load_policy, save_policy
@@ -204,17 +206,68 @@ def test_actors_of_one_structure_share_a_program():
     assert len(evaluator._programs) == 1 and second["return"] > first["return"]
 
 
-def test_flights_of_one_structure_may_be_one_batch(statistics):
-    """As they are on a GPU: each flight's numbers are those that it has alone."""
-    evaluator = Evaluator({"student": linear(0.0, 0.5), "teacher": linear(-0.5, 0.0)}, "teacher", settle_s=2.0)
+def same(found, expected, rtol: float = 1e-5) -> bool:
+    """Whether two trees of numbers are equal to rounding; NaN is NaN."""
+    found, expected = (jax.tree.flatten(tree) for tree in (found, expected))
+    leaves = zip(found[0], expected[0], strict=found[1] == expected[1])
+    return found[1] == expected[1] and all(
+        np.shape(a) == np.shape(b) and np.allclose(a, b, rtol=rtol, atol=1e-6, equal_nan=True) for a, b in leaves
+    )
+
+
+@pytest.fixture
+def rounds(monkeypatch):
+    """The devices that each run of a program took, as they come."""
+    found: list[set[jax.Device]] = []
+
+    def drive(env, program, *args):
+        out = jax.block_until_ready(program(*args))
+        found.append(set.union(*(x.devices() for x in jax.tree.leaves(out))))
+        return out
+
+    monkeypatch.setattr(AutoReset, "drive", drive)
+    return found
+
+
+FLIGHTS = ("teacher", "student", "student", "teacher", "student")
+
+
+@pytest.mark.parametrize("batches", [False, True])
+@pytest.mark.parametrize("count", [1, 2, 4])
+def test_devices_divide_the_flights(statistics, rounds, monkeypatch, count, batches):
+    """One at a time each, or its share of all at once as on a GPU: a flight's numbers are those that it has alone."""
+    monkeypatch.setattr(rollouts, "flies_batches", lambda device: batches)
+    evaluator = Evaluator(
+        {"student": linear(0.0, 0.5), "teacher": linear(-0.5, 0.0)}, "teacher", 2.0, devices=jax.devices()[:count]
+    )
     env = AutoReset(Line())
-    batch = evaluator._prepare([(env, "teacher"), (env, "student")], 0)()
-    for found, name in zip(batch, ("teacher", "student"), strict=True):
-        alone = statistics[name]
-        np.testing.assert_equal(found.numbers["terminations"], alone.numbers["terminations"])
-        for key in ("survival", "return", "length", "action_change"):
-            assert found.numbers[key] == pytest.approx(alone.numbers[key], nan_ok=True), key
-        np.testing.assert_allclose(found.settled["position_error"], alone.settled["position_error"], atol=1e-6)
+    flights = evaluator.rollouts([(env, name) for name in FLIGHTS], seed=0)
+    assert same(next(flights), statistics["teacher"]) and len(rounds) == 1, "the first is known after the first round"
+    assert all(same(found, statistics[name]) for found, name in zip(flights, FLIGHTS[1:], strict=True))
+    assert rounds == [set(jax.devices()[:count])] * (1 if batches else {1: 5, 2: 3, 4: 2}[count])
+    assert len(evaluator._programs) == 1
+    assert not same(statistics["teacher"], statistics["student"])
+
+
+class Single:
+    """The line as a simulator that is there once: no parameters, so that nobody may divide it."""
+
+    num_envs, num_actions, max_episode_length, step_dt = 3, 1, 4, 1.0
+
+    def __init__(self):
+        self._env = AutoReset(Line())
+        self.reset, self.step, self.drive = self._env.reset, self._env.step, self._env.drive
+
+
+def test_a_simulator_that_is_called_back_flies_alone(statistics, rounds, monkeypatch):
+    monkeypatch.setattr(rollouts, "flies_batches", lambda device: True)
+    evaluator = Evaluator(
+        {"student": linear(0.0, 0.5), "teacher": linear(-0.5, 0.0)}, "teacher", 2.0, devices=jax.devices()
+    )
+    env = Single()
+    found = [flight.numbers for flight in evaluator.rollouts([(env, name) for name in FLIGHTS], seed=0)]
+    assert same(found, [statistics[name].numbers for name in FLIGHTS])
+    assert rounds == [set(jax.devices()[:1])] * 5
 
 
 def test_flights_come_in_their_order_whatever_their_structure():
@@ -286,9 +339,32 @@ def test_the_command(run, capsys):
     assert out.splitlines()[-1] == str(run / "report.html") and "cf2x_T350" in (run / "report.html").read_text()
 
 
+def test_any_number_of_devices_finds_the_same(run):
+    """On the embedded environment, six flights: they fill the second round of four devices by half."""
+    settings = {"episodes": 6, "scenarios": ["hover", "cf2x_T350", "wind"]}
+    one, two, four = (jdistill.evaluate(run, **settings, devices=count)["scenarios"] for count in (1, 2, "all"))
+    assert list(one) == list(two) == list(four) == settings["scenarios"]
+    assert same(two, one, 1e-4) and same(four, one, 1e-4)
+    returns = [policy["return"] for scenario in one.values() for policy in scenario["policies"].values()]
+    assert len(set(returns)) == 6, "no two flights are alike"
+
+
+def test_choosing_devices():
+    jax_like, other = Simulator(), Simulator()
+    other.is_jax = False
+    assert choose_devices("2", jax_like) == choose_devices(2, jax_like) == jax.devices()[:2]
+    assert choose_devices(None, jax_like) == choose_devices("all", jax_like) == jax.devices()
+    assert len(jax.devices()) == 4
+    assert [choose_devices(asked, other) for asked in (None, "all", "1")] == [jax.devices()[:1]] * 3
+    with pytest.raises(ConfigError, match="--devices 2: JAX steps one simulator, on one device"):
+        choose_devices("2", other)
+
+
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
+        (["{run}", "--devices", "5"], "--devices 5: there are 4"),
+        (["{run}", "--devices", "two"], "--devices two: expected a number or 'all'"),
         (["nowhere"], "nowhere: no such run; 'jdistill runs' lists those in logs"),
         (["{run}/.."], "no run folder (it has no config.yaml)"),
         (["{run}", "--scenario", "hoover"], "--scenario hoover: not known (did you mean hover?)"),

@@ -1,0 +1,253 @@
+"""Environments divided among devices: the same numbers on one, two and four, whatever is trained on."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import PartitionSpec
+
+from bridge.crazyflie import PointControl, PointControlCfg
+from bridge.env import AutoReset, State
+from jdistill.core import networks
+from jdistill.core.actor import PolicyActor
+from jdistill.core.networks import Policy
+from jdistill.core.sharding import Shards
+from jdistill.core.statistics import EPISODES, EpisodeBuffer
+from jdistill.errors import ConfigError
+from jdistill.run.compose import compose
+from jdistill.run.devices import make_mesh
+from jdistill.run.inputs import load_teacher, make_algorithm
+from jdistill.run.mesh import BY_ENV, BY_TIME_AND_ENV, SAME, EnvMesh, Programs
+from jdistill.run.runner import DistillationRunner
+from tests.conftest import BUNDLED_TEACHER
+
+NUM_ENVS = 8
+TASK = [f"env.num_envs={NUM_ENVS}", "env.episode_length_s=0.3", "env.randomization.mass=0.1", "env.wind.force=0.1"]
+AGENT = ["agent.num_steps_per_env=8", "agent.algorithm.gradient_length=3", "agent.algorithm.num_learning_epochs=1"]
+PHASES = ["agent.algorithm.use_two_stage_training=true", "agent.algorithm.phase1_iterations=12"]
+HISTORY = ["agent.algorithm.use_dagger=true", "agent.algorithm.max_buffer_size=256"]
+MLP = ["agent.student.rnn_type=null"]
+NOISE = ["agent.student.init_noise_std=0.05"]
+MODES = {
+    "streaming": [*PHASES, *NOISE],
+    "minibatch": [*PHASES, "agent.algorithm.sampler=minibatch", "agent.algorithm.num_mini_batches=2"],
+    "uniform": [*PHASES, *HISTORY],
+    "recent": [*HISTORY, "agent.algorithm.sampler=recent", "agent.algorithm.carry_start=burn_in"],
+    "packed": [*HISTORY, "agent.algorithm.sampler=packed", "agent.algorithm.row_length=10"],
+}
+
+
+def configured(*overrides: str):
+    return compose("crazyflie", PointControlCfg, [], [*TASK, *AGENT, "agent.logger=none", *overrides])
+
+
+def runner_on(devices: int, folder, cfg, env_cls=PointControl) -> DistillationRunner:
+    mesh = EnvMesh(jax.devices()[:devices])
+    env = AutoReset(env_cls(dataclasses.replace(cfg.env, num_envs=cfg.env.num_envs // devices)))
+    return DistillationRunner(env, cfg, load_teacher(BUNDLED_TEACHER, env, cfg), folder, mesh=mesh)
+
+
+class Mass:
+    """A mass on a line, pushed to the origin; it is lost at a distance of 1. Compiled in no time."""
+
+    num_actions, max_episode_length, step_dt, key_per_env = 1, 12, 0.1, True
+
+    def __init__(self, num_envs: int):
+        self.num_envs = num_envs
+
+    def reset(self, rng: jax.Array) -> State:
+        place = jax.vmap(lambda key: jax.random.uniform(key, (2,), minval=-0.7, maxval=0.7))(rng)
+        no = jnp.zeros(self.num_envs)
+        return State(place, self.observe(place), no, no > 0, {"Metrics/distance": no}, {})
+
+    def step(self, state: State, action: jax.Array) -> State:
+        x, v = state.pipeline_state.T
+        v = v + 0.1 * jnp.clip(action[:, 0], -1, 1)
+        place = jnp.stack([x + 0.1 * v, v], axis=1)
+        far = jnp.abs(place[:, 0])
+        return state.replace(
+            pipeline_state=place,
+            obs=self.observe(place),
+            reward=1 - far,
+            done=far > 1,
+            metrics={"Metrics/distance": far},
+        )
+
+    @staticmethod
+    def observe(place: jax.Array) -> dict[str, jax.Array]:
+        return {"student": place, "teacher": place}
+
+
+def on_masses(num_envs: int, cfg):
+    policy = Policy(1, (8,), output_activation="tanh")
+    state = networks.init(policy, jax.random.key(5), 2, normalize=False)
+    return AutoReset(Mass(num_envs)), PolicyActor(policy, state, ("teacher",))
+
+
+def on_crazyflies(num_envs: int, cfg):
+    env = AutoReset(PointControl(dataclasses.replace(cfg.env, num_envs=num_envs)))
+    return env, load_teacher(BUNDLED_TEACHER, env, cfg).actor(cfg.agent)
+
+
+def trained(devices: int, *overrides: str, task=on_crazyflies, iterations: int = 20):
+    """The losses and all scalars of each iteration, and the training state after the last one."""
+    cfg, mesh = configured(*overrides), EnvMesh(jax.devices()[:devices])
+    env, teacher = task(NUM_ENVS // devices, cfg)
+    teacher = mesh.put(teacher, SAME)
+    programs = Programs(make_algorithm(env, cfg.agent, mesh.shards), mesh, teacher, 3)
+    state = programs.init()(mesh.put(jax.random.key(3), SAME), teacher)
+    iteration, scalars = programs.iteration(keeps_rollout=False), []
+    for _ in range(iterations):
+        state, metrics = iteration(state, teacher)
+        scalars.append(jax.device_get(metrics.scalars))
+    return {name: np.array([s[name] for s in scalars]) for name in scalars[0]}, state
+
+
+def assert_same(one, other):
+    (scalars, state), (again, divided) = one, other
+    for name, values in scalars.items():
+        np.testing.assert_allclose(again[name], values, rtol=2e-4, atol=2e-5, err_msg=name)
+    learnt = [jax.tree.leaves((s.student, s.opt_state, s.episodes)) for s in (state, divided)]
+    for a, b in zip(*learnt, strict=True):
+        np.testing.assert_allclose(b, a, rtol=2e-3, atol=2e-5)
+
+
+@pytest.mark.parametrize("student", [[], MLP], ids=["gru", "mlp"])
+@pytest.mark.parametrize("mode", MODES)
+def test_two_devices_learn_what_one_learns(mode, student):
+    one = trained(1, *MODES[mode], *student, task=on_masses)
+    assert one[0]["Train/episodes"].sum() > 50 and one[0]["Loss/behavior"][-1] > 0
+    assert_same(one, trained(2, *MODES[mode], *student, task=on_masses))
+
+
+@pytest.mark.full
+def test_four_devices_and_teachers_drawn_by_environment():
+    settings = [*PHASES, *NOISE, "agent.algorithm.beta_schedule=linear", "agent.algorithm.beta_iterations=8"]
+    settings += ["agent.algorithm.beta_per=episode", "agent.algorithm.phase1_until_return=1e9"]
+    assert_same(trained(1, *settings), trained(4, *settings))
+
+
+@pytest.mark.full
+@pytest.mark.parametrize(("before", "after"), [(1, 2), (4, 1)])
+def test_a_run_goes_on_with_other_devices(tmp_path, before, after):
+    """Bitwise the state that was saved, environments included."""
+    runner = runner_on(before, tmp_path, configured("agent.max_iterations=2", *HISTORY))
+    runner.start()
+    runner.learn()
+    again = runner_on(after, tmp_path, configured("agent.max_iterations=4", *HISTORY))
+    again.load()
+    for a, b in zip(jax.tree.leaves(runner.state), jax.tree.leaves(again.state), strict=True):
+        data = [jax.random.key_data(x) if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else x for x in (a, b)]
+        np.testing.assert_array_equal(*data)
+    again.learn()
+    assert again.current_learning_iteration == 4
+    assert len(again.state.env_state.done.sharding.device_set) == after
+
+
+@pytest.mark.full
+def test_more_environments_begin_anew_and_learning_goes_on(tmp_path, capsys):
+    runner = runner_on(1, tmp_path, configured("agent.max_iterations=2", *HISTORY))
+    runner.start()
+    runner.learn()
+    again = runner_on(2, tmp_path, configured("agent.max_iterations=3", *HISTORY, "env.num_envs=12"))
+    again.load()
+    assert "another number of environments: all episodes begin anew, and the history is empty" in capsys.readouterr().out
+    for a, b in zip(jax.tree.leaves(runner.state.student), jax.tree.leaves(again.state.student), strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert again.state.history.length.tolist() == [0] * 12 and again.state.env_state.done.shape == (12,)
+    again.learn()
+
+
+class Keeper(PointControl):
+    """Keeps a number for all of its environments together, and one that looks as if it were one for each."""
+
+    key_per_env = False
+
+    def reset(self, rng: jax.Array) -> State:
+        state = super().reset(rng)
+        return state.replace(info={**state.info, "steps": jnp.zeros((), jnp.int32), "rng": jax.random.key_data(rng)})
+
+    def step(self, state: State, action: jax.Array) -> State:
+        after = super().step(state, action)
+        return after.replace(info={**after.info, "steps": state.info["steps"] + 1})
+
+
+@pytest.mark.full
+def test_a_simulator_may_keep_something_for_all_of_its_environments(tmp_path, capsys):
+    settings = ["env.num_envs=4", "env.reset.on_target_fraction=0.0", "agent.max_iterations=2", "env.episode_length_s=10.0"]
+    runner = runner_on(2, tmp_path, configured(*settings), Keeper)
+    runner.start()
+    starts = np.asarray(runner.state.env_state.pipeline_state.craft.pos.x)
+    assert len(np.unique(starts)) == 4, "each device draws for itself"
+    runner.learn()
+    assert runner.state.env_state.info["steps"].tolist() == [16, 16]
+    again = runner_on(2, tmp_path, configured(*settings), Keeper)
+    again.load()
+    assert again.state.env_state.info["steps"].tolist() == [16, 16]
+    assert "anew" not in capsys.readouterr().out
+    alone = runner_on(1, tmp_path, configured(*settings), Keeper)
+    alone.load()
+    assert "settings, version or devices): all episodes begin anew" in capsys.readouterr().out
+    assert alone.state.env_state.info["steps"] == 0 and int(alone.state.iteration) == 2
+
+
+def on(count: int, function, ins, outs, *args):
+    return EnvMesh(jax.devices()[:count]).program(function, ins, outs)(*args)
+
+
+@pytest.mark.parametrize("ends", [0.0, 0.02, 0.5])
+def test_the_last_episodes_are_those_of_all_devices(ends):
+    """More of them than the ring holds, fewer, none: the ring of four devices is that of one."""
+    keys = jax.random.split(jax.random.key(0), 4)
+    rings = [EpisodeBuffer.create()] * 2
+    for round_ in range(3):
+        done = jax.random.bernoulli(jax.random.fold_in(keys[0], round_), ends, (40, 16))
+        returns, lengths = (jax.random.normal(jax.random.fold_in(key, round_), (40, 16)) for key in keys[1:3])
+        rings = [
+            on(
+                count,
+                lambda ring, *args, count=count: ring.extend(*args, Shards(count)),
+                (SAME, *[BY_TIME_AND_ENV] * 3),
+                SAME,
+                *(ring, done, returns, lengths),
+            )
+            for count, ring in zip((1, 4), rings, strict=True)
+        ]
+    for a, b in zip(*map(jax.tree.leaves, rings), strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert (rings[0].count > EPISODES) == (ends == 0.5) and (rings[0].count == 0) == (ends == 0.0)
+
+
+def test_moments_are_those_of_all_rows():
+    x = 3.0 + jnp.arange(8.0)[:, None] ** 2 * jax.random.normal(jax.random.key(1), (8, 3))
+    mean, var = on(4, lambda x: Shards(4).moments(x), BY_ENV, SAME, x)
+    np.testing.assert_allclose(mean, x.mean(axis=0), rtol=1e-6)
+    np.testing.assert_allclose(var, x.var(axis=0), rtol=1e-6)
+
+
+def test_a_flag_is_set_where_it_is_on_all_devices():
+    flags = jnp.array([[True, True], [True, False]])
+    found = on(2, lambda x: Shards(2).all(x[0]), PartitionSpec("env"), SAME, flags)
+    assert found.tolist() == [True, False]
+
+
+class Started:
+    class simulator:  # noqa: N801
+        is_jax, title = True, "JAX"
+
+
+def test_devices_are_refused_that_the_environments_do_not_divide_among():
+    cfg = configured("env.num_envs=90")
+    assert make_mesh(cfg, Started).shards.count == 3, "the most that divide and have enough"
+    assert make_mesh(configured("env.num_envs=8"), Started).shards.count == 1, "too few to be worth it"
+    assert make_mesh(cfg, Started, "2").shards.count == 2
+    with pytest.raises(ConfigError, match="--num_envs 90: cannot be divided among 4 devices; the nearest that can is 88"):
+        make_mesh(cfg, Started, "all")
+    with pytest.raises(ConfigError, match="--devices 5: there are 4"):
+        make_mesh(cfg, Started, "5")
+    with pytest.raises(ConfigError, match="--devices none: expected a number or 'all'"):
+        make_mesh(cfg, Started, "none")
