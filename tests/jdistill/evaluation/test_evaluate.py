@@ -206,12 +206,12 @@ def test_actors_of_one_structure_share_a_program():
     assert len(evaluator._programs) == 1 and second["return"] > first["return"]
 
 
-def same(found, expected, rtol: float = 1e-5) -> bool:
-    """Whether two trees of numbers are equal to rounding; NaN is NaN."""
+def same(found, expected) -> bool:
+    """Whether two trees of numbers are equal to rounding, which for traces is to five decimals; NaN is NaN."""
     found, expected = (jax.tree.flatten(tree) for tree in (found, expected))
     leaves = zip(found[0], expected[0], strict=found[1] == expected[1])
     return found[1] == expected[1] and all(
-        np.shape(a) == np.shape(b) and np.allclose(a, b, rtol=rtol, atol=1e-6, equal_nan=True) for a, b in leaves
+        np.shape(a) == np.shape(b) and np.allclose(a, b, rtol=1e-5, atol=1.1e-5, equal_nan=True) for a, b in leaves
     )
 
 
@@ -341,11 +341,13 @@ def test_the_command(run, capsys):
 
 def test_any_number_of_devices_finds_the_same(run):
     """On the embedded environment, six flights: they fill the second round of four devices by half."""
-    settings = {"episodes": 6, "scenarios": ["hover", "cf2x_T350", "wind"]}
-    one, two, four = (jdistill.evaluate(run, **settings, devices=count)["scenarios"] for count in (1, 2, "all"))
+    settings = {"episodes": 6, "scenarios": ["hover", "cf2x_T350", "cf21B_500"]}
+    found = [jdistill.evaluate(run, **settings, devices=count) for count in (1, 2, "all")]
+    assert [results["machine"]["devices"] for results in found] == [1, 2, 4]
+    one, two, four = ({name: s["policies"] for name, s in results["scenarios"].items()} for results in found)
     assert list(one) == list(two) == list(four) == settings["scenarios"]
-    assert same(two, one, 1e-4) and same(four, one, 1e-4)
-    returns = [policy["return"] for scenario in one.values() for policy in scenario["policies"].values()]
+    assert same(two, one) and same(four, one)
+    returns = [numbers["return"] for policies in one.values() for numbers in policies.values()]
     assert len(set(returns)) == 6, "no two flights are alike"
 
 
