@@ -19,6 +19,7 @@ def make_parser() -> Parser:
 def run(argv: list[str]) -> None:
     """The command."""
     args = make_parser().parse_args(argv)
-    from jdistill.data.dataset import info
+    from jdistill.data.dataset import info, with_siblings
 
-    print("\n\n".join(info(path) for path in args.files))
+    files = dict.fromkeys(path for file in args.files for path in with_siblings(file))
+    print("\n\n".join(map(info, files)))

@@ -64,6 +64,12 @@ def report_errors(prog: str, command: Callable[[list[str]], int | None], argv: S
         message, status = _told(e)
         line = f"{prog}: error: {message}"
         return processes.fail(message, lambda: print(line, file=sys.stderr), status)
+    except Exception as e:
+        if processes.number() == 1:
+            raise
+        # What is computed together fails too when another process is gone, and then that is what is to be told.
+        processes.await_the_end()
+        return processes.fail(f"{type(e).__name__}: {e}", traceback.print_exc, 1)
 
 
 def _told(error: BaseException) -> tuple[str, int]:

@@ -7,6 +7,7 @@ The layout is described in :mod:`jdistill.data.episode_writer`. Training needs o
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -140,9 +141,15 @@ def load(
     return Recording(history, _moments(packed["obs"], filled), summary)
 
 
+def with_siblings(path: Path) -> list[Path]:
+    """``path``, and what the other processes of its run recorded beside it: ``flown.1.hdf5`` beside ``flown.hdf5``."""
+    others = (path.with_name(f"{path.stem}.{i}{path.suffix}") for i in itertools.count(1))
+    return [path, *itertools.takewhile(Path.is_file, others)]
+
+
 def _of_all[T](files: Sequence[str], read: Callable[[str, h5py.Group], T]) -> Iterator[T]:
-    """Yield ``read(name, episode)`` for the episodes of all files."""
-    for path in map(Path, files):
+    """Yield ``read(name, episode)`` for the episodes of all files and their siblings."""
+    for path in dict.fromkeys(sibling for file in files for sibling in with_siblings(Path(file))):
         with open_dataset(path) as episodes:
             for where, group in episodes:
                 yield read(where, group)

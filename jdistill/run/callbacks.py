@@ -15,6 +15,7 @@ from jdistill.core.statistics import is_first_step
 from jdistill.data.recorder import Recorder
 from jdistill.run.console import RunConsole, Timing, iteration_block, switch_banner
 from jdistill.run.loggers import Film, Writer, make_writer
+from jdistill.run.mesh import BY_ENV
 from jdistill.run.profiling import Profiler, ProfileWindow
 
 if TYPE_CHECKING:
@@ -33,7 +34,7 @@ class Iteration:
     mean_return: float | None
     """The student's, None where it did not act alone in every episode of that mean."""
     rollout: Transition | None
-    """(T, B, ...), on the device; None unless a callback has ``needs_rollout``."""
+    """(T, B, ...), on the devices of this process; None unless a callback has ``needs_rollout``."""
     is_last: bool
     """Whether this program ends with it."""
 
@@ -177,7 +178,7 @@ class Record(Callback):
             "env_kwargs": dataclasses.asdict(runner.cfg.env),
             "step_dt": runner.env.step_dt,
         }
-        is_first = np.asarray(is_first_step(runner.state.env_state))
+        is_first = np.asarray(is_first_step(runner.mesh.own(runner.state.env_state, BY_ENV)))
         self._recorder = Recorder(self.file, env_args, is_first, runner.cfg.agent.clip_actions)
 
     def after_iteration(self, iteration: Iteration) -> None:

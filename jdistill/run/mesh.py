@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jdistill.core.distillation import Distillation, TrainState
@@ -53,6 +54,13 @@ class EnvMesh:
             return jax.tree.map(lambda x: jax.device_put(x, self.devices[0]), tree)
         specs = jax.tree.broadcast(spec, tree, is_leaf=_is_spec)
         return jax.tree.map(lambda x, spec: self._divide(x, NamedSharding(self.mesh, spec)), tree, specs)
+
+    def own(self, tree: Any, spec: Any) -> Any:
+        """The part of arrays that this process's devices hold, by itself; ``spec`` as for :meth:`put`."""
+        if jax.process_count() == 1:
+            return tree
+        specs = jax.tree.broadcast(spec, tree, is_leaf=_is_spec)
+        return multihost_utils.global_array_to_host_local_array(tree, self.mesh, specs)
 
     def _divide(self, x: Any, sharding: NamedSharding) -> Array:
         if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
@@ -124,7 +132,7 @@ class Programs:
 
     def iteration(self, keeps_rollout: bool) -> Any:
         """``(state, teacher) -> (state, metrics[, rollout])``, see :meth:`Distillation.iteration`."""
-        outs = (self.specs, SAME, self._rollout_specs())[: 3 if keeps_rollout else 2]
+        outs = (self.specs, SAME, self.rollout_specs())[: 3 if keeps_rollout else 2]
 
         def iteration(state: TrainState, teacher: Any) -> Any:
             state, *others = self.alg.iteration(self._unpack(state), teacher)
@@ -141,7 +149,8 @@ class Programs:
 
         return self.mesh.program(iteration, (self.specs, history_specs()), (self.specs, SAME), donate=(0,))
 
-    def _rollout_specs(self) -> Transition:
+    def rollout_specs(self) -> Transition:
+        """How a rollout is divided."""
         specs = Transition(*[BY_TIME_AND_ENV] * len(Transition._fields))
         return specs if self.alg.schedule.per_env else specs._replace(teacher_acts=SAME)
 

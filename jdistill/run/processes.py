@@ -193,9 +193,9 @@ def fail(message: str, print_line: Callable[[], None], status: int) -> int:
 
 
 def await_the_end() -> None:
-    """Another process is about to end with an error; wait for the watch, which then ends this one."""
+    """Wait for the watch to end this process, where another one is gone or about to end with an error."""
     if _watch is not None:
-        time.sleep(SILENCE_S + BEAT_S)
+        time.sleep(2 * GRACE_S)
 
 
 # -- the watch -----------------------------------------------------------------------------------------------------
@@ -255,7 +255,8 @@ class Watch:
         while True:
             said = peer.hear()
             if said is None:
-                self._end(f"{self._name(peer.id, peer.host)} has ended")
+                hint = "all that the last checkpoint holds is saved, and --resume goes on with it"
+                self._end(f"{self._name(peer.id, peer.host)} has ended; {hint}")
             if "left" in said:
                 return
             if "gone" in said:
@@ -274,8 +275,7 @@ class Watch:
                 for peer in self._peers:
                     peer.tell(gone=message)
                 if self.group.id == 0 or message.startswith("process 0 "):
-                    hint = "all that the last checkpoint holds is saved, and --resume goes on with it"
-                    print(f"error: {message}; {hint}", file=sys.stderr, flush=True)
+                    print(f"error: {message}", file=sys.stderr, flush=True)
                 os._exit(1)
         threading.Event().wait()  # This process is ending already.
         raise AssertionError

@@ -136,16 +136,12 @@ class DistillationRunner:
 
     def _iterate(self, program: Any) -> tuple[Metrics, Transition | None]:
         """Run the program once; its scalars are read, the rollout stays on the device."""
-        try:
-            self.state, metrics, *rollout = self.env.drive(program, self.state, *self._arguments)
-        except (ValueError, jax.errors.JaxRuntimeError):  # What a collective raises whose partner is gone.
-            processes.await_the_end()
-            raise
+        self.state, metrics, *rollout = self.env.drive(program, self.state, *self._arguments)
         metrics = jax.device_get(metrics)
         self._check_finite(metrics)
         self.current_learning_iteration += 1
         self.phase1_end = int(self.alg.phase1_end(self.state))
-        return metrics, rollout[0] if rollout else None
+        return metrics, self.mesh.own(rollout[0], self.programs.rollout_specs()) if rollout else None
 
     def _after(self, iteration: Iteration) -> None:
         """Every callback's turn. If one of them fails, the state is saved before the run ends."""

@@ -24,6 +24,7 @@ from jdistill.run.inputs import load_teacher, make_algorithm
 from jdistill.run.mesh import BY_ENV, BY_TIME_AND_ENV, SAME, EnvMesh, Programs
 from jdistill.run.runner import DistillationRunner
 from tests.conftest import BUNDLED_TEACHER
+from tests.masses import Masses
 
 NUM_ENVS = 8
 TASK = [f"env.num_envs={NUM_ENVS}", "env.episode_length_s=0.3", "env.randomization.mass=0.1", "env.wind.force=0.1"]
@@ -51,41 +52,10 @@ def runner_on(devices: int, folder, cfg, env_cls=PointControl) -> DistillationRu
     return DistillationRunner(env, cfg, load_teacher(BUNDLED_TEACHER, env, cfg), folder, mesh=mesh)
 
 
-class Mass:
-    """A mass on a line, pushed to the origin; it is lost at a distance of 1. Compiled in no time."""
-
-    num_actions, max_episode_length, step_dt, key_per_env = 1, 12, 0.1, True
-
-    def __init__(self, num_envs: int):
-        self.num_envs = num_envs
-
-    def reset(self, rng: jax.Array) -> State:
-        place = jax.vmap(lambda key: jax.random.uniform(key, (2,), minval=-0.7, maxval=0.7))(rng)
-        no = jnp.zeros(self.num_envs)
-        return State(place, self.observe(place), no, no > 0, {"Metrics/distance": no}, {})
-
-    def step(self, state: State, action: jax.Array) -> State:
-        x, v = state.pipeline_state.T
-        v = v + 0.1 * jnp.clip(action[:, 0], -1, 1)
-        place = jnp.stack([x + 0.1 * v, v], axis=1)
-        far = jnp.abs(place[:, 0])
-        return state.replace(
-            pipeline_state=place,
-            obs=self.observe(place),
-            reward=1 - far,
-            done=far > 1,
-            metrics={"Metrics/distance": far},
-        )
-
-    @staticmethod
-    def observe(place: jax.Array) -> dict[str, jax.Array]:
-        return {"student": place, "teacher": place}
-
-
 def on_masses(num_envs: int, cfg):
     policy = Policy(1, (8,), output_activation="tanh")
     state = networks.init(policy, jax.random.key(5), 2, normalize=False)
-    return AutoReset(Mass(num_envs)), PolicyActor(policy, state, ("teacher",))
+    return AutoReset(Masses(num_envs)), PolicyActor(policy, state, ("teacher",))
 
 
 def on_crazyflies(num_envs: int, cfg):
@@ -155,7 +125,9 @@ def test_more_environments_begin_anew_and_learning_goes_on(tmp_path, capsys):
     runner.learn()
     again = runner_on(2, tmp_path, configured("agent.max_iterations=3", *HISTORY, "env.num_envs=12"))
     again.load()
-    assert "another number of environments: all episodes begin anew, and the history is empty" in capsys.readouterr().out
+    assert (
+        "another number of environments: all episodes begin anew, and the history is empty" in capsys.readouterr().out
+    )
     for a, b in zip(jax.tree.leaves(runner.state.student), jax.tree.leaves(again.state.student), strict=True):
         np.testing.assert_array_equal(a, b)
     assert again.state.history.length.tolist() == [0] * 12 and again.state.env_state.done.shape == (12,)
@@ -163,7 +135,7 @@ def test_more_environments_begin_anew_and_learning_goes_on(tmp_path, capsys):
 
 
 class Keeper(PointControl):
-    """Keeps a number for all of its environments together, and one that looks as if it were one for each."""
+    """Keeps something for all of its environments together."""
 
     key_per_env = False
 
@@ -178,7 +150,12 @@ class Keeper(PointControl):
 
 @pytest.mark.full
 def test_a_simulator_may_keep_something_for_all_of_its_environments(tmp_path, capsys):
-    settings = ["env.num_envs=4", "env.reset.on_target_fraction=0.0", "agent.max_iterations=2", "env.episode_length_s=10.0"]
+    settings = [
+        "env.num_envs=4",
+        "env.reset.on_target_fraction=0.0",
+        "agent.max_iterations=2",
+        "env.episode_length_s=10.0",
+    ]
     runner = runner_on(2, tmp_path, configured(*settings), Keeper)
     runner.start()
     starts = np.asarray(runner.state.env_state.pipeline_state.craft.pos.x)
@@ -236,7 +213,7 @@ def test_a_flag_is_set_where_it_is_on_all_devices():
 
 
 class Started:
-    class simulator:  # noqa: N801
+    class simulator:
         is_jax, title = True, "JAX"
 
 
@@ -245,7 +222,9 @@ def test_devices_are_refused_that_the_environments_do_not_divide_among():
     assert make_mesh(cfg, Started).shards.count == 3, "the most that divide and have enough"
     assert make_mesh(configured("env.num_envs=8"), Started).shards.count == 1, "too few to be worth it"
     assert make_mesh(cfg, Started, "2").shards.count == 2
-    with pytest.raises(ConfigError, match="--num_envs 90: cannot be divided among 4 devices; the nearest that can is 88"):
+    with pytest.raises(
+        ConfigError, match="--num_envs 90: cannot be divided among 4 devices; the nearest that can is 88"
+    ):
         make_mesh(cfg, Started, "all")
     with pytest.raises(ConfigError, match="--devices 5: there are 4"):
         make_mesh(cfg, Started, "5")
