@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-from benchmarks import dagger, raptor
+from benchmarks import dagger, devices, raptor
 from benchmarks.page import DOCS, page
 from tests.conftest import ROOT
 
@@ -34,3 +34,11 @@ def test_the_comparisons_with_raptor_are_those_of_the_numbers():
             steady = policy["metrics"]["position_error"]["steady"]
             cells.append(("-" if steady is None else f"{steady:.4f} m") + f", {policy['survival']:.1%}")
         assert row == f"| {name} | {cells[0]} | {cells[1]} |"
+
+
+def test_what_devices_exchange_is_what_the_page_says():
+    text = (DOCS / "scaling_out.md").read_text()
+    short, long = (devices.exchange(8, 4096, steps)["parts"] for steps in (24, 400))
+    for name in short:
+        cells = [f"{found[name]['exchanges']} | {found[name]['bytes']}" for found in (short, long)]
+        assert f"\n| {name} | {cells[0]} | {cells[1]} |\n" in text

@@ -134,7 +134,7 @@ def make_mesh(cfg: RunCfg, started: Started, asked: str | None = None) -> EnvMes
         if asked not in (None, "1"):
             raise ConfigError(
                 f"--devices {asked}: {started.simulator.title} steps one simulator on one device in each process; for "
-                "more, start more processes (docs/scaling.md)"
+                "more, start more processes (docs/scaling_out.md)"
             )
         _check_divides(number, len(processes))
         return mesh(1)
