@@ -29,7 +29,7 @@ class HistoryPlan:
         """One line, for the start of a run."""
         return (
             f"History: {self.rollouts} rollouts, {self.transitions} transitions of "
-            f"{self.nbytes / self.transitions:.1f} bytes, {self.nbytes / GIB:.3f} GiB on {jax.devices()[0].platform}"
+            f"{self.nbytes / self.transitions:.1f} bytes, {self.nbytes / GIB:.3f} GiB on {jax.local_devices()[0].platform}"
         )
 
 
@@ -61,7 +61,7 @@ def plan_history(alg: Distillation, local_devices: int = 1) -> HistoryPlan | Non
 def check_memory(nbytes: int, what: str, advice: str, copies: int = 0, devices: int = 1) -> None:
     """Raise :class:`ConfigError` unless ``nbytes`` fit on ``devices``, and ``copies`` further times on the host."""
     host = available_host_memory()
-    stats = jax.devices()[0].memory_stats() or {}
+    stats = jax.local_devices()[0].memory_stats() or {}
     if "bytes_limit" in stats:
         free = {
             "device": (nbytes // devices, stats["bytes_limit"] - stats.get("bytes_in_use", 0)),

@@ -136,7 +136,7 @@ def load(
         length=jnp.asarray(filled, jnp.int32),
     )
     size = sum(x.nbytes for x in jax.tree.leaves(history)) / GIB
-    on = jax.devices()[0].platform
+    on = jax.local_devices()[0].platform
     summary = f"Dataset: {len(lengths)} episodes, {sum(lengths)} steps, {size:.3f} GiB on {on}"
     return Recording(history, _moments(packed["obs"], filled), summary)
 

@@ -33,8 +33,8 @@ class EnvMesh:
     """One axis of devices, along which the environments are divided equally."""
 
     def __init__(self, devices: Sequence[jax.Device] | None = None):
-        """``devices`` are those of all processes; None takes the first one."""
-        self.devices = list(devices or jax.devices()[:1])
+        """``devices`` are those of all processes; None takes the first one of this process."""
+        self.devices = list(devices or jax.local_devices()[:1])
         self.shards = Shards(len(self.devices))
         self.mesh = Mesh(np.array(self.devices), (AXIS,))
 

@@ -68,7 +68,7 @@ class Profiler:
         """To be called when iteration ``number`` has ended; ``program`` gives its compiled HLO text.
 
         When that completes the trace: write it, and ``scopes.json`` beside it, and return the latter's content, the
-        milliseconds per iteration spent in each scope (summed over threads; ``other`` is in none).
+        milliseconds per iteration spent in each scope (summed over threads and devices; ``other`` is in none).
         """
         if not (self._tracing and self._window and number + 1 == self._window.start + self._window.count):
             return None

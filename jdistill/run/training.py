@@ -258,6 +258,8 @@ def make_runner(
     shards = mesh.shards
     cfg.env.num_envs = shards.count * env.num_envs
     teacher = load_teacher(teacher_file, env, cfg, task.old_teacher_output_activation)
+    if shards.count > 1:
+        print(f"Devices: {shards.count} ({mesh.devices[0].platform}), {env.num_envs} environments on each")
     print(f"Teacher: {teacher_file}: {summary(teacher.policy, teacher.state, teacher.description['obs_size'])}")
     recording = load_recording(env, cfg, teacher, shards)
     for held in (plan_history(make_algorithm(env, cfg.agent, shards), len(mesh.mesh.local_devices)), recording):

@@ -14,6 +14,7 @@ from bridge.crazyflie import PointControl, PointControlCfg
 from bridge.env import AutoReset, State
 from jdistill.core import networks
 from jdistill.core.actor import PolicyActor
+from jdistill.core.history import History
 from jdistill.core.networks import Policy
 from jdistill.core.sharding import Shards
 from jdistill.core.statistics import EPISODES, EpisodeBuffer
@@ -21,7 +22,7 @@ from jdistill.errors import ConfigError
 from jdistill.run.compose import compose
 from jdistill.run.devices import make_mesh
 from jdistill.run.inputs import load_teacher, make_algorithm
-from jdistill.run.mesh import BY_ENV, BY_TIME_AND_ENV, SAME, EnvMesh, Programs
+from jdistill.run.mesh import BY_ENV, BY_TIME_AND_ENV, SAME, EnvMesh, Programs, history_specs
 from jdistill.run.runner import DistillationRunner
 from tests.conftest import BUNDLED_TEACHER
 from tests.masses import Masses
@@ -92,6 +93,32 @@ def test_two_devices_learn_what_one_learns(mode, student):
     one = trained(1, *MODES[mode], *student, task=on_masses)
     assert one[0]["Train/episodes"].sum() > 50 and one[0]["Loss/behavior"][-1] > 0
     assert_same(one, trained(2, *MODES[mode], *student, task=on_masses))
+
+
+def test_a_dataset_is_divided_too():
+    """Columns of unequal length, of which the last ones are half empty."""
+    keys = jax.random.split(jax.random.key(0), 3)
+    history = History(
+        obs=jax.random.normal(keys[0], (32, NUM_ENVS, 2)),
+        teacher_action=jax.random.normal(keys[1], (32, NUM_ENVS, 1)),
+        is_first=jax.random.bernoulli(keys[2], 0.1, (32, NUM_ENVS)).at[0].set(True),
+        carry=(),
+        origin=jnp.zeros((), jnp.int32),
+        length=jnp.array([32, 31, 30, 32, 28, 32, 16, 15]),
+    )
+    found = []
+    for devices in (1, 2):
+        cfg, mesh = configured("agent.algorithm.dataset=[flown.hdf5]"), EnvMesh(jax.devices()[:devices])
+        env, teacher = on_masses(NUM_ENVS // devices, cfg)
+        programs = Programs(make_algorithm(env, cfg.agent, mesh.shards), mesh, mesh.put(teacher, SAME), 3)
+        state = programs.init()(mesh.put(jax.random.key(3), SAME), mesh.put(teacher, SAME))
+        iteration, divided, losses = programs.offline_iteration(), mesh.put(history, history_specs()), []
+        for _ in range(20):
+            state, metrics = iteration(state, divided)
+            losses.append(float(metrics.scalars["Loss/behavior"]))
+        found.append(({"Loss/behavior": np.array(losses)}, state))
+    assert found[0][0]["Loss/behavior"][-1] < found[0][0]["Loss/behavior"][0]
+    assert_same(*found)
 
 
 @pytest.mark.full
