@@ -4,7 +4,7 @@
 
 For each number of environments the same job runs in three ways, each in a process of its own, in turns: on one core;
 on one device with all cores, which is what JAX makes of a CPU by itself; on as many devices as there are cores
-(``--devices all``). The ratios compare the last with the better of the two others. Weak scaling sets it against one core
+on one device with all cores, which is what JAX makes of a CPU by itself; on as many devices as there are cores
 with its share of the environments. The exchange is by calculation. About 8 minutes on two cores.
 """
 

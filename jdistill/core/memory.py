@@ -27,9 +27,10 @@ class HistoryPlan:
 
     def describe(self) -> str:
         """One line, for the start of a run."""
+        on = jax.local_devices()[0].platform
         return (
             f"History: {self.rollouts} rollouts, {self.transitions} transitions of "
-            f"{self.nbytes / self.transitions:.1f} bytes, {self.nbytes / GIB:.3f} GiB on {jax.local_devices()[0].platform}"
+            f"{self.nbytes / self.transitions:.1f} bytes, {self.nbytes / GIB:.3f} GiB on {on}"
         )
 
 
