@@ -20,7 +20,6 @@ MEASUREMENTS = {
     "update": [],
     "rsl_rl": ["--iterations", "40"],
     "collection": ["--evaluation"],
-    "devices": [],
     "crazyflie": [],
     "scaling": [],
     "bridge": [],

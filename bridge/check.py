@@ -13,8 +13,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bridge.env import Env, ObservationSpec, State, keys_for, require
+from bridge.env import Env, ObservationSpec, State, require
 from bridge.errors import SettingError
+from bridge.keys import keys_for
 
 
 def check_env(env: Env) -> dict[str, ObservationSpec]:

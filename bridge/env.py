@@ -19,6 +19,7 @@ from flax import struct
 from jax import Array
 
 from bridge.errors import RenderError, SettingError
+from bridge.keys import keys_for, random_ages, split_keys
 
 T = TypeVar("T")
 Color = tuple[float, float, float]
@@ -202,33 +203,6 @@ def require(env: Any, *members: str) -> None:
     """Raise :class:`SettingError` unless ``env`` has all ``members`` of :class:`Env`."""
     if missing := [member for member in members if not hasattr(env, member)]:
         raise SettingError(f"{type(env).__name__} has no {' and no '.join(missing)}; bridge.env.Env says what it needs")
-
-
-def split_keys(rng: Array) -> tuple[Array, Array]:
-    """Two keys of every key: a single one, or (B,)."""
-    first, second = jnp.moveaxis(jax.vmap(jax.random.split)(rng), 1, 0) if rng.ndim else jax.random.split(rng)
-    return first, second
-
-
-def single_key(rng: Array) -> Array:
-    """The only key, or the first of (B,)."""
-    return rng[0] if rng.ndim else rng
-
-
-def keys_for(env: Env, rng: Array) -> Array:
-    """What ``env`` resets with: (num_envs,) keys, or one; ``rng`` is one or the other."""
-    if not getattr(env, "key_per_env", False):
-        return single_key(rng)
-    return rng if rng.ndim else jax.random.split(rng, env.num_envs)
-
-
-def random_ages(rng: Array, num_envs: int, max_episode_length: int) -> Array:
-    """(num_envs,) int32, the ages of episodes that began at different times; ``rng`` is one key or (num_envs,)."""
-
-    def draw(key: Array, shape: tuple[int, ...]) -> Array:
-        return jax.random.randint(key, shape, 0, max_episode_length, jnp.int32)
-
-    return jax.vmap(lambda key: draw(key, ()))(rng) if rng.ndim else draw(rng, (num_envs,))
 
 
 def begin_episodes(num_envs: int) -> dict[str, Array]:

@@ -392,9 +392,10 @@ def test_nothing_to_resume(capsys, tmp_path, two_stages):
     assert "has its seed already" in complaint(capsys, "--resume", "--seed", "7", *where)
     outside = complaint(capsys, "--resume", "--max_iterations", "9", "--profile", "1:2", *where)
     assert "--profile 1:2: this run has iterations 6 to 8" in outside
-    other = complaint(capsys, "--resume", "--max_iterations", "9", "--num_envs", "5", *where)
-    assert "made with other settings" in other and "[4" in other and "[5" in other and "leave out what" in other
-    assert yaml.safe_load((run / "config.yaml").read_text())["env"]["num_envs"] == 4, "nothing is overwritten"
+    other = complaint(capsys, "--resume", "--max_iterations", "9", "agent.student.rnn_hidden_dim=5", *where)
+    assert "made with other settings" in other and "16" in other and "5" in other and "leave out what" in other
+    student = yaml.safe_load((run / "config.yaml").read_text())["agent"]["student"]
+    assert student["rnn_hidden_dim"] == 16, "nothing is overwritten"
 
 
 def test_devices_that_are_not_there(tmp_path):

@@ -30,7 +30,8 @@ from bridge.crazyflie.sensor import Measurement, Sensors
 from bridge.crazyflie.target import Target
 from bridge.crazyflie.vectors import Quaternion, Rotation, Vector, in_memory
 from bridge.crazyflie.wind import Wind
-from bridge.env import Color, ObservationSpec, Renderer, State, Viewer, split_keys
+from bridge.env import Color, ObservationSpec, Renderer, State, Viewer
+from bridge.keys import split_keys
 
 DELAY_ROOM_S = 0.03
 """Delay of the measurements that a program for any parameters has room for, s; that of the longest scenario."""

@@ -29,12 +29,11 @@ from bridge.env import (
     State,
     begin_episodes,
     count_episodes,
-    random_ages,
-    single_key,
 )
 from bridge.errors import SettingError, SimulatorError
 from bridge.isaaclab.log import ScalarLog
 from bridge.isaaclab.render import VisualizerRenderer
+from bridge.keys import random_ages, single_key
 from bridge.main_thread import MainThread
 
 T = TypeVar("T")

@@ -171,13 +171,8 @@ def open_env(
     env_cfg.sim.device = launch.device
     if cfg.num_envs is not None:
         env_cfg.scene.num_envs = cfg.num_envs
-    elif parts > 1:
-        if env_cfg.scene.num_envs % parts:
-            raise LaunchError(
-                f"{name}: its {env_cfg.scene.num_envs} environments cannot be divided among {parts} processes; set "
-                f"--num_envs, {parts * max(1, round(env_cfg.scene.num_envs / parts))} for one"
-            )
-        env_cfg.scene.num_envs //= parts
+    else:
+        env_cfg.scene.num_envs = _part(name, env_cfg.scene.num_envs, parts)
     with _told(name):
         pre_launch_video_config(env_cfg, launch)
         needs_kit = bool(validate_launch(env_cfg, launch)[1])
@@ -203,6 +198,16 @@ def open_env(
         raise LaunchError(f"{name}: {_line(failure)}") from failure
     if failure is not None:
         raise failure
+
+
+def _part(name: str, number: int, parts: int) -> int:
+    """One of ``parts`` equal shares of a ``number`` of environments."""
+    if number % parts:
+        raise LaunchError(
+            f"{name}: its {number} environments cannot be divided among {parts} processes; set --num_envs, "
+            f"{parts * max(1, round(number / parts))} for one"
+        )
+    return number // parts
 
 
 @contextmanager

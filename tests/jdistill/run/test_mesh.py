@@ -13,7 +13,6 @@ from jax.sharding import PartitionSpec
 from bridge.crazyflie import PointControl, PointControlCfg
 from bridge.env import AutoReset, State
 from jdistill.core import networks
-from jdistill.core.actor import PolicyActor
 from jdistill.core.history import History
 from jdistill.core.networks import Policy
 from jdistill.core.sharding import Shards
@@ -21,7 +20,7 @@ from jdistill.core.statistics import EPISODES, EpisodeBuffer
 from jdistill.errors import ConfigError
 from jdistill.run.compose import compose
 from jdistill.run.devices import make_mesh
-from jdistill.run.inputs import load_teacher, make_algorithm
+from jdistill.run.inputs import Teacher, load_teacher, make_algorithm
 from jdistill.run.mesh import BY_ENV, BY_TIME_AND_ENV, SAME, EnvMesh, Programs, history_specs
 from jdistill.run.runner import DistillationRunner
 from tests.conftest import BUNDLED_TEACHER
@@ -47,16 +46,18 @@ def configured(*overrides: str):
     return compose("crazyflie", PointControlCfg, [], [*TASK, *AGENT, "agent.logger=none", *overrides])
 
 
-def runner_on(devices: int, folder, cfg, env_cls=PointControl) -> DistillationRunner:
-    mesh = EnvMesh(jax.devices()[:devices])
-    env = AutoReset(env_cls(dataclasses.replace(cfg.env, num_envs=cfg.env.num_envs // devices)))
-    return DistillationRunner(env, cfg, load_teacher(BUNDLED_TEACHER, env, cfg), folder, mesh=mesh)
+def masses_teacher() -> Teacher:
+    policy = Policy(1, (8,), output_activation="tanh")
+    return Teacher(policy, networks.init(policy, jax.random.key(5), 2, normalize=False), {})
+
+
+def runner_on(devices: int, folder, cfg, env_cls=Masses) -> DistillationRunner:
+    env, mesh = AutoReset(env_cls(cfg.env.num_envs // devices)), EnvMesh(jax.devices()[:devices])
+    return DistillationRunner(env, cfg, masses_teacher(), folder, mesh=mesh)
 
 
 def on_masses(num_envs: int, cfg):
-    policy = Policy(1, (8,), output_activation="tanh")
-    state = networks.init(policy, jax.random.key(5), 2, normalize=False)
-    return AutoReset(Masses(num_envs)), PolicyActor(policy, state, ("teacher",))
+    return AutoReset(Masses(num_envs)), masses_teacher().actor(cfg.agent)
 
 
 def on_crazyflies(num_envs: int, cfg):
@@ -127,7 +128,6 @@ def test_four_devices_and_teachers_drawn_by_environment():
     assert_same(trained(1, *settings), trained(4, *settings))
 
 
-@pytest.mark.full
 @pytest.mark.parametrize(("before", "after"), [(1, 2), (4, 1)])
 def test_a_run_goes_on_with_other_devices(tmp_path, before, after):
     """Bitwise the state that was saved, environments included."""
@@ -144,7 +144,6 @@ def test_a_run_goes_on_with_other_devices(tmp_path, before, after):
     assert len(again.state.env_state.done.sharding.device_set) == after
 
 
-@pytest.mark.full
 def test_more_environments_begin_anew_and_learning_goes_on(tmp_path, capsys):
     runner = runner_on(1, tmp_path, configured("agent.max_iterations=2", *HISTORY))
     runner.start()
@@ -160,13 +159,13 @@ def test_more_environments_begin_anew_and_learning_goes_on(tmp_path, capsys):
     again.learn()
 
 
-class Keeper(PointControl):
+class Keeper(Masses):
     """Keeps something for all of its environments together."""
 
     key_per_env = False
 
     def reset(self, rng: jax.Array) -> State:
-        state = super().reset(rng)
+        state = super().reset(jax.random.split(rng, self.num_envs))
         return state.replace(info={**state.info, "steps": jnp.zeros((), jnp.int32), "rng": jax.random.key_data(rng)})
 
     def step(self, state: State, action: jax.Array) -> State:
@@ -174,17 +173,11 @@ class Keeper(PointControl):
         return after.replace(info={**after.info, "steps": state.info["steps"] + 1})
 
 
-@pytest.mark.full
 def test_a_simulator_may_keep_something_for_all_of_its_environments(tmp_path, capsys):
-    settings = [
-        "env.num_envs=4",
-        "env.reset.on_target_fraction=0.0",
-        "agent.max_iterations=2",
-        "env.episode_length_s=10.0",
-    ]
+    settings = ["env.num_envs=4", "agent.max_iterations=2"]
     runner = runner_on(2, tmp_path, configured(*settings), Keeper)
     runner.start()
-    starts = np.asarray(runner.state.env_state.pipeline_state.craft.pos.x)
+    starts = np.asarray(runner.state.env_state.pipeline_state[:, 0])
     assert len(np.unique(starts)) == 4, "each device draws for itself"
     runner.learn()
     assert runner.state.env_state.info["steps"].tolist() == [16, 16]
