@@ -95,9 +95,8 @@ class Env(Protocol):
     def reset(self, rng: Array) -> State:
         """Start all episodes.
 
-        ``rng`` is one JAX key; where the environment has ``key_per_env = True``, (num_envs,) keys, from each of which
-        it draws for one environment alone. Then a run's numbers do not depend on how many devices share its
-        environments.
+        ``rng`` is one JAX key; where the environment has ``key_per_env = True``, (num_envs,) keys, each for one of
+        them. Then a run's numbers do not depend on how many devices share its environments.
         """
         ...
 
@@ -201,7 +200,7 @@ class Parametric(Protocol):
 
 def require(env: Any, *members: str) -> None:
     """Raise :class:`SettingError` unless ``env`` has all ``members`` of :class:`Env`."""
-    if missing := [member for member in members if not hasattr(env, member)]:
+    if missing := [name for name in members if not hasattr(env, name)]:
         raise SettingError(f"{type(env).__name__} has no {' and no '.join(missing)}; bridge.env.Env says what it needs")
 
 
@@ -301,8 +300,7 @@ class AutoReset:
         """Start all episodes at step 0."""
         rng, key = split_keys(keys_for(self.env, rng))
         state = self.env.reset(key)
-        zeros = jnp.zeros(self.num_envs, jnp.float32)
-        start = self._start(state)
+        zeros, start = jnp.zeros(self.num_envs, jnp.float32), self._start(state)
         return state.replace(
             done=jnp.zeros(self.num_envs, bool),
             metrics={**state.metrics, "episode_return": zeros, "episode_length": zeros},
@@ -318,8 +316,7 @@ class AutoReset:
     def step(self, state: State, action: Array) -> State:
         """Advance, then restart what has ended."""
         stepped = self.env.step(state, action)
-        length = state.info["episode_length_buf"] + 1
-        terminated = stepped.done
+        length, terminated = state.info["episode_length_buf"] + 1, stepped.done
         time_outs = (length >= self.max_episode_length) & ~terminated
         done = terminated | time_outs
         sums, counts = count_episodes(state.info, stepped.reward, done)
@@ -373,7 +370,7 @@ class AutoReset:
         return state.replace(info={**state.info, "episode_length_buf": length})
 
     def drive(self, program: Callable[..., T], *args: Any) -> T:
-        """Run the program; nothing else is needed for a simulator that is part of it."""
+        """Run the program."""
         return jax.block_until_ready(program(*args))
 
     def pop_log(self) -> dict[str, float]:
