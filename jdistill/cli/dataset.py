@@ -21,5 +21,4 @@ def run(argv: list[str]) -> None:
     args = make_parser().parse_args(argv)
     from jdistill.data.dataset import info, with_siblings
 
-    files = dict.fromkeys(path for file in args.files for path in with_siblings(file))
-    print("\n\n".join(map(info, files)))
+    print("\n\n".join(map(info, with_siblings(args.files))))

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -141,15 +141,23 @@ def load(
     return Recording(history, _moments(packed["obs"], filled), summary)
 
 
-def with_siblings(path: Path) -> list[Path]:
-    """``path``, and what the other processes of its run recorded beside it: ``flown.1.hdf5`` beside ``flown.hdf5``."""
+def with_siblings(files: Iterable[str | Path]) -> list[Path]:
+    """``files``, each followed by what the other processes of its run recorded: ``flown.1.hdf5`` after ``flown.hdf5``.
+
+    A file named more than once counts as often; one that is named itself does not come with another.
+    """
+    named = [Path(file) for file in files]
+    return [path for file in named for path in (file, *(x for x in _siblings(file) if x not in named))]
+
+
+def _siblings(path: Path) -> Iterator[Path]:
     others = (path.with_name(f"{path.stem}.{i}{path.suffix}") for i in itertools.count(1))
-    return [path, *itertools.takewhile(Path.is_file, others)]
+    return itertools.takewhile(Path.is_file, others)
 
 
 def _of_all[T](files: Sequence[str], read: Callable[[str, h5py.Group], T]) -> Iterator[T]:
     """Yield ``read(name, episode)`` for the episodes of all files and their siblings."""
-    for path in dict.fromkeys(sibling for file in files for sibling in with_siblings(Path(file))):
+    for path in with_siblings(files):
         with open_dataset(path) as episodes:
             for where, group in episodes:
                 yield read(where, group)

@@ -115,7 +115,7 @@ class Programs:
         return jax.tree.map(grown, part, specs)
 
     def init(self) -> Any:
-        """``(rng, teacher) -> state``, see :meth:`Distillation.init`."""
+        """``(rng, teacher) -> state``, see :meth:`.Distillation.init`."""
         return self.mesh.program(lambda *args: self._pack(self.alg.init(*args)), SAME, self.specs)
 
     def specs_of(self, state: TrainState) -> TrainState:
@@ -123,7 +123,7 @@ class Programs:
         return self.specs.replace(**{name: SAME for name, value in vars(state).items() if value is None})
 
     def restart_episodes(self, specs: TrainState) -> Any:
-        """``(state, teacher) -> state``, see :meth:`Distillation.restart_episodes`; ``specs`` are the state's."""
+        """``(state, teacher) -> state``, see :meth:`.Distillation.restart_episodes`; ``specs`` are the state's."""
 
         def restart(state: TrainState, teacher: Any) -> TrainState:
             return self._pack(self.alg.restart_episodes(state, teacher))
@@ -131,7 +131,7 @@ class Programs:
         return self.mesh.program(restart, (specs, SAME), self.specs)
 
     def iteration(self, keeps_rollout: bool) -> Any:
-        """``(state, teacher) -> (state, metrics[, rollout])``, see :meth:`Distillation.iteration`."""
+        """``(state, teacher) -> (state, metrics[, rollout])``, see :meth:`.Distillation.iteration`."""
         outs = (self.specs, SAME, self.rollout_specs())[: 3 if keeps_rollout else 2]
 
         def iteration(state: TrainState, teacher: Any) -> Any:
@@ -141,7 +141,7 @@ class Programs:
         return self.mesh.program(iteration, (self.specs, SAME), outs, donate=(0,))
 
     def offline_iteration(self) -> Any:
-        """``(state, history) -> (state, metrics)``, see :meth:`Distillation.offline_iteration`."""
+        """``(state, history) -> (state, metrics)``, see :meth:`.Distillation.offline_iteration`."""
 
         def iteration(state: TrainState, history: History) -> Any:
             state, metrics = self.alg.offline_iteration(self._unpack(state), history)
