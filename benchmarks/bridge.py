@@ -28,6 +28,7 @@ from rsl_rl.models import MLPModel
 from rsl_rl.storage import RolloutStorage
 from tensordict import TensorDict
 
+from benchmarks.torch_side import finish, torch_device
 from benchmarks.trivial import TrivialEnv
 from bridge.isaaclab.cfg import IsaacLabCfg
 from bridge.isaaclab.env import IsaacLabEnv
@@ -79,10 +80,10 @@ def overhead() -> dict[str, float]:
     ``alone_us`` is a step of a simulator that does nothing. ``around_us`` is what is left of a step of the cheap
     simulator without the simulator's own time: more, because torch's code and XLA's push each other out of the caches.
     """
-    idle = TrivialEnv(64)
-    nothing = idle.step(torch.zeros(64, 4))
+    idle = TrivialEnv(64, device=torch_device())
+    nothing = idle.step(torch.zeros(64, 4, device=idle.device))
     idle.step = lambda actions: nothing  # type: ignore[method-assign]
-    cheap = TrivialEnv(64)
+    cheap = TrivialEnv(64, device=torch_device())
     watch = Stopwatch(cheap)
     times = alternate({"alone": compiled_loop(IsaacLabEnv(idle), STEPS)})
     loop = compiled_loop(IsaacLabEnv(cheap), STEPS)
@@ -115,7 +116,7 @@ def share_of_isaaclab(overrides: list[str]) -> dict[str, float]:
     """The bridge's share of a step of point control on Isaac Lab: all time outside of the simulator's own ``step``."""
     from bridge.isaaclab.launch import open_env, parse_flags
 
-    launch, _ = parse_flags([], "cpu")
+    launch, _ = parse_flags([], torch_device())
     cfg = IsaacLabCfg(num_envs=64, overrides=overrides)
     with open_env(POINT_CONTROL, cfg, launch, 0, None, "callback", ".") as env:
         watch, loop = Stopwatch(env.env), compiled_loop(env, 50)
@@ -127,7 +128,7 @@ def share_of_isaaclab(overrides: list[str]) -> dict[str, float]:
 
 def our_collection(num_envs: int) -> Callable[[], Any]:
     """Our rollout: both networks act, the student's action steps the simulator, everything is stored."""
-    env = IsaacLabEnv(TrivialEnv(num_envs), groups=["policy", "critic"])
+    env = IsaacLabEnv(TrivialEnv(num_envs, device=torch_device()), groups=["policy", "critic"])
     groups = {"student": ["policy"], "teacher": ["critic"]}
     student = StudentCfg(pre_dims=[], rnn_type=None, hidden_dims=HIDDEN, output_activation="identity")
     cfg = AgentCfg(num_steps_per_env=STEPS, obs_groups=groups, student=student, algorithm=AlgorithmCfg())
@@ -141,19 +142,23 @@ def our_collection(num_envs: int) -> Callable[[], Any]:
 
 def their_collection(num_envs: int) -> Callable[[], Any]:
     """rsl_rl's collection loop, as its runner writes it, with its own models and storage."""
-    env = TrivialEnv(num_envs)
+    env = TrivialEnv(num_envs, device=torch_device())
 
     def tensordict(obs: dict[str, torch.Tensor]) -> TensorDict:
-        return TensorDict(dict(obs), batch_size=[num_envs])
+        return TensorDict(dict(obs), batch_size=[num_envs], device=env.device)
 
     obs = tensordict(env.reset(seed=0)[0])
     groups = {"student": ["policy"], "teacher": ["critic"]}
     models = [
-        MLPModel(obs, groups, role, 4, HIDDEN, obs_normalization=True, distribution_cfg={"class_name": name})
+        MLPModel(obs, groups, role, 4, HIDDEN, obs_normalization=True, distribution_cfg={"class_name": name}).to(
+            env.device
+        )
         for role, name in (("student", "GaussianDistribution"), ("teacher", "GaussianDistribution"))
     ]
-    storage = RolloutStorage("distillation", num_envs, STEPS, obs, [4], "cpu")
-    algorithm = TorchDistillation(models[0], models[1], storage, gradient_length=STEPS)
+    for model in models:
+        model.to(env.device)
+    storage = RolloutStorage("distillation", num_envs, STEPS, obs, [4], torch_device())
+    algorithm = TorchDistillation(models[0], models[1], storage, gradient_length=STEPS, device=torch_device())
     algorithm.train_mode()
 
     def collect() -> None:
@@ -165,6 +170,7 @@ def their_collection(num_envs: int) -> Callable[[], Any]:
                 obs = tensordict(raw)
                 algorithm.process_env_step(obs, rewards, terminated | truncated, extras)
         algorithm.storage.clear()
+        finish()
 
     return collect
 

@@ -26,6 +26,7 @@ import torch
 from rsl_rl.runners import DistillationRunner as TorchRunner
 
 from benchmarks.crazyflie import EPISODES, ROOT, SEED
+from benchmarks.torch_side import torch_device
 from bridge.crazyflie import PointControl, PointControlCfg
 from bridge.env import AutoReset, TrainingEnv
 from bridge.tasks import TASKS, make_env
@@ -77,7 +78,7 @@ def make_torch_runner(
         "algorithm": {"class_name": "rsl_rl.algorithms:Distillation", **algorithm},
     }
     with contextlib.redirect_stdout(io.StringIO()):  # It prints its models.
-        runner = TorchRunner(TorchVecEnv(env, seed=agent.seed), settings, None, "cpu")
+        runner = TorchRunner(TorchVecEnv(env, seed=agent.seed), settings, None, torch_device())
     rate = agent.algorithm.learning_rate
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "start.pt"

@@ -27,6 +27,7 @@ from rsl_rl.storage import RolloutStorage
 from rsl_rl.utils import resolve_callable
 from tensordict import TensorDict
 
+from benchmarks.torch_side import torch_device
 from bridge.crazyflie import PointControl, PointControlCfg
 from bridge.env import AutoReset
 from jdistill.core import networks
@@ -117,24 +118,28 @@ class Theirs:
     def __init__(self, ours: Ours, student: Policy, data: Data, cfg: AlgorithmCfg):
         steps, envs, size = data.obs.shape
         group = GROUPS[size]
-        self.obs = TensorDict({group: torch.tensor(data.obs)}, batch_size=[steps, envs])
+        self.device = torch_device()
+        obs = {group: torch.tensor(data.obs, device=self.device)}
+        self.obs = TensorDict(obs, batch_size=[steps, envs], device=self.device)
         settings = model_cfg(student, ours.state.student, 0.1)
         cls: Any = resolve_callable(settings.pop("class_name"))
         groups = {"student": [group], "teacher": [group]}
         model = cls(self.obs[0], groups, "student", 4, **settings)
         tensors = {k: torch.tensor(np.asarray(v)) for k, v in to_tensors(student, ours.state.student, MODEL).items()}
         model.load_state_dict({**model.state_dict(), **tensors})
-        teacher = MLPModel(self.obs[0], groups, "teacher", 4, hidden_dims=[64, 64, 64])
-        self.storage = RolloutStorage("distillation", envs, steps, self.obs[0], [4], "cpu")
+        model.to(self.device)
+        teacher = MLPModel(self.obs[0], groups, "teacher", 4, hidden_dims=[64, 64, 64]).to(self.device)
+        self.storage = RolloutStorage("distillation", envs, steps, self.obs[0], [4], self.device)
         names = ("num_learning_epochs", "gradient_length", "learning_rate", "max_grad_norm", "loss_type", "optimizer")
-        self.algorithm = TorchDistillation(model, teacher, self.storage, **{n: getattr(cfg, n) for n in names})
+        settings = {name: getattr(cfg, name) for name in names}
+        self.algorithm = TorchDistillation(model, teacher, self.storage, device=self.device, **settings)
         self.algorithm.train_mode()
         self.data = data
 
     def fill(self) -> None:
         """Put the rollout back into the storage, which an update empties."""
-        actions, done = torch.tensor(self.data.teacher_action), torch.tensor(self.data.done)
-        zeros = torch.zeros(actions.shape[1:]), torch.zeros(actions.shape[1])
+        actions, done = (torch.tensor(x, device=self.device) for x in (self.data.teacher_action, self.data.done))
+        zeros = torch.zeros_like(actions[0]), torch.zeros_like(actions[0, :, 0])
         for t in range(len(actions)):
             transition = RolloutStorage.Transition()
             transition.observations, transition.privileged_actions = self.obs[t], actions[t]

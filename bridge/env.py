@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Protocol, TypeVar, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +21,6 @@ from jax import Array
 from bridge.errors import RenderError, SettingError
 from bridge.keys import keys_for, random_ages, split_keys
 
-T = TypeVar("T")
 Color = tuple[float, float, float]
 """Red, green, blue, each 0..1."""
 
@@ -118,7 +117,8 @@ class TrainingEnv(Env, Protocol):
     action_layout: Mapping[str, Any]
     """``layout`` (names in order), ``range`` and ``rate_hz`` of the actions, where the environment says."""
     restorable: bool
-    """Whether a State holds all of the simulator, so that a saved one can be gone on with."""
+    """Whether a State holds all of the simulator, so that a saved one can be gone on with. One whose ``step`` calls the
+    host back also has ``calls_back = True``."""
 
     @property
     def obs_specs(self) -> Mapping[str, ObservationSpec]:
@@ -133,7 +133,7 @@ class TrainingEnv(Env, Protocol):
         """Pretend the episodes began at different times, rsl_rl's ``init_at_random_ep_len``; ``rng`` as for a reset."""
         ...
 
-    def drive(self, program: Callable[..., T], *args: Any) -> T:
+    def drive[T](self, program: Callable[..., T], *args: Any) -> T:
         """Run a compiled ``program`` that resets or steps this environment, and wait for its results.
 
         Raises:
@@ -369,7 +369,7 @@ class AutoReset:
         length = random_ages(rng, self.num_envs, self.max_episode_length)
         return state.replace(info={**state.info, "episode_length_buf": length})
 
-    def drive(self, program: Callable[..., T], *args: Any) -> T:
+    def drive[T](self, program: Callable[..., T], *args: Any) -> T:
         """Run the program."""
         return jax.block_until_ready(program(*args))
 

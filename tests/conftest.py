@@ -3,9 +3,12 @@
 import ast
 import functools
 import os
+import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
+# All but the tests of the GPU run on the CPU, wherever they run. (The workers have their environment from here.)
+os.environ.setdefault("JAX_PLATFORMS", "" if any("tests/gpu" in argument for argument in sys.argv) else "cpu")
 # Isaac Lab's kernels take a minute to compile; kept for the next run, and named before anything imports Warp.
 os.environ.setdefault("WARP_CACHE_PATH", str(ROOT / ".pytest_cache" / "warp"))
 # Most of the suite's time is compilation, much of it of the same programs, in subprocesses too. JAX reads this once.
@@ -122,7 +125,7 @@ def small_run(tmp_path_factory) -> Path:
     runner = DistillationRunner(env, cfg, load_teacher(BUNDLED_TEACHER, env, cfg), run)
     runner.start()
     cfg.save(run / "config.yaml")
-    note_start(run, "python train_jax.py --phase1 4", 0)
+    note_start(run, "python train_jax.py --phase1 4", 0, {"platform": "cpu", "kind": "cpu", "count": 1})
     runner.learn()
     return run
 

@@ -60,6 +60,8 @@ class IsaacLabEnv:
     """
 
     restorable = False
+    calls_back = True
+    """A compiled program that steps this environment leaves the device in every step."""
 
     def __init__(self, env: Any, groups: Sequence[str] | None = None, mode: str = "callback"):
         if mode not in MODES:

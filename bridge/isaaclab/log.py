@@ -31,11 +31,22 @@ class ScalarLog:
     def pop(self) -> dict[str, float]:
         """Means since the last call; a tag without a slash gets rsl_rl's prefix ``Episode/``."""
         seen, self._seen = self._seen, []
-        means = {}
-        for key in dict.fromkeys(key for log, _ in seen for key in log):
-            values = [(log[key], count) for log, count in seen if key in log]
-            # One transfer a tag: reading them one by one would wait for a GPU once a step.
-            numbers = torch.stack([torch.as_tensor(v).detach().float().mean() for v, _ in values]).cpu()
-            counts = torch.tensor([float(count) for _, count in values])
-            means[key if "/" in key else f"Episode/{key}"] = float((numbers * counts).sum() / counts.sum())
-        return means
+        said = [(key, value, count) for log, count in seen for key, value in log.items()]
+        totals: dict[str, float] = {}
+        counts: dict[str, int] = {}
+        for (key, _, count), number in zip(said, _numbers([value for _, value, _ in said]), strict=True):
+            totals[key] = totals.get(key, 0.0) + number * count
+            counts[key] = counts.get(key, 0) + count
+        return {key if "/" in key else f"Episode/{key}": total / counts[key] for key, total in totals.items()}
+
+
+def _numbers(values: list[Any]) -> list[float]:
+    """The values, one transfer for all tensors of a device: reading them one by one would wait for a GPU each time."""
+    tensors = [torch.as_tensor(value).detach() for value in values]
+    numbers = [0.0] * len(values)
+    for device in {tensor.device for tensor in tensors}:
+        places = [i for i, tensor in enumerate(tensors) if tensor.device == device]
+        together = torch.stack([tensors[i].float().mean() for i in places]).tolist()
+        for i, number in zip(places, together, strict=True):
+            numbers[i] = number
+    return numbers

@@ -84,6 +84,8 @@ class Distillation:
             clip_actions=cfg.clip_actions,
             noise_std=cfg.student.init_noise_std,
             stores_carries=bool(self.sampler.stored_states),
+            # On a GPU a branch beside a callback is decided by the host, which would wait for the device in every step.
+            both_act=self.schedule.per_env or (self.schedule.ever_teacher and getattr(env, "calls_back", False)),
             shards=shards,
         )
 

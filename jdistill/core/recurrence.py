@@ -18,6 +18,7 @@ They return the state after the window, and the outputs (T, B, H).
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -30,6 +31,8 @@ def sigmoid(x: Array) -> Array:
     return 0.5 * jnp.tanh(0.5 * x) + 0.5
 
 
+GPU_UNROLL = 32
+"""Steps of a recurrence that a GPU's program does without a loop."""
 State = tuple[Array, ...]
 """Recurrent state of one layer: (h,) for a GRU, (h, c) for an LSTM, each (B, H)."""
 
@@ -59,7 +62,7 @@ def _gru_forward(
         n = jnp.tanh(x[:, 2 * hidden :] + rz[:, :hidden] * from_hidden)
         return (n + rz[:, hidden:] * (h - n),), (h, rz, n, from_hidden)
 
-    end, kept = lax.scan(step, carry, (projected, reset, reset_carry))
+    end, kept = _scan(step, carry, (projected, reset, reset_carry))
     before, rz, n, _ = kept
     # Once more for all steps: cheaper than to store it step by step.
     out = n + rz[..., hidden:] * (before - n)
@@ -81,7 +84,7 @@ def _gru_backward(residuals: Any, cotangents: tuple[State, Array]) -> Any:
         d_before = d * keep + (jnp.concatenate([d, d, d], axis=-1) * factor) @ back
         return (jnp.where(is_reset[:, None], 0.0, d_before),), (d, d_before)
 
-    d_carry, (d, d_before) = lax.scan(step, d_end, (d_out, reset, by_hidden, z), reverse=True)
+    d_carry, (d, d_before) = _scan(step, d_end, (d_out, reset, by_hidden, z), reverse=True)
     d_hidden = jnp.concatenate([d, d, d], axis=-1) * by_hidden
     d_projected = jnp.concatenate([d_hidden[..., : 2 * hidden], d * by_n], axis=-1)
     return d_projected, *_weights(before, d_hidden), d_carry, None, _of_reset_carry(reset, (d_before,))
@@ -113,7 +116,7 @@ def _lstm_forward(
         tanh = jnp.tanh(cell)
         return (o * tanh, cell), (h, c, i, f, g, o, tanh)
 
-    end, kept = lax.scan(step, carry, (projected, reset, reset_carry))
+    end, kept = _scan(step, carry, (projected, reset, reset_carry))
     return (end, kept[5] * kept[6]), (kept, weight_hh, reset)
 
 
@@ -134,11 +137,20 @@ def _lstm_backward(residuals: Any, cotangents: tuple[State, Array]) -> Any:
         return tuple(jnp.where(is_reset[:, None], 0.0, d) for d in d_before), (d_gates, d_before)
 
     inputs = (d_out, reset, by_cell, by_out, out_to_cell, f)
-    d_carry, (d_gates, d_before) = lax.scan(step, d_end, inputs, reverse=True)
+    d_carry, (d_gates, d_before) = _scan(step, d_end, inputs, reverse=True)
     return d_gates, *_weights(before, d_gates), d_carry, None, _of_reset_carry(reset, d_before)
 
 
 lstm.defvjp(_lstm_forward, _lstm_backward)
+
+
+def _scan(step: Callable[..., Any], carry: State, inputs: Any, reverse: bool = False) -> Any:
+    """``lax.scan``; on a GPU without a loop, for there each step is a few kernels and the loop around them costs more.
+
+    Long sequences stay loops, of so many steps at once.
+    """
+    platform, length = jax.default_backend(), len(jax.tree.leaves(inputs)[0])
+    return lax.scan(step, carry, inputs, reverse=reverse, unroll=min(length, GPU_UNROLL) if platform == "gpu" else 1)
 
 
 def where_reset(reset: Array, reset_state: State, state: State) -> State:

@@ -2,7 +2,8 @@
 
 Only the policy whose actions step the environments has to act step by step. What the other one would have done on the
 same observations follows afterwards, for all steps at once: in one product of matrices a layer, in which only a
-recurrence goes on step by step.
+recurrence goes on step by step. Where environments differ in whose actions step them, and where a branch on the device
+cannot be had, both act in every step.
 """
 
 from __future__ import annotations
@@ -78,12 +79,14 @@ class Collector:
     """Standard deviation of the noise on the student's actions."""
     stores_carries: bool
     """Whether the student's recurrent state is kept of every step."""
+    both_act: bool
+    """Whether both policies act in every step, and ``Transition.teacher_acts`` is (T, B)."""
     shards: Shards = WHOLE
     """How the environments are divided."""
 
     def collect(self, start: Loop, student: Actor, teacher: Actor, beta: Array, rng: Array) -> tuple[Loop, Transition]:
         """The loop after ``num_steps`` steps, and the steps (T, B, ...); ``beta`` () is the teacher's share of them."""
-        if self.schedule.per_env:
+        if self.both_act:
             return self._mixed(start, student, teacher, beta, rng)
         return self._one_acts(start, student, teacher, beta, rng)
 

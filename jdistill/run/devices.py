@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from jdistill.errors import ConfigError
 
@@ -16,6 +19,14 @@ if TYPE_CHECKING:
 
 ENVS_PER_CORE = 16
 """Environments for which another CPU core pays off; ``python -m benchmarks.devices`` measures it."""
+
+_GIVEN = "JDISTILL_CUDA_VISIBLE_DEVICES"
+"""What ``CUDA_VISIBLE_DEVICES`` was before one of them was chosen."""
+_ALL = "all"
+_NONE = ("", "-1")
+"""Values of it that hide all GPUs."""
+_OLDEST_DRIVER = {"13": 580, "12": 525}
+"""NVIDIA's drivers by version of CUDA."""
 
 
 @dataclass(frozen=True)
@@ -39,8 +50,10 @@ ANYWHERE = Placement()
 """Nothing said."""
 
 
-def select_device(name: str | None) -> None:
+def select_device(name: str | None, wanted_by: str | None = None) -> None:
     """Tell JAX which kind of device to use, before it looks for any; None leaves the choice to JAX.
+
+    ``wanted_by`` is whoever wants that device, where the user has not named it.
 
     Raises:
         ConfigError: no such device.
@@ -50,22 +63,86 @@ def select_device(name: str | None) -> None:
     kind, _, index = name.partition(":")
     if kind not in ("cpu", "cuda", "gpu", "tpu") or (index and not index.isdigit()):
         raise ConfigError(f"--device {name}: expected cpu, cuda or cuda:N")
-    if index and kind in ("cuda", "gpu"):
+    on_gpu = kind in ("cuda", "gpu")
+    if index and on_gpu:
         see_one_gpu(int(index))
     import jax
 
+    who = f"{wanted_by} is on {name}, which JAX is not" if wanted_by else f"--device {name}"
     try:
-        jax.config.update("jax_platforms", "cuda" if kind == "gpu" else kind)
-        jax.devices()
-    except RuntimeError as e:
-        hint = "" if kind == "cpu" else "; for a GPU use 'uv run --extra cuda ...'"
-        raise ConfigError(f"--device {name}: JAX finds no such device{hint}") from e
+        jax.config.update("jax_platforms", "cuda" if on_gpu else kind)
+        found = jax.devices()[0].platform
+    except (RuntimeError, AssertionError) as e:
+        raise ConfigError(f"{who}: {why_no_gpu() if on_gpu else 'JAX finds no such device'}") from e
+    if found != ("gpu" if on_gpu else kind):
+        raise ConfigError(f"{who}: JAX computes on {found} already")
 
 
 def see_one_gpu(index: int) -> None:
-    """Hide all GPUs but one of those that this process sees, from JAX, torch and simulators."""
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
-    os.environ["CUDA_VISIBLE_DEVICES"] = visible[index] if index < len(visible) and visible[0] else str(index)
+    """Hide all GPUs but one of those that this process was given, from JAX, torch, simulators and child processes.
+
+    Raises:
+        ConfigError: it was given fewer.
+    """
+    shown, given = os.environ.get("CUDA_VISIBLE_DEVICES", _ALL), os.environ.get(_GIVEN)
+    # A child process, and a second run in one program, count from what there was before the first choice.
+    if given is None or (given != _ALL and shown not in given.split(",")):
+        given = os.environ[_GIVEN] = shown
+    numbers = given.split(",")
+    if given in _NONE:
+        return
+    if given != _ALL and index >= len(numbers):
+        raise ConfigError(f"--device cuda:{index}: CUDA_VISIBLE_DEVICES={given} shows {len(numbers)} only")
+    os.environ["CUDA_VISIBLE_DEVICES"] = str(index) if given == _ALL else numbers[index]
+
+
+def check_device() -> None:
+    """See that a GPU which is there is used, unless somebody has said otherwise.
+
+    Raises:
+        ConfigError: JAX has the packages for it and does not get it to work.
+    """
+    import jax
+
+    if jax.config.jax_platforms or jax.default_backend() != "cpu" or not _gpu_is_there():
+        return
+    if _cuda_version() is None:
+        print(f"There is a GPU, and JAX computes on the CPU: {why_no_gpu()}; --device cpu says it is meant so")
+    else:
+        raise ConfigError(f"there is a GPU, and JAX computes on the CPU: {why_no_gpu()}; or add --device cpu")
+
+
+def why_no_gpu() -> str:
+    """What JAX lacks to compute on a GPU, and what to do."""
+    cuda, driver = _cuda_version(), gpu_driver()
+    if cuda is None:
+        return "JAX has no CUDA packages; add them with 'uv run --extra cuda ...'"
+    if driver is None:
+        return "this machine has no NVIDIA driver"
+    if int(driver.partition(".")[0]) < _OLDEST_DRIVER[cuda]:
+        other = " or use 'uv run --extra cuda12 ...'" if cuda == "13" else ""
+        return f"its driver {driver} is too old for CUDA {cuda}; install {_OLDEST_DRIVER[cuda]} or newer{other}"
+    return "JAX finds no GPU (the messages above it say why)"
+
+
+def gpu_driver() -> str | None:
+    """The version of the NVIDIA driver; None without one."""
+    try:
+        found = re.search(r"\b\d{3,}\.\d+(\.\d+)?\b", Path("/proc/driver/nvidia/version").read_text())
+    except OSError:
+        return None
+    return found.group() if found else None
+
+
+def _gpu_is_there() -> bool:
+    hidden = os.environ.get("CUDA_VISIBLE_DEVICES", _ALL) in _NONE
+    return gpu_driver() is not None and not hidden and any(Path("/dev").glob("nvidia[0-9]*"))
+
+
+def _cuda_version() -> str | None:
+    """Of the CUDA that JAX's packages are for; None without such packages."""
+    found = (v for v in _OLDEST_DRIVER if importlib.util.find_spec(f"jax_cuda{v}_plugin"))
+    return next(found, None)
 
 
 def cores() -> int:
@@ -148,6 +225,21 @@ def make_mesh(cfg: RunCfg, started: Started, asked: str | None = None) -> EnvMes
             raise ConfigError(f"--devices {asked}: there are {len(here)}")
     _check_divides(number, count)
     return mesh(count // len(processes))
+
+
+def device_facts(mesh: EnvMesh) -> dict[str, Any]:
+    """What a run keeps of the devices that it computes on."""
+    device = mesh.devices[0]
+    driver = {"driver": gpu_driver()} if device.platform == "gpu" else {}
+    return {"platform": device.platform, "kind": device.device_kind, "count": mesh.shards.count, **driver}
+
+
+def describe_devices(facts: Mapping[str, Any], num_envs: int) -> str:
+    """One line: the devices and how many environments each of them steps."""
+    driver = f" (driver {facts['driver']})" if facts.get("driver") else ""
+    if facts["count"] == 1:
+        return f"Device: {facts['kind']}{driver}"
+    return f"Devices: {facts['count']} x {facts['kind']}{driver}, {num_envs} environments on each"
 
 
 def _check_divides(number: int | None, count: int) -> None:

@@ -11,6 +11,7 @@ import json
 import os
 import re
 import shlex
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -94,12 +95,13 @@ def newest_checkpoint(run: Path) -> int | None:
 # -- what a run says of itself -------------------------------------------------------------------------------------
 
 
-def note_start(run: Path, command: str, iteration: int) -> None:
-    """Write into ``run.json`` that ``command`` begins, or goes on with, the run at ``iteration``."""
+def note_start(run: Path, command: str, iteration: int, device: Mapping[str, Any]) -> None:
+    """Write into ``run.json`` that ``command`` begins, or goes on with, the run at ``iteration`` on ``device``."""
     start = {
         "time": datetime.datetime.now().isoformat(timespec="seconds"),
         "iteration": iteration,
         "command": command,
+        "device": dict(device),
         "versions": versions(*PACKAGES, *registry.packages()),
     }
     record = {"format": FORMAT, "starts": [*starts(run), start]}
@@ -107,7 +109,8 @@ def note_start(run: Path, command: str, iteration: int) -> None:
 
 
 def starts(run: Path) -> list[dict[str, Any]]:
-    """The commands that made the run, oldest first: ``time``, ``iteration``, ``command``, ``versions``.
+    """The commands that made the run, oldest first: ``time``, ``iteration``, ``command``, ``device``,
+    ``versions``.
 
     Raises:
         ConfigError: its ``run.json`` is damaged, or that of a later version.

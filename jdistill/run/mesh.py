@@ -152,7 +152,7 @@ class Programs:
     def rollout_specs(self) -> Transition:
         """How a rollout is divided."""
         specs = Transition(*[BY_TIME_AND_ENV] * len(Transition._fields))
-        return specs if self.alg.schedule.per_env else specs._replace(teacher_acts=SAME)
+        return specs if self.alg.collector.both_act else specs._replace(teacher_acts=SAME)
 
     def _pack(self, state: TrainState) -> TrainState:
         return state.replace(env_state=self._packed(state.env_state))

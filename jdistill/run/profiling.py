@@ -94,10 +94,12 @@ def scope_times(directory: Path, program: str) -> dict[str, float]:
             scope_of[name] = inside[-1] if inside else "other"
     newest = max(directory.rglob("*.xplane.pb"), key=lambda p: p.stat().st_mtime)
     totals: dict[str, float] = defaultdict(float)
-    for plane in jax.profiler.ProfileData.from_file(str(newest)).planes:
-        for line in plane.lines:
-            for event in line.events:
-                scope = scope_of.get(event.name)
-                if scope:
-                    totals[scope] += event.duration_ns * 1e-6
+    planes = list(jax.profiler.ProfileData.from_file(str(newest)).planes)
+    # Where there is an accelerator its own planes count, not what the host did to start its kernels.
+    planes = [plane for plane in planes if plane.name.startswith(("/device:GPU", "/device:TPU"))] or planes
+    for event in (event for plane in planes for line in plane.lines for event in line.events):
+        # A GPU's events are named by their kernels, and say of which operation each is.
+        scope = scope_of.get(event.name) or scope_of.get(str(dict(event.stats).get("hlo_op")))
+        if scope:
+            totals[scope] += event.duration_ns * 1e-6
     return {scope: totals[scope] for scope in (*SCOPES, "other")}

@@ -17,7 +17,16 @@ from jdistill.core.observations import group_names
 from jdistill.errors import ConfigError, ObservationError
 from jdistill.run import compilation, processes
 from jdistill.run.compose import RunCfg
-from jdistill.run.devices import ANYWHERE, Placement, cores, divide_cpu, parse_devices, see_one_gpu, select_device
+from jdistill.run.devices import (
+    ANYWHERE,
+    Placement,
+    check_device,
+    cores,
+    divide_cpu,
+    parse_devices,
+    see_one_gpu,
+    select_device,
+)
 
 
 class Started(NamedTuple):
@@ -54,9 +63,11 @@ def start(request: Request, argv: Sequence[str] = (), placement: Placement = ANY
         processes.join(group)
     select_device(device)
     launch = simulator.parse_flags(argv, device)
-    select_device(device or launch.device)
+    if device is None:
+        select_device(launch.device, simulator.title)
     taken = Counter(argv) - Counter(launch.rest)
     task = registry.load(simulator, request.task, launch.options)
+    check_device()
     return Started(simulator, task, [token for token in argv if token in taken], launch.rest)
 
 

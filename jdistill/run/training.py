@@ -19,7 +19,7 @@ from jdistill.core.config import AlgorithmCfg
 from jdistill.errors import ConfigError
 from jdistill.run import processes
 from jdistill.run.compose import RunCfg, compose_task, load_file
-from jdistill.run.devices import Placement, make_mesh
+from jdistill.run.devices import Placement, describe_devices, device_facts, make_mesh
 from jdistill.run.folders import find_run, new_run, note_start, planned_folder
 from jdistill.run.presets import config_path, preset
 from jdistill.run.session import Started, open_env
@@ -223,7 +223,7 @@ def train(job: Job, beginning: Beginning, started: Started, command: str, open_f
             profile.check(first, cfg.agent.max_iterations)
         if processes.is_main():
             cfg.save(runner.run_dir / "config.yaml")
-            note_start(runner.run_dir, command, first)
+            note_start(runner.run_dir, command, first, device_facts(mesh))
         try:
             runner.learn()
         except Interrupted:
@@ -258,8 +258,7 @@ def make_runner(
     shards = mesh.shards
     cfg.env.num_envs = shards.count * env.num_envs
     teacher = load_teacher(teacher_file, env, cfg, task.old_teacher_output_activation)
-    if shards.count > 1:
-        print(f"Devices: {shards.count} ({mesh.devices[0].platform}), {env.num_envs} environments on each")
+    print(describe_devices(device_facts(mesh), env.num_envs))
     print(f"Teacher: {teacher_file}: {summary(teacher.policy, teacher.state, teacher.description['obs_size'])}")
     recording = load_recording(env, cfg, teacher, shards)
     for held in (plan_history(make_algorithm(env, cfg.agent, shards), len(mesh.mesh.local_devices)), recording):
