@@ -39,6 +39,8 @@ from bridge.main_thread import MainThread
 T = TypeVar("T")
 
 MODES = ("callback", "host")
+OUTCOME = ("reward", "terminated", "truncated")
+"""What a step says of each environment, beside its observations."""
 
 
 class IsaacLabEnv:
@@ -177,7 +179,9 @@ class IsaacLabEnv:
         # The action's memory is XLA's and ends with this call; environments keep theirs.
         obs, reward, terminated, truncated, extras = self.env.step(action.clone())
         self._write(out["obs"], obs)
-        for row, value in zip(out["outcome"].unbind(0), (reward, terminated, truncated), strict=True):
+        for row, value, name in zip(out["outcome"].unbind(0), (reward, terminated, truncated), OUTCOME, strict=True):
+            if not isinstance(value, torch.Tensor) or value.shape != row.shape:
+                raise SettingError(_not_one_each(name, value, self.num_envs))
             row.copy_(value)
         self._log.add(extras.get("log"))
 
@@ -192,6 +196,8 @@ class IsaacLabEnv:
             value = obs
             for key in path:
                 value = value[key]
+            if value.numel() != out[name].numel():  # It would be repeated to fill the array.
+                raise SettingError(f"observation group '{name}' was {list(out[name].shape)}, now {list(value.shape)}")
             out[name].copy_(value[:, None] if is_vector else value)
 
     def _call(self, function: Callable[..., None]) -> Callable[..., Any]:
@@ -211,6 +217,14 @@ class IsaacLabEnv:
         execute = self._main_thread.execute if self._main_thread else None
         # The functions above hand XLA's memory to nobody.
         return torch_call(guarded, shapes, execute, guard=False)
+
+
+def _not_one_each(name: str, value: Any, num_envs: int) -> str:
+    what = f"a tensor of {list(value.shape)}" if isinstance(value, torch.Tensor) else f"a {type(value).__name__}"
+    hint = (
+        "; Gymnasium's TimeLimit does that: register the task without max_episode_steps" if name == "truncated" else ""
+    )
+    return f"step returns as '{name}' {what}, expected a tensor of [{num_envs}]{hint}"
 
 
 def _flat(obs: Any, above: tuple[str, ...] = ()) -> dict[str, tuple[tuple[str, ...], torch.Tensor]]:

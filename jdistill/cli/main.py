@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 
 from jdistill.errors import UserError, nearest
 from jdistill.run import processes
+from jdistill.run.output import kept_going
 
 COMMANDS = {
     "train": "distill a teacher into a student; the same as train_jax.py",
@@ -56,6 +57,11 @@ def report_errors(prog: str, command: Callable[[list[str]], int | None], argv: S
 
     Anything else is a mistake in a program, ours or the user's, and comes out with its traceback.
     """
+    with kept_going():
+        return _answered(prog, command, argv)
+
+
+def _answered(prog: str, command: Callable[[list[str]], int | None], argv: Sequence[str]) -> int:
     try:
         return command(list(argv)) or 0
     except (UserError, OSError, KeyboardInterrupt) as e:

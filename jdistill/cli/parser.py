@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import argparse
+import re
+import sys
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NoReturn
 
 from bridge import registry
 from jdistill.errors import ConfigError, nearest
 from jdistill.run.folders import LOGDIR
+
+_OVERRIDE = re.compile(r"^--((agent|env|bridge)\.[^=]+=)")
 
 
 class Parser(argparse.ArgumentParser):
@@ -19,6 +24,16 @@ class Parser(argparse.ArgumentParser):
         super().__init__(**settings)
         self.add_argument("--traceback", action="store_true", help="show where in the program an error comes from")
 
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """See :class:`argparse.ArgumentParser`; a flag with nothing behind it is an error."""
+        # Tools that try out settings, W&B's sweeps for one, write overrides as flags.
+        args = [_OVERRIDE.sub(r"\1", argument) for argument in (sys.argv[1:] if args is None else args)]
+        for before, argument in pairwise(["", *args]):
+            if not argument.strip() or (argument.startswith("--") and argument.endswith("=")):
+                what = argument.rstrip("=") or before or "an argument"
+                self.error(f"{what}: is empty; leave it out, or say what it is")
+        return super().parse_known_args(args, namespace)
+
     def error(self, message: str) -> NoReturn:
         """Exit with status 2."""
         self.exit(2, f"{self.prog}: error: {message}\n")
@@ -27,16 +42,21 @@ class Parser(argparse.ArgumentParser):
 # -- kinds of values -----------------------------------------------------------------------------------------------
 
 
+def is_number(text: str) -> bool:
+    """Whether it is a number of ordinary digits and length."""
+    return text.isascii() and text.isdigit() and len(text) < 19
+
+
 def positive(text: str) -> int:
     """A number of things, at least one."""
-    if not text.isdigit() or int(text) == 0:
+    if not is_number(text) or int(text) == 0:
         raise argparse.ArgumentTypeError(f"{text!r} is not a positive count (1, 2, ...)")
     return int(text)
 
 
 def count(text: str) -> int:
     """A number of things, zero included."""
-    if not text.isdigit():
+    if not is_number(text):
         raise argparse.ArgumentTypeError(f"{text!r} is not a count (0, 1, 2, ...)")
     return int(text)
 

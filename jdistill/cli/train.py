@@ -62,6 +62,7 @@ def _add_what_to_train(parser: Parser, every: dict[str, Any], others: str) -> No
     argument(
         "--resume", type=boolean, nargs="?", const=True, metavar="BOOL", help="go on with a run (default: the newest)"
     )
+    argument("--fallback", action="store_true", help="go on from the newest checkpoint that is whole")
     argument("--load_run", metavar="RUN", help="name or path of the run that --resume goes on with")
     argument("--dataset", action="append", metavar="FILE", help="train on recorded episodes alone; repeatable")
     argument("--config", metavar="FILE", help="YAML file with task, agent and env settings, or the name of a preset")
@@ -69,6 +70,12 @@ def _add_what_to_train(parser: Parser, every: dict[str, Any], others: str) -> No
     add(parser, "--devices")
     argument("--distributed", action="store_true", help="one of several processes, started by torchrun or srun")
     argument("--coordinator", metavar="HOST:PORT", help="one of several processes: where the first one listens")
+    argument(
+        "--on_hangup",
+        choices=("save", "ignore"),
+        default="save",
+        help="when the terminal is gone: save and end (save), or go on",
+    )
     argument("--num_processes", type=positive, metavar="N", help="how many there are")
     argument("--process_id", type=count, metavar="I", help="which one this is, from 0 on")
 
@@ -104,6 +111,8 @@ def parse(parser: Parser, argv: Sequence[str]) -> argparse.Namespace:
         parser.error("--video_interval and --video_length are a film's: add --video")
     if args.load_run and not args.resume:
         parser.error("--load_run names the run to go on with: add --resume")
+    if args.fallback and not args.resume:
+        parser.error("--fallback chooses the checkpoint to go on from: add --resume")
     return args
 
 

@@ -62,6 +62,8 @@ class AlgorithmCfg:
     """``float32`` or ``bfloat16``, in which the history is stored."""
     dataset: list[str] = field(default_factory=list)
     """Recorded HDF5 files to train on in place of rollouts; they are the history."""
+    check_dataset: bool = True
+    """Whether the checksums of a dataset's arrays are held against them, which reads all of its files once more."""
     relabel: bool = False
     """Whether the teacher's actions on a dataset's observations replace the recorded ones."""
     sampler: str | None = None
@@ -138,6 +140,8 @@ class AgentCfg:
     """Iterations of the whole run, those before a resume included."""
     save_interval: int = 100
     """Iterations between checkpoints."""
+    save_minutes: float | None = 5.0
+    """Minutes after which there is a checkpoint in any case; null leaves it to ``save_interval``."""
     max_checkpoints: int = 5
     """Checkpoints kept on disk, newest first; the best one is kept besides."""
     experiment_name: str = "distillation"

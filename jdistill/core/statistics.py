@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import struct
 from jax import Array
 
@@ -83,6 +84,9 @@ class Metrics(struct.PyTreeNode):
     """() each, by rsl_rl's log tags; NaN where there is nothing to average."""
     finite: Array
     """(K,) bool, whether the data called ``finite_names`` are finite."""
+    first_broken: Array
+    """(K,) int32, where the first number of each that is not finite lies: step times environments plus environment; -1
+    where there is none, and of what has no steps."""
     finite_names: tuple[str, ...] = struct.field(pytree_node=False)
     """In the order of cause and effect: a broken observation breaks everything behind it."""
 
@@ -91,12 +95,48 @@ class Metrics(struct.PyTreeNode):
         """Scalars, and whether the named arrays are finite in all ``shards``."""
         names, arrays = zip(*checked, strict=True)
         finite = shards.all(jnp.stack([is_finite(x) for x in arrays]))
-        return Metrics(scalars=scalars, finite=finite, finite_names=names)
+        first = jnp.stack([_first_broken(x, shards) for x in arrays])
+        if not shards.is_alone:
+            firsts = shards.concatenate(first[None])
+            first = jnp.where(firsts < 0, _NOWHERE, firsts).min(axis=0)
+            first = jnp.where(first == _NOWHERE, -1, first)
+        return Metrics(scalars=scalars, finite=finite, first_broken=first, finite_names=names)
+
+    def first_cause(self, num_envs: int) -> str | None:
+        """What is not finite and was so first: its name, with environment and step; None if all is finite."""
+        broken = np.flatnonzero(~np.asarray(self.finite)).tolist()
+        if not broken:
+            return None
+        places = [(*divmod(int(self.first_broken[k]), num_envs), k) for k in broken if self.first_broken[k] >= 0]
+        if not places:
+            return self.finite_names[broken[0]]
+        # Of the same step the first in the order of cause and effect.
+        step, env, k = min(places, key=lambda place: (place[0], place[2]))
+        return f"{self.finite_names[k]} of environment {env} at step {step}"
 
 
 def is_finite(x: Array) -> Array:
     """() bool, whether no number is NaN or infinite: its extremes tell, without a temporary array of its size."""
     return jnp.isfinite(x.max()) & jnp.isfinite(x.min())
+
+
+_NOWHERE = np.iinfo(np.int32).max
+
+
+def _first_broken(x: Array, shards: Shards) -> Array:
+    """() int32: see ``Metrics.first_broken``, of ``x`` (T, B, ...); -1 of anything else."""
+    if x.ndim < 2:
+        return jnp.full((), -1, jnp.int32)
+    steps, envs = x.shape[:2]
+
+    def find(x: Array) -> Array:
+        broken = ~jnp.isfinite(x).reshape(steps, envs, -1).all(axis=2)
+        place = jnp.arange(steps)[:, None] * (shards.count * envs) + shards.numbers(envs)
+        return jnp.where(broken, place, _NOWHERE).min().astype(jnp.int32)
+
+    # Hardly ever looked for.
+    place: Array = jax.lax.cond(is_finite(x), lambda x: jnp.full((), -1, jnp.int32), find, x)
+    return place
 
 
 def is_first_step(state: State) -> Array:

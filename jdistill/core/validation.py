@@ -85,6 +85,7 @@ RANGES = (
     Range("algorithm.recency_half_life", lambda x: x > 0, "must be positive"),
     Range("student.init_noise_std", lambda x: x >= 0, "must not be negative"),
     Range("clip_actions", lambda x: x > 0, "must be positive, or null"),
+    Range("save_minutes", lambda x: x > 0, "must be positive, or null"),
     Range("seed", lambda x: 0 <= x < 2**32, f"expected a number from 0 to {2**32 - 1}"),
 )
 
@@ -214,7 +215,7 @@ def _check_names(cfg: AgentCfg) -> None:
             raise ConfigError(f"agent.obs_groups.{name}: name at least one observation group")
     for name in ("experiment_name", "run_name"):
         folder = getattr(cfg, name)
-        if "/" in folder or folder in (".", ".."):
-            raise ConfigError(f"agent.{name}={folder}: not the name of a folder")
-    if not cfg.experiment_name:
+        if "/" in folder or folder.strip() in (".", "..") or not folder.isprintable() or len(folder.encode()) > 150:
+            raise ConfigError(f"agent.{name}={folder!r}: not the name of a folder")
+    if not cfg.experiment_name.strip():
         raise ConfigError("agent.experiment_name: must not be empty")

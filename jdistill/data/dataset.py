@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,8 +26,12 @@ from jdistill.core.config import AlgorithmCfg
 from jdistill.core.history import History
 from jdistill.core.memory import GIB, check_memory
 from jdistill.core.networks import Normalizer, Policy, PolicyState
+from jdistill.data.episode_writer import checksum
 from jdistill.data.write_ahead_log import recover
 from jdistill.errors import ConfigError, DatasetError, ObservationError
+
+LABELS = ("teacher_actions", "actions")
+"""What a student learns from, the first of those that an episode has: demonstrations of others have actions alone."""
 
 
 class Relabeler(NamedTuple):
@@ -70,9 +75,10 @@ def open_dataset(path: Path) -> Iterator[list[tuple[str, h5py.Group]]]:
             data = file.get("data")
             if not isinstance(data, h5py.Group):
                 raise DatasetError(f"{path}: no dataset of episodes (an HDF5 file without the group 'data')")
-            names = [n for n in data if n.startswith("demo_") and n[5:].isdigit() and isinstance(data[n], h5py.Group)]
+            names = [n for n in data if n.startswith("demo_") and n[5:].isdecimal() and isinstance(data[n], h5py.Group)]
             if not names:
                 raise DatasetError(f"{path}: holds no complete episode")
+            _refuse_links(path, data)
             yield [(f"{path}: data/{n}", data[n]) for n in sorted(names, key=lambda n: int(n[5:]))]
     except (DatasetError, ConfigError):
         raise
@@ -80,6 +86,30 @@ def open_dataset(path: Path) -> Iterator[list[tuple[str, h5py.Group]]]:
         raise DatasetError(f"{path}: is being recorded; try again when that run has ended") from e
     except (OSError, RuntimeError, LookupError, TypeError, ValueError) as e:  # h5py's answers to damaged bytes.
         raise DatasetError(f"{path}: truncated, damaged or no HDF5 file ({' '.join(str(e).split())[:150]})") from e
+
+
+def _refuse_links(path: Path, data: h5py.Group) -> None:
+    """A file that sends its reader to other files, of whoever reads it, is not read."""
+
+    def check(name: bytes, link: Any) -> None:
+        if link.type not in (h5py.h5l.TYPE_HARD, h5py.h5l.TYPE_SOFT):
+            raise DatasetError(f"{path}: data/{name.decode(errors='replace')} is a link to another file")
+
+    data.id.links.visit(check, info=True)
+
+
+def check_sums(where: str, group: h5py.Group) -> None:
+    """Raise :class:`DatasetError` where an episode's arrays are not what was recorded. Some files cannot tell."""
+    wanted = group.attrs.get("checksums")
+    if wanted is None:
+        return
+    names: list[str] = []
+    group.visititems(lambda name, item: names.append(name) if isinstance(item, h5py.Dataset) else None)
+    if len(wanted) != len(names):
+        raise DatasetError(f"{where}: has {len(names)} arrays, {len(wanted)} were recorded")
+    for name, value in zip(sorted(names), wanted, strict=True):
+        if checksum(_dataset(where, group[name])[()]) != int(value):
+            raise DatasetError(f"{where}: {name} is not what was recorded: the file is damaged")
 
 
 def load(
@@ -122,6 +152,9 @@ def load(
     packed = {name: np.zeros((rows, num_columns, width), kind) for name, (width, kind) in arrays.items()}
     is_first = np.zeros((rows, num_columns), bool)
     episodes = _of_all(cfg.dataset, lambda where, group: _episode(where, group, entries, sizes, teacher))
+    if cfg.check_dataset:
+        for _ in _of_all(cfg.dataset, check_sums):
+            pass
     for (column, start), episode in zip(places, episodes, strict=True):
         is_first[start, column] = True
         for name, value in episode.items():
@@ -197,9 +230,10 @@ def _moments(obs: np.ndarray, filled: np.ndarray) -> Normalizer:
 
 def _length(where: str, group: h5py.Group, entries: Sequence[str], teacher: Relabeler | None) -> int:
     """The number of steps of an episode; raises if it lacks something that training needs."""
-    if not teacher and "teacher_actions" not in group:
+    if not teacher and not any(name in group for name in LABELS):
         raise DatasetError(
-            f"{where}: has no teacher_actions to learn from; agent.algorithm.relabel=true lets the teacher make them"
+            f"{where}: has no {' and no '.join(LABELS)} to learn from; agent.algorithm.relabel=true lets the teacher "
+            "make them"
         )
     return len(_observation_group(where, group, observations.group_names(entries)[0]))
 
@@ -219,6 +253,16 @@ def _array(where: str, group: h5py.Group, name: str) -> h5py.Dataset:
     if not _is_numeric(item) or item.ndim != 2 or not item.size:
         what = list(item.shape) if _is_numeric(item) else "no array of numbers"
         raise DatasetError(f"{where}: {name} is {what}, expected [steps, size]")
+    return _dataset(where, item)
+
+
+def _dataset(where: str, item: h5py.Dataset) -> h5py.Dataset:
+    """``item``, unless its numbers are in other files or more than the file can hold."""
+    if item.is_virtual or item.external:
+        raise DatasetError(f"{where}: {item.name} has its numbers in another file")
+    if item.chunks is None and item.nbytes > os.path.getsize(item.file.filename):
+        raise DatasetError(f"{where}: {item.name} is {list(item.shape)}, which its file is too small for")
+    check_memory(item.nbytes, f"{where}: {item.name}", "train on fewer or shorter episodes", copies=1)
     return item
 
 
@@ -235,11 +279,10 @@ def _episode(
     if teacher:
         episode["teacher_obs"] = _observation(where, group, teacher.entries, teacher.obs_size)
     else:
-        actions = _array(where, group, "teacher_actions")
+        label = next(name for name in LABELS if name in group)
+        actions = _array(where, group, label)
         if actions.shape[1] != sizes[1]:
-            raise DatasetError(
-                f"{where}: teacher_actions is {list(actions.shape)}, the environment takes {sizes[1]} actions"
-            )
+            raise DatasetError(f"{where}: {label} is {list(actions.shape)}, the environment takes {sizes[1]} actions")
         episode["teacher_action"] = _float32(actions)
     for name, value in episode.items():
         what = "teacher_actions" if name == "teacher_action" else "obs"
@@ -285,7 +328,7 @@ def info(path: Path) -> str:
 
         def visit(name: str, item: Any) -> None:
             if _is_numeric(item) and item.size:
-                value = item[()]
+                value = _dataset(str(path), item)[()]
                 low, high, shape = ranges.get(name, (np.nan, np.nan, item.shape[1:]))
                 # Unlike min and max, these two pass over NaN.
                 low = np.fmin(low, float(np.fmin.reduce(value, axis=None)))
@@ -293,6 +336,7 @@ def info(path: Path) -> str:
                 ranges[name] = low, high, shape
 
         for where, group in episodes:
+            check_sums(where, group)
             group.visititems(visit)
             actions = next((group[n] for n in ("actions", "teacher_actions") if n in group), None)
             if actions is None or not _is_numeric(actions) or not actions.ndim:

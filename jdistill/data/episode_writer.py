@@ -1,8 +1,9 @@
 """Cuts rollouts into episodes and writes those to an HDF5 file, in a process of its own beside the training.
 
 The layout is robomimic's, which Isaac Lab writes and reads: ``data/demo_0``, ``data/demo_1``, ... each hold one episode
-from its first step to its last, with the attribute ``num_samples``; ``data`` has the attributes ``total`` (steps of
-all episodes) and ``env_args`` (JSON). Arrays have the time as their first axis:
+from its first step to its last, with the attributes ``num_samples`` and ``checksums`` (CRC-32 of the bytes of each
+array, in alphabetical order of their names); ``data`` has the attributes ``total`` (steps of all episodes) and
+``env_args`` (JSON). Arrays have the time as their first axis:
 
 - ``obs/<group>``: the observation groups that teacher and student see, before the step;
 - ``actions``: what stepped the environment; ``student_actions``, ``teacher_actions``: what each policy chose;
@@ -24,6 +25,7 @@ import os
 import pickle
 import signal
 import sys
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +38,7 @@ from jdistill.data.write_ahead_log import CrashSafeFile
 TYPES = {np.dtype(kind): h5py.h5t.py_create(np.dtype(kind)) for kind in (np.float32, np.uint8)}
 """All that is written is one of these two."""
 COUNT, SCALAR = h5py.h5t.NATIVE_INT64, h5py.h5s.create(h5py.h5s.SCALAR)
+CHECKSUM = h5py.h5t.NATIVE_UINT32
 PARENTS = h5py.h5p.create(h5py.h5p.LINK_CREATE)
 """Creates the groups on the way to a path."""
 PARENTS.set_create_intermediate_group(True)
@@ -115,14 +118,18 @@ class EpisodeFile:
     def _write(self, pieces: list[dict[str, np.ndarray]]) -> None:
         # h5py's own groups, datasets and attributes take three times as long, and short episodes are little else.
         name = f"demo_{self.episodes}/".encode()
-        for array in pieces[0]:
+        sums = []
+        for array in sorted(pieces[0]):
             parts = [piece[array] for piece in pieces]
             value = np.concatenate(parts) if len(parts) > 1 else parts[0]
             space, kind = h5py.h5s.create_simple(value.shape), TYPES[value.dtype]
             made = h5py.h5d.create(self._data.id, name + array.encode(), kind, space, lcpl=PARENTS)
             made.write(h5py.h5s.ALL, h5py.h5s.ALL, value, kind)
+            sums.append(checksum(value))
         steps = np.array(sum(piece["dones"].size for piece in pieces))
         h5py.h5a.create(self._data.id, b"num_samples", COUNT, SCALAR, obj_name=name).write(steps)
+        each = h5py.h5s.create_simple((len(sums),))
+        h5py.h5a.create(self._data.id, b"checksums", CHECKSUM, each, obj_name=name).write(np.array(sums, np.uint32))
         self.episodes += 1
         self.steps += int(steps)
 
@@ -131,6 +138,11 @@ class EpisodeFile:
         self._file.flush()
         self._raw.commit()
         self.committed = self.episodes
+
+
+def checksum(array: np.ndarray) -> int:
+    """CRC-32 of the bytes of an array, row by row."""
+    return zlib.crc32(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
 
 
 def answer(**message: Any) -> None:

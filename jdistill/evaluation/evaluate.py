@@ -7,6 +7,7 @@ writes ``evaluation.json`` and ``evaluation.csv`` into the run's folder ``evalua
 from __future__ import annotations
 
 import csv
+import io
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -26,6 +27,7 @@ from jdistill.core.networks import Policy, PolicyState
 from jdistill.errors import ConfigError, SettingError, nearest
 from jdistill.evaluation.metrics import find_main_metric
 from jdistill.evaluation.rollouts import EpisodeStatistics, Evaluator, inference_cost
+from jdistill.files import replace_file
 from jdistill.run.compose import RunCfg
 from jdistill.run.devices import parse_devices
 from jdistill.run.provenance import machine, versions
@@ -297,9 +299,10 @@ def finite(tree: Any) -> Any:
 def write(results: Mapping[str, Any], folder: Path) -> None:
     """``evaluation.json`` with everything, ``evaluation.csv`` with one line for each scenario and policy."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "evaluation.json").write_text(json.dumps(finite(results)) + "\n")
+    replace_file(folder / "evaluation.json", json.dumps(finite(results)) + "\n")
     rows = list(records(results))
-    with (folder / "evaluation.csv").open("w", newline="") as file:
-        writer = csv.DictWriter(file, list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
+    table = io.StringIO(newline="")
+    writer = csv.DictWriter(table, list(rows[0]))
+    writer.writeheader()
+    writer.writerows(rows)
+    replace_file(folder / "evaluation.csv", table.getvalue())

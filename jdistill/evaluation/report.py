@@ -10,7 +10,6 @@ from __future__ import annotations
 import html
 import importlib.util
 import json
-import os
 import string
 from collections.abc import Iterable, Mapping
 from importlib.resources import files
@@ -21,6 +20,7 @@ from jdistill.errors import ReportError
 from jdistill.evaluation import figures
 from jdistill.evaluation.metrics import find_main_metric
 from jdistill.evaluation.plot import as_json
+from jdistill.files import replace_file
 from jdistill.run.folders import describe, starts
 from jdistill.run.progress import read_progress
 
@@ -67,9 +67,7 @@ def write_report(run: Path, evaluation: Mapping[str, Any] | None) -> Path:
         figures=json.dumps(as_json(drawn), separators=(",", ":")).replace("</", "<\\/"),
     )
     file = run / "report.html"
-    part = file.with_name(file.name + ".part")
-    part.write_text(text, encoding="utf-8")
-    os.replace(part, file)
+    replace_file(file, text)
     return file
 
 

@@ -18,6 +18,7 @@ from jdistill.errors import ExportError
 from jdistill.export import formats, verify
 from jdistill.export.formats import Exported, Student
 from jdistill.export.verify import Start
+from jdistill.files import replace_file
 
 
 def export(
@@ -51,7 +52,7 @@ def export(
             difference = _check(exported, student, original, env)
         files[name] = {"file": exported.file.name, "largest_difference": difference, **exported.notes}
     content = {**sidecar(student), **(notes or {}), "files": files}
-    (out / "policy.json").write_text(json.dumps(content, indent=1) + "\n")
+    replace_file(out / "policy.json", json.dumps(content, indent=1) + "\n")
 
 
 def sidecar(student: Student) -> dict[str, Any]:

@@ -1,8 +1,9 @@
 """Policies on disk: one safetensors file whose header carries a JSON description, readable without torch or JAX.
 
 The header's ``jdistill`` entry is a JSON object: ``format`` (this page's version), ``network`` (the fields of
-:class:`jdistill.core.networks.Policy`), ``obs_size``, ``normalizer`` (its formula, or null), and whatever the writer
-adds: ``observation`` (group and layout), ``action``, ``trained_by``, ``numbers``. Tensors are ``params/<path>`` and
+:class:`jdistill.core.networks.Policy`), ``obs_size``, ``normalizer`` (its formula, or null), ``checksum`` (CRC-32 of
+the bytes of all tensors in alphabetical order; absent in files of version 0.1), and whatever the writer adds:
+``observation`` (group and layout), ``action``, ``trained_by``, ``numbers``. Tensors are ``params/<path>`` and
 ``normalizer/{mean,var,count}``.
 """
 
@@ -10,7 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ from jdistill.errors import PolicyFileError
 from jdistill.export.formats import Exported, Student
 from jdistill.export.layers import describe
 from jdistill.export.verify import jax_policy
+from jdistill.files import replace_file
 
 FORMAT = 1
 
@@ -46,21 +48,16 @@ def save_policy(path: Path, policy: Policy, state: PolicyState, description: Map
     Raises:
         OSError: it cannot be written; what ``path`` held before is still there.
     """
+    arrays = {k: np.array(v, order="C") for k, v in _tensors(state).items()}
     header = {
         **description,
         "format": FORMAT,
+        "checksum": _checksum(arrays),
         "network": {f.name: getattr(policy, f.name) for f in _network_fields()},
         "obs_size": describe(policy, state).obs_size,
         "normalizer": None if state.normalizer is None else Normalizer.FORMULA,
     }
-    part = path.with_name(path.name + ".part")
-    arrays = {k: np.array(v, order="C") for k, v in _tensors(state).items()}
-    try:
-        part.write_bytes(save(arrays, metadata={"jdistill": json.dumps(header, indent=1)}))
-        os.replace(part, path)
-    except OSError:
-        part.unlink(missing_ok=True)
-        raise
+    replace_file(path, save(arrays, metadata={"jdistill": json.dumps(header, indent=1)}))
 
 
 def load_policy(path: Path) -> tuple[Policy, PolicyState, dict[str, Any]]:
@@ -74,13 +71,14 @@ def load_policy(path: Path) -> tuple[Policy, PolicyState, dict[str, Any]]:
     try:
         with safe_open(path, framework="numpy") as file:
             header = json.loads((file.metadata() or {}).get("jdistill", "null"))
-            tensors = {name: jnp.asarray(file.get_tensor(name)) for name in file.keys()}  # noqa: SIM118
+            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError, json.JSONDecodeError) as e:
         raise PolicyFileError(f"{path}: truncated or no safetensors file ({e})") from e
     if not isinstance(header, dict) or "network" not in header:
         raise PolicyFileError(f"{path}: not written by jdistill (its header has no policy description)")
     if header.get("format") != FORMAT:
         raise PolicyFileError(f"{path}: policy format {header.get('format')}, this version reads {FORMAT}")
+    tensors = {name: jnp.asarray(x) for name, x in arrays.items()}
     try:
         network: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in header["network"].items()}
         policy = Policy(**network)
@@ -91,9 +89,20 @@ def load_policy(path: Path) -> tuple[Policy, PolicyState, dict[str, Any]]:
         shapes = [list(group[name].shape) if name in group else "missing" for group in (tensors, expected)]
         if shapes[0] != shapes[1]:
             raise PolicyFileError(f"{path}: tensor '{name}' is {shapes[0]}, its header asks for {shapes[1]}")
+    if header.get("checksum") not in (None, _checksum(arrays)):
+        raise PolicyFileError(f"{path}: damaged, its tensors are not what was written")
+    if broken := [name for name, x in arrays.items() if not np.isfinite(x).all()]:
+        raise PolicyFileError(f"{path}: NaN or infinity in tensor '{broken[0]}'")
     tree = traverse_util.unflatten_dict(tensors, sep="/")
     normalizer = Normalizer(**tree["normalizer"]) if "normalizer" in tree else None
     return policy, PolicyState(params=tree["params"], normalizer=normalizer), header
+
+
+def _checksum(arrays: Mapping[str, np.ndarray]) -> int:
+    total = 0
+    for _, array in sorted(arrays.items()):
+        total = zlib.crc32(np.ascontiguousarray(array).tobytes(), total)
+    return total
 
 
 def _expected_tensors(policy: Policy, obs_size: int, normalize: bool) -> dict[str, Any]:

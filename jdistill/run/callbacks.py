@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,6 +14,7 @@ from jdistill.core.rollout import Transition
 from jdistill.core.schedule import PhaseInfo
 from jdistill.core.statistics import is_first_step
 from jdistill.data.recorder import Recorder
+from jdistill.run import processes
 from jdistill.run.console import RunConsole, Timing, iteration_block, switch_banner
 from jdistill.run.loggers import Film, Writer, make_writer
 from jdistill.run.mesh import BY_ENV
@@ -117,20 +119,49 @@ class Scalars(Callback):
 
 
 class Checkpoint(Callback):
-    """Saves every ``save_interval`` iterations and at the end."""
+    """Saves every ``save_interval`` iterations, every ``save_minutes``, and at the end."""
 
     def open(self, runner: DistillationRunner) -> None:
         """Remember what to save."""
-        self._runner = runner
+        self._runner, self._saved_at = runner, time.monotonic()
 
     def after_iteration(self, iteration: Iteration) -> None:
         """Save, if it is time."""
-        if iteration.is_last or (iteration.number + 1) % self._runner.cfg.agent.save_interval == 0:
+        agent = self._runner.cfg.agent
+        minutes = (time.monotonic() - self._saved_at) / 60
+        due = iteration.is_last or (iteration.number + 1) % agent.save_interval == 0
+        # Clocks differ; all processes save together.
+        if due or processes.largest(agent.save_minutes is not None and minutes >= agent.save_minutes):
             self._runner.save(iteration.mean_return)
+            self._saved_at = time.monotonic()
 
     def close(self) -> None:
         """Wait until everything is on disk."""
         self._runner.checkpoints.close()
+
+
+class LossWatch(Callback):
+    """Says so when the loss explodes, which a run can go on with to its end."""
+
+    FIRST, TIMES = 5, 100
+    """A loss this many times the largest of so many first ones has exploded."""
+
+    def open(self, runner: DistillationRunner) -> None:
+        """Nothing has exploded yet."""
+        self._runner, self._said = runner, False
+        self._first: list[float] = []
+
+    def after_iteration(self, iteration: Iteration) -> None:
+        """Compare."""
+        loss = iteration.scalars["Loss/behavior"]
+        if len(self._first) < self.FIRST:
+            self._first.append(loss)
+        elif loss > self.TIMES * max(self._first) and (iteration.is_last or not self._said):
+            self._said = True
+            self._runner.print(
+                f"Warning: the loss is {loss:.3g}, that of the first iterations was {max(self._first):.3g}: the "
+                "student does not learn; lower agent.algorithm.learning_rate\n"
+            )
 
 
 class Profile(Callback):

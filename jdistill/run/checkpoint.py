@@ -1,12 +1,14 @@
 """Checkpoints through Orbax: ``RUN/checkpoints/<iteration>`` and the best one under ``RUN/best``.
 
 A checkpoint is the whole training state as a flat mapping from leaf path to array, so a state can be restored into
-any pytree of the same leaves, and a mismatch can be told by name.
+any pytree of the same leaves, and a mismatch can be told by name. Arrays without elements are left out. Beside the
+state lies what is known of it: iteration, mean return, a checksum of every array.
 """
 
 from __future__ import annotations
 
 import logging
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,8 @@ from jdistill.core.distillation import TrainState
 from jdistill.errors import CheckpointError
 
 STATE, INFO = "state", "info"
+ASIDE = "damaged"
+"""Folder of a run for checkpoints that could not be read."""
 OTHER_SETTINGS = "the checkpoint was made with other settings"
 ADVICE = "leave out what differs from the run's config.yaml, or begin a new run"
 RENAMED = {
@@ -40,8 +44,10 @@ class Checkpoints:
     """Writes and reads the checkpoints of one run. Saving goes on in the background; :meth:`close` waits for it."""
 
     def __init__(self, run_dir: Path, max_to_keep: int):
-        # Orbax reports every step of its work through absl; a user has no use for it.
-        logging.getLogger("absl").setLevel(logging.ERROR)
+        # Orbax reports every step of its work, and a failure from each of its threads; here it becomes one line.
+        for name in ("absl", "asyncio"):
+            logging.getLogger(name).setLevel(logging.CRITICAL)
+        self._aside = run_dir / ASIDE
         self._latest = _manager(run_dir / "checkpoints", max_to_keep)
         self._best = _manager(run_dir / "best", 1)
         self._best_return = self._read_best_return()
@@ -51,9 +57,13 @@ class Checkpoints:
 
         ``mean_return`` is None where it says nothing about the student; such a state is never the best.
         """
-        arrays, info = _copied(state), {"iteration": iteration, "mean_return": mean_return}
+        arrays = _copied(state)
+        info = {"iteration": iteration, "mean_return": mean_return, "checksums": _checksums(arrays)}
         args = ocp.args.Composite(**{STATE: ocp.args.StandardSave(arrays), INFO: ocp.args.JsonSave(info)})
         self._write(self._latest, iteration, args)
+        return self._save_best(iteration, args, mean_return)
+
+    def _save_best(self, iteration: int, args: Any, mean_return: float | None) -> bool:
         if mean_return is None or mean_return <= self._best_return:
             return False
         self._best_return = mean_return
@@ -64,31 +74,51 @@ class Checkpoints:
         """Iterations completed at the newest checkpoint, or None."""
         return self._latest.latest_step()
 
-    def restore(self, template: TrainState) -> TrainState:
-        """The newest checkpoint, as a state like ``template`` (arrays or their shapes).
+    def restore(self, template: TrainState, fallback: bool = False) -> tuple[TrainState, bool]:
+        """The newest checkpoint, as a state like ``template`` (arrays or their shapes), and whether it became the best.
 
-        Its ``env_state`` is None where the checkpoint's simulator has other leaves: another version, other settings, or
-        other devices and a simulator that keeps something for all environments of a device. All of
+        (A program that was killed after it wrote a checkpoint may not have come to keep it as the best.) With
+        ``fallback``, damaged checkpoints are set aside, and the newest whole one counts.
+
+        The state's ``env_state`` is None where the checkpoint's simulator has other leaves: another version, other
+        settings, or other devices and a simulator that keeps something for all environments of a device. All of
         :data:`OF_ENVIRONMENTS` is None where the checkpoint has more environments, or fewer.
 
         Raises:
             CheckpointError: there is none, it is damaged, or its leaves have other names, shapes or types.
         """
-        step = self._latest.latest_step()
-        if step is None:
-            raise CheckpointError(f"{self._latest.directory}: no checkpoint")
-        try:
-            # Onto the host, whatever devices the checkpoint was made on.
-            made: Any = self._latest.item_metadata(step)[STATE]
-            on_host = {name: np.empty(x.shape, x.dtype) for name, x in made.items()}
-            args = ocp.args.Composite(**{STATE: ocp.args.StandardRestore(on_host)})
-            arrays = self._latest.restore(step, args=args)[STATE]
-        except Exception as e:  # Orbax raises a dozen kinds for a damaged folder.
-            folder = self._latest.directory / str(step)
-            raise CheckpointError(
-                f"{folder}: damaged; delete this folder to go on from the checkpoint before it"
-            ) from e
-        return _from_host(arrays, template)
+        while (step := self._latest.latest_step()) is not None:
+            folder = Path(self._latest.directory) / str(step)
+            try:
+                arrays, info = self._read(step)
+            except Exception as e:  # Orbax raises a dozen kinds for a damaged folder.
+                if not fallback:
+                    hint = "go on from the checkpoint before it with --resume --fallback, or delete this folder"
+                    raise CheckpointError(f"{folder}: damaged ({_line(e)}); {hint}") from e
+                self._aside.mkdir(exist_ok=True)
+                folder.rename(self._aside / folder.name)
+                self._latest.reload()
+                print(f"{folder}: damaged ({_line(e)}); it is kept in {self._aside}")
+                continue
+            state = _from_host(arrays, template)
+            args = ocp.args.Composite(**{STATE: ocp.args.StandardSave(arrays), INFO: ocp.args.JsonSave(info)})
+            return state, jax.process_count() == 1 and self._save_best(step, args, info.get("mean_return"))
+        raise CheckpointError(f"{self._latest.directory}: no checkpoint that could be read")
+
+    def _read(self, step: int) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+        """The arrays, onto the host, whatever devices the checkpoint was made on, and what is known of them."""
+        made: Any = self._latest.item_metadata(step)[STATE]
+        on_host = {name: np.empty(x.shape, x.dtype) for name, x in made.items()}
+        args = ocp.args.Composite(**{STATE: ocp.args.StandardRestore(on_host), INFO: ocp.args.JsonRestore()})
+        found = self._latest.restore(step, args=args)
+        arrays, info = found[STATE], dict(found[INFO])
+        if info["iteration"] != step:
+            raise ValueError(f"it is that of iteration {info['iteration']}")
+        # Those of version 0.1, and those that several processes wrote, have no checksums.
+        for name, checksum in (info.get("checksums") or {}).items():
+            if name not in arrays or _checksum(arrays[name]) != checksum:
+                raise ValueError(f"'{name}' is not what was saved")
+        return arrays, info
 
     def close(self) -> None:
         """Wait until everything is on disk."""
@@ -118,7 +148,7 @@ class Checkpoints:
 
 def _manager(directory: Path, max_to_keep: int) -> ocp.CheckpointManager:
     # Orbax wants absolute paths.
-    options = ocp.CheckpointManagerOptions(max_to_keep=max_to_keep)
+    options = ocp.CheckpointManagerOptions(max_to_keep=max_to_keep, cleanup_tmp_directories=True)
     try:
         handlers = {STATE: ocp.StandardCheckpointHandler(), INFO: ocp.JsonCheckpointHandler()}
         return ocp.CheckpointManager(directory.absolute(), item_handlers=handlers, options=options)
@@ -131,10 +161,19 @@ def _copied(state: Any) -> dict[str, Any]:
 
     Where several processes hold the state, each of them keeps and writes its part.
     """
-    leaves = _by_name(state)
+    leaves = {name: x for name, x in _by_name(state).items() if x.size}
     if jax.process_count() > 1:
         return jax.jit(lambda leaves: {name: jnp.copy(_data(x)) for name, x in leaves.items()})(leaves)
     return {name: np.array(_data(x)) for name, x in leaves.items()}
+
+
+def _checksums(arrays: dict[str, Any]) -> dict[str, int]:
+    """Of every array; none where each process has a part of them only."""
+    return {} if jax.process_count() > 1 else {name: _checksum(x) for name, x in arrays.items()}
+
+
+def _checksum(x: np.ndarray) -> int:
+    return zlib.crc32(np.ascontiguousarray(x).reshape(-1).view(np.uint8))
 
 
 def _data(x: Array) -> Array:
@@ -147,6 +186,7 @@ def _from_host(arrays: dict[str, np.ndarray], template: TrainState) -> TrainStat
     left_out = _left_out(arrays, _by_name(template))
     template = template.replace(**dict.fromkeys(left_out))
     expected = _by_name(template)
+    arrays |= {name: np.empty(x.shape, x.dtype) for name, x in expected.items() if not x.size}
     arrays = {name: x for name, x in arrays.items() if name.partition(".")[0] not in left_out}
     if missing := sorted(expected.keys() ^ arrays.keys()):
         raise CheckpointError(f"{OTHER_SETTINGS}: '{missing[0]}' is in one of the two only; {ADVICE}")
@@ -171,7 +211,7 @@ def _left_out(arrays: dict[str, np.ndarray], expected: dict[str, Any]) -> tuple[
         return OF_ENVIRONMENTS
     here, there = (
         {name: tuple(x.shape) for name, x in leaves.items() if name.startswith(ENV)}
-        for leaves in ({k: jax.eval_shape(_data, x) for k, x in expected.items()}, arrays)
+        for leaves in ({k: jax.eval_shape(_data, x) for k, x in expected.items() if x.size}, arrays)
     )
     return () if here == there else OF_ENVIRONMENTS[:1]
 

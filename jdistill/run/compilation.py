@@ -42,10 +42,10 @@ def prepare() -> None:
     os.environ["XLA_FLAGS"] = flags.strip()
     if jax.config.jax_compilation_cache_dir or not jax.config.jax_enable_compilation_cache:
         return
-    folder = cache_folder()
     try:
+        folder = cache_folder()
         folder.mkdir(parents=True, exist_ok=True)
-    except OSError:
+    except (OSError, RuntimeError):  # A user without a home, or with one that cannot be written to.
         return  # Nothing is lost but time.
     jax.config.update("jax_compilation_cache_dir", str(folder))
     jax.config.update("jax_compilation_cache_max_size", LIMIT)

@@ -19,6 +19,8 @@ from omegaconf.errors import OmegaConfBaseException
 from bridge.tasks import Simulator
 from jdistill.core.config import AgentCfg, one_of
 from jdistill.errors import ConfigError, nearest
+from jdistill.files import replace_file
+from jdistill.run.values import check_finite, parse_file, parse_override
 
 
 @dataclass
@@ -54,17 +56,12 @@ class RunCfg:
         """Write as YAML that :func:`load_file` reads."""
         data: dict[str, Any] = {"task": self.task, **({"sim": self.sim} if self.sim else {})}
         data |= {name: dataclasses.asdict(getattr(self, name)) for name in ("agent", "env", "bridge")}
-        path.write_text(yaml.safe_dump(data, sort_keys=False))
+        replace_file(path, yaml.safe_dump(data, sort_keys=False))
 
 
 def load_file(path: Path) -> dict[str, Any]:
     """Read a YAML config (``task``, ``sim``, ``agent``, ``env``, ``bridge``; all optional)."""
-    try:
-        data = yaml.safe_load(path.read_text())
-    except OSError as e:
-        raise ConfigError(f"{path}: {e.strerror}") from e
-    except (yaml.YAMLError, UnicodeDecodeError) as e:
-        raise ConfigError(f"{path}: not a YAML file ({' '.join(str(e).split())})") from e
+    data = parse_file(path)
     data = {} if data is None else data
     sections = [data, *(data.get(k) or {} for k in ("agent", "env", "bridge"))] if isinstance(data, dict) else [data]
     well_formed = all(isinstance(section, dict) for section in sections)
@@ -98,24 +95,19 @@ def compose(
     known = sorted(_keys(cfg))
     for layer in layers:
         part = {k: v for k, v in layer.items() if k not in ("task", "sim")}
-        for key, value in _flatten(part):
+        for key, value in flatten(part):
             _set(cfg, known, key, value)
     for override in overrides:
-        key, separator, text = override.partition("=")
-        if not separator:
-            raise ConfigError(f"{override}: expected key=value")
-        try:
-            value = yaml.safe_load(text)
-        except yaml.YAMLError as e:
-            raise ConfigError(f"{override}: the value is no valid YAML") from e
-        # YAML 1.1 reads 5e-4 as a string; as a number is what everybody means.
-        for path, part in _flatten({key: value}) if isinstance(value, dict) else [(key, value)]:
-            _set(cfg, known, path, text if isinstance(part, str) and path == key else part)
+        key, value = parse_override(override)
+        for path, part in flatten({key: value}) if isinstance(value, dict) else [(key, value)]:
+            _set(cfg, known, path, part)
     agent: Any = OmegaConf.to_object(cfg.agent)
     env: Any = OmegaConf.to_object(cfg.env)
     bridge: Any = OmegaConf.to_object(cfg.bridge)
     if agent.empirical_normalization is not None:
         agent.student.obs_normalization = agent.empirical_normalization
+    for name, settings in (("agent", agent), ("env", env)):
+        check_finite(dataclasses.asdict(settings), name)
     agent.validate()
     bridge.validate()
     try:
@@ -151,10 +143,11 @@ def _siblings(key: str, known: list[str]) -> list[str]:
     return []
 
 
-def _flatten(tree: dict[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
+def flatten(tree: dict[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
+    """The settings of nested sections by dotted names."""
     for key, value in tree.items():
         if isinstance(value, dict):
-            yield from _flatten(value, f"{prefix}{key}.")
+            yield from flatten(value, f"{prefix}{key}.")
         elif value is not None or prefix:  # An empty section of a file is None.
             yield f"{prefix}{key}", value
 

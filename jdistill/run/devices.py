@@ -61,7 +61,7 @@ def select_device(name: str | None, wanted_by: str | None = None) -> None:
     if name is None:
         return
     kind, _, index = name.partition(":")
-    if kind not in ("cpu", "cuda", "gpu", "tpu") or (index and not index.isdigit()):
+    if kind not in ("cpu", "cuda", "gpu", "tpu") or (index and not index.isdecimal()):
         raise ConfigError(f"--device {name}: expected cpu, cuda or cuda:N")
     on_gpu = kind in ("cuda", "gpu")
     if index and on_gpu:
@@ -182,7 +182,7 @@ def parse_devices(text: str | None) -> int | None:
     """
     if text in (None, "all"):
         return None
-    if not str(text).isdigit() or int(text) < 1:
+    if not str(text).isdecimal() or not 0 < int(text) < 10**6:
         raise ConfigError(f"--devices {text}: expected a number or 'all'")
     return int(text)
 

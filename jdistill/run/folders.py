@@ -19,6 +19,7 @@ from typing import Any
 import jdistill
 from bridge import registry
 from jdistill.errors import ConfigError, nearest
+from jdistill.files import replace_file
 from jdistill.run.compose import load_file
 from jdistill.run.progress import last_row
 from jdistill.run.provenance import versions
@@ -105,7 +106,7 @@ def note_start(run: Path, command: str, iteration: int, device: Mapping[str, Any
         "versions": versions(*PACKAGES, *registry.packages()),
     }
     record = {"format": FORMAT, "starts": [*starts(run), start]}
-    (run / "run.json").write_text(json.dumps(record, indent=1) + "\n")
+    replace_file(run / "run.json", json.dumps(record, indent=1) + "\n")
 
 
 def starts(run: Path) -> list[dict[str, Any]]:
@@ -248,7 +249,7 @@ def _checkpoint_info(folder: Path) -> dict[str, Any]:
 
 
 def _newest_step(folder: Path) -> int | None:
-    steps = [int(p.name) for p in folder.iterdir() if p.name.isdigit()] if folder.is_dir() else []
+    steps = [int(p.name) for p in folder.iterdir() if p.name.isdecimal()] if folder.is_dir() else []
     return max(steps, default=None)
 
 

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from jdistill.errors import ConfigError, TrainingError
+from jdistill.run.output import Output
 
 BEAT_S = 5.0
 """Seconds between signs of life."""
@@ -328,7 +329,7 @@ def _quieten() -> None:
     sys.stdout.flush()
     for descriptor, name in ((1, "stdout"), (2, "stderr")):
         real = os.dup(descriptor)
-        setattr(sys, name, os.fdopen(real, "w", buffering=1))
+        setattr(sys, name, Output(os.fdopen(real, "w", buffering=1)))
         reading, writing = os.pipe()
         os.dup2(writing, descriptor)
         os.close(writing)

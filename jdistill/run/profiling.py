@@ -13,6 +13,7 @@ from pathlib import Path
 import jax
 
 from jdistill.errors import ConfigError
+from jdistill.files import replace_file
 
 SCOPES = ("teacher", "student", "env_step", "update")
 """The named scopes of :mod:`jdistill.core.distillation`. They stand in the trace as parts of the operations' names."""
@@ -37,7 +38,7 @@ class ProfileWindow:
             ConfigError: anything but two counts, the second positive.
         """
         start, separator, count = text.partition(":")
-        if not (separator and start.isdigit() and count.isdigit() and int(count) > 0):
+        if not (separator and start.isdecimal() and count.isdecimal() and len(text) < 30 and int(count) > 0):
             raise ConfigError(f"--profile {text}: expected START:COUNT, for example 10:3")
         return ProfileWindow(int(start), int(count))
 
@@ -75,7 +76,7 @@ class Profiler:
         self.close()
         totals = scope_times(self.directory, program())
         shares = {scope: ms / self._window.count for scope, ms in totals.items()}
-        (self.directory / "scopes.json").write_text(json.dumps(shares, indent=1))
+        replace_file(self.directory / "scopes.json", json.dumps(shares, indent=1))
         return shares
 
     def close(self) -> None:

@@ -7,12 +7,13 @@ behind them, so that an iteration has one row.
 from __future__ import annotations
 
 import csv
+import io
 import math
-import os
 from pathlib import Path
 from typing import Any
 
 from jdistill.errors import ConfigError
+from jdistill.files import replace_file
 
 ITERATION = "iteration"
 
@@ -43,12 +44,11 @@ class ProgressWriter:
         """Nothing: every row is on disk already."""
 
     def _rewrite(self, rows: list[dict[str, str]]) -> None:
-        part = self._path.with_name(self._path.name + ".part")
-        with part.open("w", newline="") as file:
-            writer = self._csv(file)
-            writer.writeheader()
-            writer.writerows(rows)
-        os.replace(part, self._path)
+        table = io.StringIO(newline="")
+        writer = self._csv(table)
+        writer.writeheader()
+        writer.writerows(rows)
+        replace_file(self._path, table.getvalue())
 
     def _csv(self, file: Any) -> csv.DictWriter:
         return csv.DictWriter(file, [ITERATION, *self._tags], lineterminator="\n")
@@ -98,7 +98,7 @@ def _rows(file: Path, last_only: bool = False) -> list[dict[str, str]]:
     try:
         rows = list(csv.DictReader([*lines[:1], *lines[1:][-1:]] if last_only else lines))
         for row in rows:
-            if not (row[ITERATION].isdigit() and all(not v or math.isfinite(float(v)) for v in row.values())):
+            if not (row[ITERATION].isdecimal() and all(not v or math.isfinite(float(v)) for v in row.values())):
                 raise ValueError(f"row {row}")
     except (csv.Error, ValueError, KeyError, TypeError) as e:
         raise ConfigError(f"{file}: damaged ({e}); delete it to go on without the curves so far") from e

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import signal
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -11,7 +12,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from bridge.env import TrainingEnv
 from jdistill.core import observations
@@ -24,12 +24,14 @@ from jdistill.data.dataset import Recording
 from jdistill.errors import CheckpointError, TrainingError, UserError
 from jdistill.export.policy_file import save_policy
 from jdistill.run import processes
-from jdistill.run.callbacks import Callback, Checkpoint, Console, Iteration, Scalars
+from jdistill.run.callbacks import Callback, Checkpoint, Console, Iteration, LossWatch, Scalars
 from jdistill.run.checkpoint import Checkpoints
 from jdistill.run.compose import RunCfg
 from jdistill.run.console import Clock, Timing
+from jdistill.run.held import HeldRun
 from jdistill.run.inputs import Teacher, make_algorithm
 from jdistill.run.mesh import SAME, EnvMesh, Programs, history_specs
+from jdistill.run.output import nobody_reads
 from jdistill.run.signals import caught_signals
 
 
@@ -70,10 +72,14 @@ class DistillationRunner:
         self.programs = Programs(self.alg, self.mesh, self.actor, cfg.agent.seed)
         self.checkpoints = Checkpoints(run_dir, cfg.agent.max_checkpoints)
         self.scalars = Scalars()
-        speaking = [self.scalars, Console()] if processes.is_main() else []
+        speaking = [self.scalars, Console(), LossWatch()] if processes.is_main() else []
         self.callbacks: list[Callback] = [*speaking, Checkpoint(), *callbacks]
         self.state: TrainState | None = None
         self._saved: int | None = None
+        self.survives_hangup = False
+        """Whether training goes on when the terminal is gone."""
+        self.held: HeldRun | None = None
+        """The run folder, in the process that holds it."""
         self.current_learning_iteration = 0
         self.phase1_end = self.alg.schedule.phase1_iterations
         """The iteration at which phase 1 ends, as far as is known."""
@@ -100,10 +106,11 @@ class DistillationRunner:
         """
         total = self.cfg.agent.max_iterations
         with ExitStack() as stack:
+            # First, and so last of all: until everything is on disk no signal ends the program.
+            received = stack.enter_context(caught_signals(self.survives_hangup))
             for callback in self.callbacks:
                 callback.open(self)
                 stack.callback(callback.close)
-            received = stack.enter_context(caught_signals())
             program = self._compile()
             clock = Clock(self.current_learning_iteration, total, self._steps_per_iteration())
             while self.current_learning_iteration < total:
@@ -112,7 +119,8 @@ class DistillationRunner:
                     callback.before_iteration(phase)
                 clock.start()
                 metrics, rollout = self._iterate(program)
-                signum = processes.largest(received[0] if received else 0) or None
+                self._check_folder()
+                signum = processes.largest(received[0] if received else signal.SIGPIPE * nobody_reads()) or None
                 is_last = signum is not None or self.current_learning_iteration == total
                 scalars = self._scalars(metrics, phase, timing := clock.read(phase.current_iteration))
                 self._after(Iteration(phase, scalars, timing, self._student_return(scalars), rollout, is_last))
@@ -130,6 +138,21 @@ class DistillationRunner:
         self.program_text = compiled.as_text
         self.print(f"Compiled the iteration in {time.perf_counter() - started:.1f}s.\n")
         return compiled
+
+    def _check_folder(self) -> None:
+        """Raise :class:`TrainingError` where the run folder is gone; what was learned is saved where it went.
+
+        The folder is that of the process which holds it.
+        """
+        if not (self.held and (gone := self.held.gone())):
+            return
+        if not (place := self.held.moved_to()):
+            raise TrainingError(f"{self.run_dir} {gone} while it was being trained, and all that it held with it")
+        self.run_dir, self._saved = place, None
+        self.checkpoints = Checkpoints(place, self.cfg.agent.max_checkpoints)
+        self.save(None)
+        self.checkpoints.close()
+        raise TrainingError(f"the run folder {gone}; everything is saved there: --resume --load_run {place} goes on")
 
     def _steps_per_iteration(self) -> int:
         return 0 if self.recording else self.cfg.agent.num_steps_per_env * self.num_envs
@@ -167,11 +190,11 @@ class DistillationRunner:
 
     def _check_finite(self, metrics: Metrics) -> None:
         """Raise :class:`TrainingError` that names the first of the data that are not finite."""
-        if not (broken := np.flatnonzero(~np.asarray(metrics.finite))).size:
+        if not (what := metrics.first_cause(self.num_envs)):
             return
         kept, number = self.checkpoints.latest(), self.current_learning_iteration
         where = f"the checkpoint of iteration {kept} is kept in {self.run_dir}" if kept else "nothing was saved yet"
-        raise TrainingError(f"iteration {number}: NaN or infinity in {metrics.finite_names[broken[0]]}; {where}")
+        raise TrainingError(f"iteration {number}: NaN or infinity in {what}; {where}")
 
     def _scalars(self, metrics: Metrics, phase: PhaseInfo, timing: Timing) -> dict[str, float]:
         """What is logged of an iteration, by rsl_rl's tags."""
@@ -221,9 +244,9 @@ class DistillationRunner:
         if processes.is_main():  # Kept with the run, so that a resume needs no other file.
             save_policy(self.run_dir / "teacher.safetensors", *self.teacher)
 
-    def load(self) -> None:
-        """Go on from the newest checkpoint of the run folder."""
-        state = self.checkpoints.restore(self.programs.whole())
+    def load(self, fallback: bool = False) -> None:
+        """Go on from the newest checkpoint of the run folder; with ``fallback``, from the newest that is whole."""
+        state, is_best = self.checkpoints.restore(self.programs.whole(), fallback)
         self.state = self.mesh.put(state, specs := self.programs.specs_of(state))
         if state.student_carry is None:
             forgotten = "" if self.programs.part.history is None else ", and the history is empty"
@@ -236,6 +259,7 @@ class DistillationRunner:
             self.state = self.env.drive(self.programs.restart_episodes(specs), self.state, self.actor)
         self.current_learning_iteration = int(self.state.iteration)
         self.phase1_end = int(self.alg.phase1_end(self.state))
+        self._save_students(is_best)  # Those of the folder may be older or newer than the checkpoint.
 
     def save(self, mean_return: float | None) -> None:
         """Write a checkpoint and the student's policy file (the best student's too, when this one is).
@@ -246,11 +270,15 @@ class DistillationRunner:
         if self._saved == self.current_learning_iteration:
             return
         self._saved = self.current_learning_iteration
-        best = self.checkpoints.save(self.current_learning_iteration, self.state, mean_return)
+        self._save_students(self.checkpoints.save(self.current_learning_iteration, self.state, mean_return))
+
+    def _save_students(self, is_best: bool) -> None:
+        """The student's policy file; and the best student's, where this one is."""
+        assert self.state is not None
         header = {
             **observations.describe(self.env, self.cfg.agent.obs_groups["student"]),
             "task": self.cfg.task,
             "iteration": self.current_learning_iteration,
         }
-        for name in ["student", *(["best_student"] if best else [])] if processes.is_main() else []:
+        for name in ["student", *(["best_student"] if is_best else [])] if processes.is_main() else []:
             save_policy(self.run_dir / f"{name}.safetensors", self.alg.student, self.state.student, header)

@@ -11,13 +11,16 @@ from typing import Any
 
 LAST = 5
 """Signals until one is obeyed at once."""
+ENDING = ("SIGINT", "SIGTERM", "SIGUSR1", "SIGHUP")
+"""Ctrl-C; what ends a batch job; Slurm's warning that it is about to; a terminal or a connection that is gone."""
 
 
 @contextmanager
-def caught_signals() -> Iterator[list[int]]:
-    """Collect SIGINT and SIGTERM instead of dying of them; the :data:`LAST` one has its usual effect.
+def caught_signals(survives_hangup: bool = False) -> Iterator[list[int]]:
+    """Collect the signals of :data:`ENDING` instead of dying of them; the :data:`LAST` one has its usual effect.
 
-    One Ctrl-C may come twice: from the terminal, and passed on by a launcher.
+    One Ctrl-C may come twice: from the terminal, and passed on by a launcher. A program that was started with SIGHUP
+    ignored, by ``nohup``, goes on ignoring it; ``survives_hangup`` makes any do so.
     """
     received: list[int] = []
     if threading.current_thread() is not threading.main_thread():
@@ -29,7 +32,13 @@ def caught_signals() -> Iterator[list[int]]:
         if len(received) >= LAST - 1:
             signal.signal(signum, before[signum])
 
-    before: dict[int, Any] = {int(s): signal.signal(s, note) for s in (signal.SIGINT, signal.SIGTERM)}
+    before: dict[int, Any] = {}
+    for signum in (getattr(signal, name) for name in ENDING if hasattr(signal, name)):
+        before[signum] = signal.getsignal(signum)
+        if signum == getattr(signal, "SIGHUP", None) and (survives_hangup or before[signum] == signal.SIG_IGN):
+            signal.signal(signum, signal.SIG_IGN)
+        else:
+            signal.signal(signum, note)
     try:
         yield received
     finally:

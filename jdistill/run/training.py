@@ -7,7 +7,8 @@ task, :func:`train` builds everything and runs it.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, fields
 from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -18,9 +19,10 @@ from bridge.tasks import DEFAULT_TASK, Request, Task
 from jdistill.core.config import AlgorithmCfg
 from jdistill.errors import ConfigError
 from jdistill.run import processes
-from jdistill.run.compose import RunCfg, compose_task, load_file
+from jdistill.run.compose import RunCfg, compose_task, flatten, load_file
 from jdistill.run.devices import Placement, describe_devices, device_facts, make_mesh
-from jdistill.run.folders import find_run, new_run, note_start, planned_folder
+from jdistill.run.folders import find_run, new_run, note_start, planned_folder, settings_of
+from jdistill.run.held import HeldRun
 from jdistill.run.presets import config_path, preset
 from jdistill.run.session import Started, open_env
 
@@ -47,6 +49,8 @@ class Job:
     teacher: str | Path | None = None
     resume: bool = False
     load_run: str | Path | None = None
+    fallback: bool = False
+    on_hangup: str = "save"
     experiment_name: str | None = None
     run_name: str | None = None
     logger: str | None = None
@@ -106,7 +110,7 @@ def begin(job: Job, flags: Sequence[str] = (), program: str = "...") -> Beginnin
     run = None
     if job.resume:
         run = find_run(job.logdir, _experiment(job, layers), job.load_run)
-        layers.insert(0, load_file(run / "config.yaml"))
+        layers.insert(0, settings_of(run))
     said = {key: next((x[key] for x in reversed(layers) if x.get(key)), None) for key in ("task", "sim")}
     task, sim = job.task or said["task"] or DEFAULT_TASK, job.sim or said["sim"]
     if run:
@@ -143,7 +147,20 @@ def configure(job: Job, beginning: Beginning, started: Started) -> RunCfg:
         for name in ("teacher", "seed"):
             if getattr(cfg.agent, name) != getattr(before.agent, name):
                 raise ConfigError(f"--resume: {run} has its {name} already; leave agent.{name} out, or begin a new run")
+        for change in changes(before, cfg) if processes.is_main() else ():
+            print(f"Changed: {change}")
     return cfg
+
+
+def changes(before: RunCfg, after: RunCfg) -> list[str]:
+    """Every setting that differs, ``name: old -> new``."""
+
+    def settings(cfg: RunCfg) -> dict[str, Any]:
+        return dict(flatten({name: asdict(getattr(cfg, name)) for name in ("agent", "env", "bridge")}))
+
+    old, new = settings(before), settings(after)
+    differ = [name for name in {**old, **new} if old.get(name) != new.get(name)]
+    return [f"{name}: {old.get(name)} -> {new.get(name)}" for name in differ]
 
 
 def known_settings(agent: Mapping[str, Any]) -> dict[str, Any]:
@@ -214,10 +231,13 @@ def train(job: Job, beginning: Beginning, started: Started, command: str, open_f
     if profile and processes.is_main():
         callbacks.append(Profile(profile))
     mesh = make_mesh(cfg, started, job.devices)
-    with open_env(cfg, started.task, video_dir=str(planned), parts=mesh.shards.count) as env:
+    with ExitStack() as stack:
+        held = hold(stack, run) if run else None
+        env = stack.enter_context(open_env(cfg, started.task, video_dir=str(planned), parts=mesh.shards.count))
         if open_film and processes.is_main():
             callbacks.append(open_film(env))
-        runner = make_runner(env, cfg, started.task, teacher, planned, run is not None, callbacks, mesh)
+        runner = make_runner(env, cfg, started.task, teacher, planned, run is not None, callbacks, mesh, job.fallback)
+        runner.held, runner.survives_hangup = held or hold(stack, runner.run_dir), job.on_hangup == "ignore"
         first = runner.current_learning_iteration
         if run and profile:
             profile.check(first, cfg.agent.max_iterations)
@@ -234,6 +254,19 @@ def train(job: Job, beginning: Beginning, started: Started, command: str, open_f
     return runner.run_dir
 
 
+def hold(stack: ExitStack, run: Path) -> HeldRun | None:
+    """Hold the folder ``run`` until the ``stack`` ends, in the process that writes to it.
+
+    Raises:
+        TrainingError: another program trains it.
+    """
+    if not processes.is_main():
+        return None
+    held = HeldRun(run)
+    stack.callback(held.release)
+    return held
+
+
 def make_runner(
     env: TrainingEnv,
     cfg: RunCfg,
@@ -243,8 +276,11 @@ def make_runner(
     resume: bool,
     callbacks: Sequence[Callback],
     mesh: EnvMesh,
+    fallback: bool = False,
 ) -> DistillationRunner:
     """A runner at the iteration where it begins, in the folder ``planned`` or one beside it.
+
+    With ``fallback``, a run is gone on with from its newest checkpoint that is whole.
 
     Raises:
         UserError: teacher, dataset, memory or checkpoint do not fit; one line, and nothing is written.
@@ -270,7 +306,7 @@ def make_runner(
         print(f"Logging to {run}", flush=True)
         runner.start()
         return runner
-    runner.load()
+    runner.load(fallback)
     done, goal = runner.current_learning_iteration, cfg.agent.max_iterations
     if done >= goal:
         raise ConfigError(f"{run} already has {done} iterations, --max_iterations is {goal}: raise it")

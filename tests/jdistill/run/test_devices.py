@@ -35,7 +35,11 @@ def machine(monkeypatch, tmp_path):
         (None, None, "no CUDA packages; add them with 'uv run --extra cuda ...'"),
         ("580.95.05", None, "no CUDA packages"),
         (None, "13", "no NVIDIA driver"),
-        ("550.54.14", "13", "550.54.14 is too old for CUDA 13; install 580 or newer or use 'uv run --extra cuda12 ...'"),
+        (
+            "550.54.14",
+            "13",
+            "550.54.14 is too old for CUDA 13; install 580 or newer or use 'uv run --extra cuda12 ...'",
+        ),
         ("470.82", "12", "470.82 is too old for CUDA 12; install 525 or newer"),
         ("580.95.05", "13", "JAX finds no GPU"),
     ],
