@@ -161,9 +161,9 @@ def load(
             packed[name][start : start + len(value), column] = value
     teacher_action = _relabel(teacher, packed["teacher_obs"], is_first) if teacher else packed["teacher_action"]
     history = History(
-        obs=jnp.asarray(packed["obs"]),
+        obs=jax.device_put(packed["obs"]),
         teacher_action=jnp.asarray(teacher_action, dtype),
-        is_first=jnp.asarray(is_first),
+        is_first=jax.device_put(is_first),
         carry=(),
         origin=jnp.zeros((), jnp.int32),
         length=jnp.asarray(filled, jnp.int32),

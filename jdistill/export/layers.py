@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import jax.numpy as jnp
+import jax
 import numpy as np
 
 from jdistill.core import networks
@@ -56,7 +56,7 @@ class Normalization:
     def normalizer(self) -> Normalizer:
         """The same for a policy; the formula is its own."""
         return Normalizer(
-            mean=_parameter(self.mean), var=_parameter(self.var), count=jnp.array(self.count, jnp.float32)
+            mean=_parameter(self.mean), var=_parameter(self.var), count=_parameter(self.count)
         )
 
 
@@ -265,4 +265,4 @@ def _array(x: Any) -> np.ndarray:
 
 
 def _parameter(x: np.ndarray) -> Any:
-    return jnp.array(x, jnp.float32)
+    return jax.device_put(_array(x))

@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
 from safetensors import SafetensorError, safe_open
@@ -78,7 +77,7 @@ def load_policy(path: Path) -> tuple[Policy, PolicyState, dict[str, Any]]:
         raise PolicyFileError(f"{path}: not written by jdistill (its header has no policy description)")
     if header.get("format") != FORMAT:
         raise PolicyFileError(f"{path}: policy format {header.get('format')}, this version reads {FORMAT}")
-    tensors = {name: jnp.asarray(x) for name, x in arrays.items()}
+    tensors = {name: jax.device_put(x) for name, x in arrays.items()}
     try:
         network: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in header["network"].items()}
         policy = Policy(**network)

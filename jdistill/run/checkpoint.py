@@ -192,7 +192,7 @@ def _from_host(arrays: dict[str, np.ndarray], template: TrainState) -> TrainStat
         raise CheckpointError(f"{OTHER_SETTINGS}: '{missing[0]}' is in one of the two only; {ADVICE}")
     leaves = []
     for name, like in expected.items():
-        leaf = jnp.array(arrays[name])
+        leaf = jax.device_put(arrays[name])
         leaf = jax.random.wrap_key_data(leaf) if _is_key(like) else leaf
         if leaf.shape != like.shape or leaf.dtype != like.dtype:
             raise CheckpointError(
