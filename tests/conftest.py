@@ -13,7 +13,7 @@ os.environ.setdefault("JAX_PLATFORMS", "" if any("tests/gpu" in argument for arg
 os.environ.setdefault("WARP_CACHE_PATH", str(ROOT / ".pytest_cache" / "warp"))
 # Most of the suite's time is compilation, much of it of the same programs, in subprocesses too. JAX reads this once.
 CACHE = ROOT / ".pytest_cache" / "jax"
-os.environ |= {"JAX_COMPILATION_CACHE_DIR": str(CACHE), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": os.environ.get("MINC","0.5")}
+os.environ |= {"JAX_COMPILATION_CACHE_DIR": str(CACHE), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
 
 import jax
 import pytest

@@ -55,9 +55,7 @@ class Normalization:
     @property
     def normalizer(self) -> Normalizer:
         """The same for a policy; the formula is its own."""
-        return Normalizer(
-            mean=_parameter(self.mean), var=_parameter(self.var), count=_parameter(self.count)
-        )
+        return Normalizer(mean=_parameter(self.mean), var=_parameter(self.var), count=_parameter(self.count))
 
 
 @dataclass(frozen=True, eq=False)

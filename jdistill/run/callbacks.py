@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import jax
 import numpy as np
 
 from jdistill.core.rollout import Transition
@@ -141,10 +142,12 @@ class Checkpoint(Callback):
 
 
 class LossWatch(Callback):
-    """Says so when the loss explodes, which a run can go on with to its end."""
+    """Says so when the loss or the student explodes, which a run can go on with to its end."""
 
     FIRST, TIMES = 5, 100
     """A loss this many times the largest of so many first ones has exploded."""
+    LARGEST = 1e3
+    """A parameter beyond this has. Where the output is bounded, so is the loss."""
 
     def open(self, runner: DistillationRunner) -> None:
         """Nothing has exploded yet."""
@@ -156,12 +159,19 @@ class LossWatch(Callback):
         loss = iteration.scalars["Loss/behavior"]
         if len(self._first) < self.FIRST:
             self._first.append(loss)
-        elif loss > self.TIMES * max(self._first) and (iteration.is_last or not self._said):
+        elif loss > self.TIMES * max(self._first):
+            self._say(f"the loss is {loss:.3g}, that of the first iterations was {max(self._first):.3g}", iteration)
+        if iteration.is_last or iteration.number == self.FIRST:
+            assert self._runner.state is not None
+            params = jax.device_get(jax.tree.leaves(self._runner.state.student.params))
+            if (largest := max(float(np.abs(x).max()) for x in params)) > self.LARGEST:
+                self._say(f"the student has parameters as large as {largest:.3g}", iteration)
+
+    def _say(self, what: str, iteration: Iteration) -> None:
+        if iteration.is_last or not self._said:
             self._said = True
-            self._runner.print(
-                f"Warning: the loss is {loss:.3g}, that of the first iterations was {max(self._first):.3g}: the "
-                "student does not learn; lower agent.algorithm.learning_rate\n"
-            )
+            advice = "the student does not learn; lower agent.algorithm.learning_rate"
+            self._runner.print(f"Warning: {what}: {advice}\n")
 
 
 class Profile(Callback):
