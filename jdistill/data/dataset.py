@@ -30,9 +30,6 @@ from jdistill.data.episode_writer import checksum
 from jdistill.data.write_ahead_log import recover
 from jdistill.errors import ConfigError, DatasetError, ObservationError
 
-LABELS = ("teacher_actions", "actions")
-"""What a student learns from, the first of those that an episode has: demonstrations of others have actions alone."""
-
 
 class Relabeler(NamedTuple):
     """A teacher whose actions on a dataset's observations replace the recorded ones (DAgger's relabelling)."""
@@ -91,25 +88,33 @@ def open_dataset(path: Path) -> Iterator[list[tuple[str, h5py.Group]]]:
 def _refuse_links(path: Path, data: h5py.Group) -> None:
     """A file that sends its reader to other files, of whoever reads it, is not read."""
 
-    def check(name: bytes, link: Any) -> None:
-        if link.type not in (h5py.h5l.TYPE_HARD, h5py.h5l.TYPE_SOFT):
-            raise DatasetError(f"{path}: data/{name.decode(errors='replace')} is a link to another file")
+    def external(name: bytes, link: Any) -> str | None:
+        inside = link.type in (h5py.h5l.TYPE_HARD, h5py.h5l.TYPE_SOFT)
+        return None if inside else name.decode(errors="replace")
 
-    data.id.links.visit(check, info=True)
+    if found := data.id.links.visit(external, info=True):
+        raise DatasetError(f"{path}: data/{found} is a link to another file")
 
 
 def check_sums(where: str, group: h5py.Group) -> None:
-    """Raise :class:`DatasetError` where an episode's arrays are not what was recorded. Some files cannot tell."""
-    wanted = group.attrs.get("checksums")
-    if wanted is None:
-        return
-    names: list[str] = []
-    group.visititems(lambda name, item: names.append(name) if isinstance(item, h5py.Dataset) else None)
-    if len(wanted) != len(names):
-        raise DatasetError(f"{where}: has {len(names)} arrays, {len(wanted)} were recorded")
-    for name, value in zip(sorted(names), wanted, strict=True):
-        if checksum(_dataset(where, group[name])[()]) != int(value):
+    """Raise :class:`DatasetError` where an episode's arrays are not what was recorded. Files of others cannot tell."""
+    try:
+        wanted = dict(json.loads(group.attrs.get("checksums", "{}")))
+    except (ValueError, TypeError) as e:
+        raise DatasetError(f"{where}: its checksums are damaged") from e
+    for name, value in wanted.items():
+        if name in group and checksum(_whole(where, group, name)) != value:
             raise DatasetError(f"{where}: {name} is not what was recorded: the file is damaged")
+
+
+def _whole(where: str, group: h5py.Group, name: str) -> np.ndarray:
+    """All numbers of an array; none where it has no numbers."""
+    item = group[name]
+    if not _is_numeric(item):
+        return np.zeros(0, np.uint8)
+    item = _dataset(where, item)
+    check_memory(item.nbytes, f"{where}: {name}", "it is too large an episode", copies=1)
+    return np.asarray(item[()])
 
 
 def load(
@@ -151,10 +156,14 @@ def load(
     check_memory(nbytes, what, "train on fewer files", copies=1)
     packed = {name: np.zeros((rows, num_columns, width), kind) for name, (width, kind) in arrays.items()}
     is_first = np.zeros((rows, num_columns), bool)
-    episodes = _of_all(cfg.dataset, lambda where, group: _episode(where, group, entries, sizes, teacher))
-    if cfg.check_dataset:
-        for _ in _of_all(cfg.dataset, check_sums):
-            pass
+
+    def read(where: str, group: h5py.Group) -> dict[str, np.ndarray]:
+        episode = _episode(where, group, entries, sizes, teacher)
+        if cfg.check_dataset:
+            check_sums(where, group)
+        return episode
+
+    episodes = _of_all(cfg.dataset, read)
     for (column, start), episode in zip(places, episodes, strict=True):
         is_first[start, column] = True
         for name, value in episode.items():
@@ -230,10 +239,9 @@ def _moments(obs: np.ndarray, filled: np.ndarray) -> Normalizer:
 
 def _length(where: str, group: h5py.Group, entries: Sequence[str], teacher: Relabeler | None) -> int:
     """The number of steps of an episode; raises if it lacks something that training needs."""
-    if not teacher and not any(name in group for name in LABELS):
+    if not teacher and _label(group) is None:
         raise DatasetError(
-            f"{where}: has no {' and no '.join(LABELS)} to learn from; agent.algorithm.relabel=true lets the teacher "
-            "make them"
+            f"{where}: has no teacher_actions to learn from; agent.algorithm.relabel=true lets the teacher make them"
         )
     return len(_observation_group(where, group, observations.group_names(entries)[0]))
 
@@ -262,8 +270,14 @@ def _dataset(where: str, item: h5py.Dataset) -> h5py.Dataset:
         raise DatasetError(f"{where}: {item.name} has its numbers in another file")
     if item.chunks is None and item.nbytes > os.path.getsize(item.file.filename):
         raise DatasetError(f"{where}: {item.name} is {list(item.shape)}, which its file is too small for")
-    check_memory(item.nbytes, f"{where}: {item.name}", "train on fewer or shorter episodes", copies=1)
     return item
+
+
+def _label(group: h5py.Group) -> str | None:
+    """What a student learns from: the teacher's actions, or the actions of demonstrations, which have no other."""
+    if "teacher_actions" in group:
+        return "teacher_actions"
+    return "actions" if "actions" in group and "student_actions" not in group else None
 
 
 def _is_numeric(item: Any) -> bool:
@@ -279,7 +293,7 @@ def _episode(
     if teacher:
         episode["teacher_obs"] = _observation(where, group, teacher.entries, teacher.obs_size)
     else:
-        label = next(name for name in LABELS if name in group)
+        label = _label(group) or "teacher_actions"
         actions = _array(where, group, label)
         if actions.shape[1] != sizes[1]:
             raise DatasetError(f"{where}: {label} is {list(actions.shape)}, the environment takes {sizes[1]} actions")
@@ -323,12 +337,13 @@ def info(path: Path) -> str:
     """
     ranges: dict[str, tuple[float, float, tuple[int, ...]]] = {}
     lengths, returns, by_teacher, phases = [], [], 0, 0
+    damaged: list[str] = []
     with open_dataset(path) as episodes:
         args = episodes[0][1].parent.attrs.get("env_args", "{}")
 
         def visit(name: str, item: Any) -> None:
             if _is_numeric(item) and item.size:
-                value = _dataset(str(path), item)[()]
+                value = _whole(str(path), item.parent, item.name)
                 low, high, shape = ranges.get(name, (np.nan, np.nan, item.shape[1:]))
                 # Unlike min and max, these two pass over NaN.
                 low = np.fmin(low, float(np.fmin.reduce(value, axis=None)))
@@ -336,7 +351,10 @@ def info(path: Path) -> str:
                 ranges[name] = low, high, shape
 
         for where, group in episodes:
-            check_sums(where, group)
+            try:
+                check_sums(where, group)
+            except DatasetError as e:
+                damaged.append(str(e).removeprefix(f"{path}: "))
             group.visititems(visit)
             actions = next((group[n] for n in ("actions", "teacher_actions") if n in group), None)
             if actions is None or not _is_numeric(actions) or not actions.ndim:
@@ -358,6 +376,7 @@ def info(path: Path) -> str:
         f"steps     {sum(lengths)}{by_whom}",
         f"lengths   {min(lengths)} to {max(lengths)}, mean {np.mean(lengths):.1f}",
         f"returns   {earned}",
+        *(f"damaged   {what}" for what in damaged),
         f"{'array':<24} {'shape':<10} {'from':>12} {'to':>12}",
     ]
     for name, (low, high, shape) in ranges.items():

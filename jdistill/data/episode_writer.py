@@ -1,9 +1,9 @@
 """Cuts rollouts into episodes and writes those to an HDF5 file, in a process of its own beside the training.
 
 The layout is robomimic's, which Isaac Lab writes and reads: ``data/demo_0``, ``data/demo_1``, ... each hold one episode
-from its first step to its last, with the attributes ``num_samples`` and ``checksums`` (CRC-32 of the bytes of each
-array, in alphabetical order of their names); ``data`` has the attributes ``total`` (steps of all episodes) and
-``env_args`` (JSON). Arrays have the time as their first axis:
+from its first step to its last, with the attributes ``num_samples`` and ``checksums`` (JSON: CRC-32 of the bytes of
+each array, by its name); ``data`` has the attributes ``total`` (steps of all episodes) and ``env_args`` (JSON). Arrays
+have the time as their first axis:
 
 - ``obs/<group>``: the observation groups that teacher and student see, before the step;
 - ``actions``: what stepped the environment; ``student_actions``, ``teacher_actions``: what each policy chose;
@@ -38,7 +38,6 @@ from jdistill.data.write_ahead_log import CrashSafeFile
 TYPES = {np.dtype(kind): h5py.h5t.py_create(np.dtype(kind)) for kind in (np.float32, np.uint8)}
 """All that is written is one of these two."""
 COUNT, SCALAR = h5py.h5t.NATIVE_INT64, h5py.h5s.create(h5py.h5s.SCALAR)
-CHECKSUM = h5py.h5t.NATIVE_UINT32
 PARENTS = h5py.h5p.create(h5py.h5p.LINK_CREATE)
 """Creates the groups on the way to a path."""
 PARENTS.set_create_intermediate_group(True)
@@ -118,18 +117,19 @@ class EpisodeFile:
     def _write(self, pieces: list[dict[str, np.ndarray]]) -> None:
         # h5py's own groups, datasets and attributes take three times as long, and short episodes are little else.
         name = f"demo_{self.episodes}/".encode()
-        sums = []
-        for array in sorted(pieces[0]):
+        sums = {}
+        for array in pieces[0]:
             parts = [piece[array] for piece in pieces]
             value = np.concatenate(parts) if len(parts) > 1 else parts[0]
             space, kind = h5py.h5s.create_simple(value.shape), TYPES[value.dtype]
             made = h5py.h5d.create(self._data.id, name + array.encode(), kind, space, lcpl=PARENTS)
             made.write(h5py.h5s.ALL, h5py.h5s.ALL, value, kind)
-            sums.append(checksum(value))
+            sums[array] = checksum(value)
         steps = np.array(sum(piece["dones"].size for piece in pieces))
         h5py.h5a.create(self._data.id, b"num_samples", COUNT, SCALAR, obj_name=name).write(steps)
-        each = h5py.h5s.create_simple((len(sums),))
-        h5py.h5a.create(self._data.id, b"checksums", CHECKSUM, each, obj_name=name).write(np.array(sums, np.uint32))
+        text = np.array(json.dumps(sums).encode())
+        kind = h5py.h5t.py_create(text.dtype, logical=True)
+        h5py.h5a.create(self._data.id, b"checksums", kind, SCALAR, obj_name=name).write(text)
         self.episodes += 1
         self.steps += int(steps)
 

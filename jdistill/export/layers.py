@@ -262,5 +262,5 @@ def _array(x: Any) -> np.ndarray:
     return np.array(x, np.float32)
 
 
-def _parameter(x: np.ndarray) -> Any:
+def _parameter(x: Any) -> Any:
     return jax.device_put(_array(x))

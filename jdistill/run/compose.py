@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from omegaconf import OmegaConf
+from omegaconf import OmegaConf, StringNode
 from omegaconf.errors import OmegaConfBaseException
 
 from bridge.tasks import Simulator
@@ -99,6 +99,8 @@ def compose(
             _set(cfg, known, key, value)
     for override in overrides:
         key, value = parse_override(override)
+        if isinstance(value, (int, float)) and _is_text(cfg, key):
+            value = override.partition("=")[2]  # 007 is a name there.
         for path, part in flatten({key: value}) if isinstance(value, dict) else [(key, value)]:
             _set(cfg, known, path, part)
     agent: Any = OmegaConf.to_object(cfg.agent)
@@ -131,6 +133,13 @@ def _set(cfg: Any, known: list[str], key: str, value: Any) -> None:
         OmegaConf.update(cfg, key, value, merge=False)
     except OmegaConfBaseException as e:
         raise ConfigError(f"{key}={value}: {str(e).splitlines()[0]}") from e
+
+
+def _is_text(cfg: Any, key: str) -> bool:
+    """Whether the setting ``key`` is a string."""
+    section, _, name = key.rpartition(".")
+    above: Any = OmegaConf.select(cfg, section) if section else None
+    return OmegaConf.is_dict(above) and name in above and isinstance(above._get_node(name), StringNode)
 
 
 def _siblings(key: str, known: list[str]) -> list[str]:

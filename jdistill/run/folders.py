@@ -268,11 +268,16 @@ def table(infos: list[RunInfo]) -> str:
 
 def _cells(info: RunInfo) -> list[str]:
     return [
-        shlex.quote(info.name),
-        info.task,
+        shlex.quote(_visible(info.name)),
+        _visible(info.task),
         f"{info.iterations}/{info.max_iterations or '?'}",
         info.phase,
         "-" if info.best_return is None else f"{info.best_return:.2f}",
         f"{info.updated:%Y-%m-%d %H:%M}",
-        info.problem,
+        _visible(info.problem),
     ]
+
+
+def _visible(text: str) -> str:
+    """``text`` without what a terminal would obey."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

@@ -11,7 +11,7 @@ import yaml
 from bridge.crazyflie import PointControlCfg
 from jdistill.core.config import AgentCfg, sampler_name
 from jdistill.errors import ConfigError
-from jdistill.run.compose import RunCfg, _flatten, compose, load_file
+from jdistill.run.compose import RunCfg, compose, flatten, load_file
 from tests.conftest import ROOT
 
 
@@ -72,7 +72,7 @@ def test_presets_load(preset):
     data = load_file(preset)
     assert data.pop("task") == "crazyflie"
     cfg = run_cfg(layers=[data])
-    said = dict(_flatten(data))
+    said = dict(flatten(data))
     assert said, "a preset says something"
     for key, value in said.items():
         found = functools.reduce(getattr, key.split("."), cfg)
@@ -80,7 +80,7 @@ def test_presets_load(preset):
     # And nothing else changes.
     plain = run_cfg()
     for section in ("agent", "env"):
-        theirs, ours = (dict(_flatten(dataclasses.asdict(getattr(c, section)))) for c in (plain, cfg))
+        theirs, ours = (dict(flatten(dataclasses.asdict(getattr(c, section)))) for c in (plain, cfg))
         changed = {f"{section}.{key}" for key in ours if ours[key] != theirs[key]}
         assert changed <= said.keys(), changed - said.keys()
     with pytest.raises(ConfigError, match="unknown setting"):

@@ -222,7 +222,7 @@ def test_iteration_trains_every_layer_in_either_phase(make_distillation, teacher
 
 @pytest.mark.full
 def test_the_first_cause_of_what_is_not_finite_is_named(make_distillation, teacher_actor):
-    """Of many groups too: in the order of cause and effect, and not in that of their names."""
+    """Of many groups too: the first in time, then in the order of cause and effect, and not in that of their names."""
     alg = make_distillation(num_steps=3, gradient_length=3)
     state = alg.init(jax.random.key(0), teacher_actor)
     steps = jax.jit(alg.rollout)(state, teacher_actor)[1].steps
@@ -233,6 +233,9 @@ def test_the_first_cause_of_what_is_not_finite_is_named(make_distillation, teach
     metrics = jax.jit(lambda *args: statistics.rollout_metrics(*args, list(groups)))(state, steps, jnp.array(0.0))
     broken = [name for name, ok in zip(metrics.finite_names, metrics.finite, strict=True) if not ok]
     assert broken == ["observation group 'group 2'", "observation group 'group 10'", "the reward"]
+    assert metrics.first_cause(8) == "the reward of environment 0 at step 0"
+    later = metrics.replace(first_broken=metrics.first_broken.at[metrics.finite_names.index("the reward")].set(10))
+    assert later.first_cause(8) == "observation group 'group 2' of environment 2 at step 1"
 
 
 @pytest.mark.full

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import os
+import re
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -191,16 +194,72 @@ def test_of_a_small_dataset_every_sequence_is_worth_something(recorded, sampler)
     batch = drawn.batch(data, jnp.array(0), (), ((jnp.zeros((500, 4)),),), drawn.length)
     assert bool((batch.weight > 0).any(axis=0).all())
     # Each column counts for as much as it has steps.
-    seen, counts = np.asarray(batch.obs[drawn.burn_in]), np.asarray(batch.weight.sum(axis=0))
+    seen, weight = np.asarray(batch.obs[drawn.burn_in]), np.asarray(batch.weight[drawn.burn_in])
     per_column = [
-        sum(counts[(seen == x).all(axis=1)].sum() for x in np.asarray(history.obs[:n, c])) for c, n in lengths(history)
+        sum(weight[(seen == x).all(axis=1)].sum() for x in np.asarray(history.obs[:n, c])) for c, n in lengths(history)
     ]
-    share = np.array(per_column) / counts.sum()
-    np.testing.assert_allclose(share, history.length / history.length.sum(), atol=0.08 if sampler == "packed" else 1e-5)
+    share = np.array(per_column) / weight.sum()
+    np.testing.assert_allclose(share, history.length / history.length.sum(), rtol=1e-5)
 
 
 def lengths(history):
     return enumerate(history.length.tolist())
+
+
+def test_another_byte_anywhere_in_its_numbers_is_noticed(recorded, tmp_path):
+    whole = recorded[0].read_bytes()
+    with open_dataset(recorded[0]) as episodes:
+        arrays = [group[name] for _, group in episodes for name in ("obs/student", "teacher_actions", "states")]
+        places = [array.id.get_offset() + array.nbytes // 2 for array in arrays]
+    for place in places:
+        damaged = bytearray(whole)
+        damaged[place] ^= 1
+        (path := tmp_path / "damaged.hdf5").write_bytes(damaged)
+        algorithm = AlgorithmCfg(dataset=[str(path)])
+        with pytest.raises(DatasetError, match="is not what was recorded: the file is damaged"):
+            load(algorithm, ["student"], (5, 2), 1, 1)
+        assert re.search(r"^damaged   data/demo_\d+: .* is not what was recorded", info(path), re.MULTILINE)
+        load(dataclasses.replace(algorithm, check_dataset=False), ["student"], (5, 2), 1, 1)
+
+
+def test_demonstrations_have_actions_alone(recorded, tmp_path):
+    shutil.copy(recorded[0], path := tmp_path / "demonstrations.hdf5")
+    with h5py.File(path, "r+") as file:
+        for demo in file["data"].values():
+            del demo["teacher_actions"]
+    with pytest.raises(DatasetError, match="has no teacher_actions to learn from"):
+        load(AlgorithmCfg(dataset=[str(path)]), ["student"], (5, 2), 1, 1)  # Some are the student's own.
+    with h5py.File(path, "r+") as file:
+        wanted = file["data/demo_0/actions"][()]
+        for demo in file["data"].values():
+            del demo["student_actions"]
+    history = load(AlgorithmCfg(dataset=[str(path)]), ["student"], (5, 2), 1, 1).history
+    np.testing.assert_array_equal(history.teacher_action[: len(wanted), 0], wanted)
+
+
+@pytest.mark.parametrize("kind", ["link", "raw", "virtual", "huge"])
+def test_a_file_that_leads_elsewhere_is_not_followed(recorded, tmp_path, kind):
+    shutil.copy(recorded[0], path := tmp_path / "file.hdf5")
+    with h5py.File(tmp_path / "secret.hdf5", "w") as file:
+        file["x"] = np.ones((4, 2), np.float32)
+    (tmp_path / "secret.raw").write_bytes(bytes(32))
+    with h5py.File(path, "r+") as file:
+        demo = file["data/demo_0"]
+        del demo["teacher_actions"]
+        if kind == "link":
+            demo["teacher_actions"] = h5py.ExternalLink("secret.hdf5", "/x")
+        elif kind == "raw":
+            raw = [(str(tmp_path / "secret.raw"), 0, 32)]
+            demo.create_dataset("teacher_actions", (4, 2), np.float32, external=raw)
+        elif kind == "virtual":
+            layout = h5py.VirtualLayout((4, 2), np.float32)
+            layout[:] = h5py.VirtualSource(str(tmp_path / "secret.hdf5"), "x", (4, 2))
+            demo.create_virtual_dataset("teacher_actions", layout)
+        else:
+            demo.create_dataset("teacher_actions", (2**40, 2), np.float32)
+    for read in (lambda: load(AlgorithmCfg(dataset=[str(path)]), ["student"], (5, 2), 1, 1), lambda: info(path)):
+        with pytest.raises(DatasetError, match=r"another file|too small for"):
+            read()
 
 
 def cut(path: Path, keep: float) -> None:
@@ -230,7 +289,7 @@ def replaced(path: Path, *pairs) -> None:
         (lambda p: cut(p, 0.99), "truncated, damaged or no HDF5 file"),
         (lambda p: foreign(p), "an HDF5 file without the group 'data'"),
         (lambda p: foreign(p, "data/images"), "holds no complete episode"),
-        (lambda p: foreign(p, "data/demo_0/actions"), "data/demo_0: has no teacher_actions"),
+        (lambda p: foreign(p, "data/demo_0/actions"), "data/demo_0: has no obs"),
         (lambda p: replaced(p, "obs", np.zeros((4, 5))), "data/demo_1: has no obs"),
         (lambda p: replaced(p, "obs/student", 1.0), "data/demo_1: obs/student is [], expected [steps, size]"),
         (lambda p: replaced(p, "teacher_actions", [b"text"]), "teacher_actions is no array of numbers"),
@@ -245,7 +304,7 @@ def replaced(path: Path, *pairs) -> None:
         "nearly whole",
         "foreign",
         "empty",
-        "without teacher actions",
+        "without observations",
         "obs an array",
         "obs a number",
         "actions text",

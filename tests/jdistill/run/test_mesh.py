@@ -16,7 +16,7 @@ from jdistill.core import networks
 from jdistill.core.history import History
 from jdistill.core.networks import Policy
 from jdistill.core.sharding import Shards
-from jdistill.core.statistics import EPISODES, EpisodeBuffer
+from jdistill.core.statistics import EPISODES, EpisodeBuffer, Metrics
 from jdistill.errors import ConfigError
 from jdistill.run.compose import compose
 from jdistill.run.devices import make_mesh
@@ -249,3 +249,16 @@ def test_devices_are_refused_that_the_environments_do_not_divide_among():
         make_mesh(cfg, Started, "5")
     with pytest.raises(ConfigError, match="--devices none: expected a number or 'all'"):
         make_mesh(cfg, Started, "none")
+
+
+def test_what_breaks_first_is_found_on_any_device():
+    mesh = EnvMesh(jax.devices()[:2])
+    values = np.zeros((3, NUM_ENVS, 2), np.float32)
+    values[2, 1] = values[1, 6, 1] = np.nan
+
+    def check(x):
+        return Metrics.create({}, [("the action", x), ("the loss", jnp.zeros(()))], mesh.shards)
+
+    metrics = mesh.program(check, BY_TIME_AND_ENV, SAME)(values)
+    assert metrics.first_cause(NUM_ENVS) == "the action of environment 6 at step 1"
+    assert mesh.program(check, BY_TIME_AND_ENV, SAME)(np.zeros_like(values)).first_cause(NUM_ENVS) is None

@@ -54,10 +54,12 @@ def test_broken_observations_stop_the_run_and_the_last_good_checkpoint_stays(mak
     runner.start()
     with pytest.raises(TrainingError) as error:
         runner.learn()
-    assert str(error.value) == (
-        "iteration 2: NaN or infinity in observation group 'teacher'; "
-        f"the checkpoint of iteration 2 is kept in {tmp_path}"
+    found = re.fullmatch(
+        r"iteration 2: NaN or infinity in observation group 'teacher' of environment ([01]) at step (\d+); "
+        rf"the checkpoint of iteration 2 is kept in {tmp_path}",
+        str(error.value),
     )
+    assert found and int(found[2]) < 16
     again = make_runner(Breaking)
     again.load()
     assert again.current_learning_iteration == 2
