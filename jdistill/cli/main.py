@@ -8,14 +8,16 @@ A command is a module of this package with
 
 from __future__ import annotations
 
+import getpass
 import importlib
+import os
 import sys
 import traceback
 from collections.abc import Callable, Sequence
 
 from jdistill.errors import UserError, nearest
 from jdistill.run import processes
-from jdistill.run.output import kept_going
+from jdistill.run.output import kept_going, quieten_libraries
 
 COMMANDS = {
     "train": "distill a teacher into a student; the same as train_jax.py",
@@ -57,8 +59,19 @@ def report_errors(prog: str, command: Callable[[list[str]], int | None], argv: S
 
     Anything else is a mistake in a program, ours or the user's, and comes out with its traceback.
     """
+    _name_the_user()
+    if "--traceback" not in argv:
+        quieten_libraries()
     with kept_going():
         return _answered(prog, command, argv)
+
+
+def _name_the_user() -> None:
+    """Give a user without an entry in the password file, as containers have them, a name; torch asks for it."""
+    try:
+        getpass.getuser()
+    except (KeyError, OSError):
+        os.environ["USER"] = f"uid{os.getuid()}"
 
 
 def _answered(prog: str, command: Callable[[list[str]], int | None], argv: Sequence[str]) -> int:

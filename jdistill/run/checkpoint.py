@@ -90,7 +90,7 @@ class Checkpoints:
         while (step := self._latest.latest_step()) is not None:
             folder = Path(self._latest.directory) / str(step)
             try:
-                arrays, info = self._read(step)
+                arrays, info = self.read(step)
             except Exception as e:  # Orbax raises a dozen kinds for a damaged folder.
                 if not fallback:
                     hint = "go on from the checkpoint before it with --resume --fallback, or delete this folder"
@@ -105,8 +105,12 @@ class Checkpoints:
             return state, jax.process_count() == 1 and self._save_best(step, args, info.get("mean_return"))
         raise CheckpointError(f"{self._latest.directory}: no checkpoint that could be read")
 
-    def _read(self, step: int) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-        """The arrays, onto the host, whatever devices the checkpoint was made on, and what is known of them."""
+    def read(self, step: int) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+        """The arrays of the checkpoint ``step``, on the host, whatever devices made it, and what is known of them.
+
+        Raises:
+            Exception: it is damaged; Orbax has a dozen kinds.
+        """
         made: Any = self._latest.item_metadata(step)[STATE]
         on_host = {name: np.empty(x.shape, x.dtype) for name, x in made.items()}
         args = ocp.args.Composite(**{STATE: ocp.args.StandardRestore(on_host), INFO: ocp.args.JsonRestore()})

@@ -8,6 +8,7 @@ from __future__ import annotations
 import errno
 import os
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -64,6 +65,23 @@ def kept_going() -> Iterator[None]:
             err.write(f"standard output failed ({out.failure.strerror}): what came after that is lost, nothing else\n")
         err.flush()
         sys.stdout, sys.stderr = before
+
+
+def quieten_libraries() -> None:
+    """Drop the tracebacks that libraries print from threads of their own, one a file when a disk is full.
+
+    What went wrong there reaches whoever waits for the result, and is told then. Exceptions of this thread, and of
+    threads that Python started, are printed as ever.
+    """
+    if not getattr(sys.unraisablehook, "drops", False):
+        ours = sys.unraisablehook
+
+        def hook(unraisable: Any) -> None:
+            if threading.current_thread() is threading.main_thread():
+                ours(unraisable)
+
+        hook.drops = True  # type: ignore[attr-defined]
+        sys.unraisablehook = hook
 
 
 def nobody_reads() -> bool:
