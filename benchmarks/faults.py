@@ -23,7 +23,7 @@ import subprocess
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -49,12 +49,12 @@ def build(folder: Path) -> Path:
 class Trainer:
     """Starts runs whose folders are below ``logdir``."""
 
-    def __init__(self, logdir: Path, library: Path):
-        self.logdir, self.library = logdir, library
+    def __init__(self, logdir: Path, library: Path, flags: Sequence[str] = RUN):
+        self.logdir, self.library, self.flags = logdir, library, flags
 
     def train(self, *flags: str, **fault: Any) -> subprocess.CompletedProcess[str]:
         """``train_jax.py`` with a fault: ``mode``, and the file operation ``at`` which it happens."""
-        command = [sys.executable, "train_jax.py", "--logdir", str(self.logdir), *RUN, *flags]
+        command = [sys.executable, "train_jax.py", "--logdir", str(self.logdir), *self.flags, *flags]
         if "--resume" in flags:
             command = [*command[:4], *flags]
         count = self.logdir.parent / "count"
@@ -85,14 +85,14 @@ def same(file: Path, other: Path) -> bool:
     return ours.keys() == theirs.keys() and all(np.array_equal(x, theirs[name]) for name, x in ours.items())
 
 
-def kills(folder: Path, library: Path, chains: int, rng: random.Random) -> Counter[str]:
+def kills(folder: Path, library: Path, chains: int, rng: random.Random, flags: Sequence[str] = RUN) -> Counter[str]:
     """Chains of kills and resumes."""
-    whole = Trainer(folder / "whole", library)
+    whole = Trainer(folder / "whole", library, flags)
     whole.train("--max_iterations", str(ITERATIONS)).check_returncode()
     operations, found = whole.operations, Counter(dict.fromkeys(OUTCOMES, 0))
     assert whole.run
     for chain in range(chains):
-        trainer = Trainer(folder / f"chain{chain}" / "logs", library)
+        trainer = Trainer(folder / f"chain{chain}" / "logs", library, flags)
         trainer.logdir.mkdir(parents=True)
         for _ in range(20):
             goes_on = ["--resume"] if trainer.run else []
@@ -113,11 +113,13 @@ def kills(folder: Path, library: Path, chains: int, rng: random.Random) -> Count
     return found
 
 
-def full_disks(folder: Path, library: Path, number: int, rng: random.Random) -> Counter[str]:
+def full_disks(
+    folder: Path, library: Path, number: int, rng: random.Random, flags: Sequence[str] = RUN
+) -> Counter[str]:
     """A disk that is full from some operation on; the run must go on once it is not."""
     found = Counter(dict.fromkeys(OUTCOMES, 0))
     for i in range(number):
-        trainer = Trainer(folder / f"full{i}" / "logs", library)
+        trainer = Trainer(folder / f"full{i}" / "logs", library, flags)
         trainer.train("--max_iterations", "2").check_returncode()
         before = trainer.operations
         done = trainer.train("--resume", "--max_iterations", str(ITERATIONS), mode="full", at=rng.randint(1, before))
