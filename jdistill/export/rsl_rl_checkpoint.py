@@ -20,6 +20,7 @@ from jdistill.core.activations import ACTIVATIONS
 from jdistill.core.networks import Policy, PolicyState
 from jdistill.errors import PolicyFileError
 from jdistill.export.layers import build
+from jdistill.export.other_trainers import as_rsl_rl, plain_names
 from jdistill.export.rsl_rl import ACTOR, MODEL, TEACHER, Names, Tensors, layers_from_tensors
 
 
@@ -111,7 +112,7 @@ def read_torch(file: Path) -> dict[str, Any]:
         raise PolicyFileError(f"{file}: truncated or no torch file") from e
     if not isinstance(content, dict):
         raise PolicyFileError(f"{file}: no rsl_rl checkpoint (it holds a {type(content).__name__})")
-    return content
+    return plain_names(content)
 
 
 def _find_network(file: Path, checkpoint: dict[str, Any]) -> tuple[str, Names, Tensors]:
@@ -119,6 +120,12 @@ def _find_network(file: Path, checkpoint: dict[str, Any]) -> tuple[str, Names, T
     for entry in ("teacher_state_dict", "actor_state_dict"):
         if entry in checkpoint:
             return entry, MODEL, _numpy(file, entry, checkpoint[entry])
+    try:
+        other = as_rsl_rl(checkpoint)
+    except PolicyFileError as e:
+        raise PolicyFileError(f"{file}: {e}") from e
+    if other:
+        return other[0], MODEL, _numpy(file, *other)
     inside = checkpoint
     if "model_state_dict" in checkpoint:
         inside = _numpy(file, "model_state_dict", checkpoint["model_state_dict"])
@@ -178,7 +185,9 @@ def _recorded_settings(file: Path, entry: str) -> Recorded:
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as e:
         raise PolicyFileError(f"{record}: cannot be read; move it away to go without it") from e
     agent = agent if isinstance(agent, dict) else {}
-    section: dict[str, Any] = next((agent[name] for name in SECTIONS[entry] if isinstance(agent.get(name), dict)), {})
+    section: dict[str, Any] = next(
+        (agent[name] for name in SECTIONS.get(entry, ()) if isinstance(agent.get(name), dict)), {}
+    )
     activation = section.get("activation")
     if activation is not None and str(activation).lower() not in ACTIVATIONS:
         raise PolicyFileError(f"{record}: activation {activation}, expected one of {', '.join(ACTIVATIONS)}")

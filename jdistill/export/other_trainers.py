@@ -1,0 +1,134 @@
+"""Checkpoints of rl_games and skrl as those of rsl_rl: the actor's tensors by rsl_rl's names.
+
+Both put the actor's last layer apart, and normalize by formulas of their own:
+
+- rl_games: (obs - mean) / sqrt(var + 1e-5)
+- skrl: (obs - mean) / (sqrt(var) + 1e-8)
+
+rsl_rl's is (obs - mean) / (sqrt(var) + 1e-2), so the variance is changed to give the same numbers. Both clip what comes
+out to 5 deviations, which rsl_rl does not; such an observation is far from all that the teacher was trained on.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from jdistill.errors import PolicyFileError
+
+EPSILON = 1e-2
+"""rsl_rl's."""
+PREFIXES = re.compile(r"^(_orig_mod\.|module\.)+")
+"""What torch.compile and DistributedDataParallel put before the names of what they wrap."""
+
+
+class Trainer(NamedTuple):
+    """How a trainer's checkpoints are made."""
+
+    title: str
+    entries: tuple[str, ...]
+    """By which they are known."""
+    network: str
+    """The entry with the actor."""
+    hidden: str
+    """Before a hidden layer's number."""
+    last: str
+    mean: str
+    var: str
+    """The names of the normalizer's, in the entry ``normalizer``."""
+    normalizer: str
+    others: str
+    """Regular expression of names of other networks."""
+    deviation: Callable[[np.ndarray], np.ndarray]
+    """What the trainer divides by, from the variance."""
+
+
+TRAINERS = (
+    Trainer(
+        title="rl_games",
+        entries=("model", "epoch"),
+        network="model",
+        hidden="a2c_network.actor_mlp.",
+        last="a2c_network.mu.",
+        mean="running_mean_std.running_mean",
+        var="running_mean_std.running_var",
+        normalizer="model",
+        others=r"value_mean_std\..*|running_mean_std\.count|a2c_network\.(sigma|value|critic_mlp).*",
+        deviation=lambda var: np.sqrt(var + 1e-5),
+    ),
+    Trainer(
+        title="skrl",
+        entries=("policy", "optimizer"),
+        network="policy",
+        hidden="net_container.",
+        last="policy_layer.",
+        mean="running_mean",
+        var="running_variance",
+        normalizer="state_preprocessor",
+        others=r"log_std_parameter|value_layer.*|current_count",
+        deviation=lambda var: np.sqrt(var) + 1e-8,
+    ),
+)
+
+
+def plain_names(content: Mapping[str, Any]) -> dict[str, Any]:
+    """``content`` without the prefixes of wrappers in its names, and in those of the entries one level below."""
+
+    def plain(tree: Any) -> Any:
+        return {PREFIXES.sub("", str(k)): v for k, v in tree.items()} if isinstance(tree, Mapping) else tree
+
+    return {name: plain(entry) for name, entry in plain(content).items()}
+
+
+def as_rsl_rl(content: Mapping[str, Any]) -> tuple[str, dict[str, Any]] | None:
+    """The trainer's name and the actor of its checkpoint ``content`` by rsl_rl's names; None for other content.
+
+    Raises:
+        PolicyFileError: a network that is no MLP, or a normalizer that rsl_rl's formula cannot give; one line, without
+            the file's name.
+    """
+    trainer = next((t for t in TRAINERS if all(name in content for name in t.entries)), None)
+    if trainer is None or not isinstance(content[trainer.network], Mapping):
+        return None
+    network = dict(content[trainer.network])
+    if not any(name.startswith(trainer.last) for name in network):
+        return None
+    normalizer = content.get(trainer.normalizer) or {}
+    tensors: dict[str, Any] = {}
+    numbers = [int(m[1]) for name in network if (m := re.match(rf"{re.escape(trainer.hidden)}(\d+)\.", name))]
+    last = max(numbers, default=-2) + 2
+    for name, tensor in network.items():
+        if name.startswith(trainer.hidden):
+            tensors[f"mlp.{name.removeprefix(trainer.hidden)}"] = tensor
+        elif name.startswith(trainer.last):
+            tensors[f"mlp.{last}.{name.removeprefix(trainer.last)}"] = tensor
+        elif name not in (trainer.mean, trainer.var) and not re.fullmatch(trainer.others, name):
+            raise PolicyFileError(
+                f"a checkpoint of {trainer.title} whose policy is more than an MLP ('{name}'): "
+                "only MLPs of it can be read"
+            )
+    if trainer.mean in normalizer:
+        tensors |= _normalizer(trainer, normalizer)
+    return trainer.title, tensors
+
+
+def _normalizer(trainer: Trainer, tensors: Mapping[str, Any]) -> dict[str, Any]:
+    import torch
+
+    mean, var = tensors[trainer.mean].double(), tensors[trainer.var].double()
+    root = trainer.deviation(var.numpy()) - EPSILON
+    if (root < 0).any():
+        raise PolicyFileError(
+            f"a checkpoint of {trainer.title} that has seen an observation with a deviation below {EPSILON}, which "
+            "rsl_rl's normalizer cannot have"
+        )
+    std = torch.tensor(root)
+    return {
+        "obs_normalizer._mean": mean[None],
+        "obs_normalizer._var": std[None] ** 2,
+        "obs_normalizer._std": std[None],
+        "obs_normalizer.count": torch.tensor(1),
+    }
