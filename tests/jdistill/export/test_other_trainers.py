@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -17,7 +19,7 @@ SIZES = (5, 16, 8, 3)
 @pytest.fixture
 def parts():
     torch.manual_seed(0)
-    layers = [torch.nn.Linear(a, b) for a, b in zip(SIZES[:-1], SIZES[1:], strict=True)]
+    layers = [torch.nn.Linear(a, b) for a, b in pairwise(SIZES)]
     mean, var = torch.randn(5, dtype=torch.float64), torch.rand(5, dtype=torch.float64) + 0.01
     return layers, mean, var
 
