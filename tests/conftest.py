@@ -30,6 +30,7 @@ from jdistill.run.compose import compose, load_file
 from jdistill.run.folders import new_run, note_start, planned_folder
 from jdistill.run.inputs import load_teacher
 from jdistill.run.runner import DistillationRunner
+from tests.masses import Motors
 
 OPTIONAL = {
     *("av", "foundation_policy", "isaaclab", "nbclient", "nbformat", "newton", "onnx", "onnxruntime", "PIL"),
@@ -96,9 +97,15 @@ def teacher_actor(teacher) -> PolicyActor:
     return PolicyActor(teacher, networks.init(teacher, jax.random.key(7), 26, normalize=True), ("teacher",))
 
 
+@pytest.fixture(scope="session")
+def motors() -> AutoReset:
+    """Eight environments of the Crazyflie's sizes that are compiled in no time."""
+    return jitted(AutoReset(Motors(8)))
+
+
 @pytest.fixture
-def make_distillation(flock):
-    """Builds the algorithm on the eight Crazyflies; keyword arguments change the algorithm's settings."""
+def make_distillation(motors):
+    """Builds the algorithm on the eight environments; keyword arguments change the algorithm's settings."""
 
     def make(student: Policy | None = None, num_steps: int = 30, student_cfg: StudentCfg | None = None, **algorithm):
         cfg = AgentCfg(
@@ -107,7 +114,7 @@ def make_distillation(flock):
             student=student_cfg or StudentCfg(),
         )
         student = student or Policy(4, (16,), pre_dims=(16,), rnn_type="gru", output_activation="tanh")
-        return Distillation(flock, student, cfg)
+        return Distillation(motors, student, cfg)
 
     return make
 

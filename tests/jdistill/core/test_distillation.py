@@ -133,13 +133,8 @@ def test_the_phase_decides_whose_action_steps_the_environment(make_distillation,
     for iteration, source in enumerate(sources):
         _, rollout = collect(state.replace(iteration=jnp.array(iteration, jnp.int32)), teacher_actor)
         steps = rollout.steps
-        executed = jnp.stack(steps.pipeline_state.last_action, axis=-1)[
-            1:
-        ]  # The command that each step after the first one remembers.
-        commands = {
-            "teacher": 0.5 * (steps.teacher_action[:-1] + 1),
-            "student": 0.5 * (steps.student_action[:-1] + 1),
-        }
+        executed = steps.pipeline_state.last_action[1:]  # What each step after the first one remembers.
+        commands = {"teacher": steps.teacher_action[:-1], "student": steps.student_action[:-1]}
         other = "student" if source == "teacher" else "teacher"
         kept = ~steps.done[:-1]
         np.testing.assert_allclose(executed[kept], commands[source][kept], atol=1e-6)
@@ -176,7 +171,7 @@ def test_rollout_stores_what_both_policies_say_of_the_same_observations(make_dis
     steps = rollout.steps
     assert steps.obs["student"].shape == (12, 8, 22) and steps.obs["teacher"].shape == (12, 8, 26)
     assert steps.reward.shape == steps.done.shape == (12, 8)
-    assert steps.pipeline_state.craft.pos.x.shape == (12, 8)
+    assert steps.pipeline_state.pos.shape == (12, 8, 11)
     assert steps.is_first[0].tolist() == [i == 3 for i in range(8)] and steps.done.any()
     assert (steps.is_first[1:] == steps.done[:-1]).all()
     policy, teacher_state = teacher_actor.policy, teacher_actor.state

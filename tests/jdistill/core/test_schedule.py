@@ -55,8 +55,8 @@ def test_phase_1_ends_when_the_student_is_good_enough(iteration, mean_return, ep
 
 def executed(steps):
     """Which policy's command each step's successor remembers, where an episode goes on (T-1, B): 1 the teacher's."""
-    commands = jnp.stack(steps.pipeline_state.last_action, axis=-1)[1:]
-    teacher, student = (0.5 * (a[:-1] + 1) for a in (steps.teacher_action, steps.student_action))
+    commands = steps.pipeline_state.last_action[1:]
+    teacher, student = steps.teacher_action[:-1], steps.student_action[:-1]
     return np.asarray(jnp.abs(commands - teacher).max(axis=-1) < jnp.abs(commands - student).max(axis=-1))
 
 

@@ -12,19 +12,17 @@ from jax.sharding import PartitionSpec
 
 from bridge.crazyflie import PointControl, PointControlCfg
 from bridge.env import AutoReset, State
-from jdistill.core import networks
 from jdistill.core.history import History
-from jdistill.core.networks import Policy
 from jdistill.core.sharding import Shards
 from jdistill.core.statistics import EPISODES, EpisodeBuffer, Metrics
 from jdistill.errors import ConfigError
 from jdistill.run.compose import compose
 from jdistill.run.devices import make_mesh
-from jdistill.run.inputs import Teacher, load_teacher, make_algorithm
+from jdistill.run.inputs import load_teacher, make_algorithm
 from jdistill.run.mesh import BY_ENV, BY_TIME_AND_ENV, SAME, EnvMesh, Programs, history_specs
 from jdistill.run.runner import DistillationRunner
 from tests.conftest import BUNDLED_TEACHER
-from tests.masses import Masses
+from tests.masses import Masses, masses_teacher
 
 NUM_ENVS = 8
 TASK = [f"env.num_envs={NUM_ENVS}", "env.episode_length_s=0.3", "env.randomization.mass=0.1", "env.wind.force=0.1"]
@@ -44,11 +42,6 @@ MODES = {
 
 def configured(*overrides: str):
     return compose("crazyflie", PointControlCfg, [], [*TASK, *AGENT, "agent.logger=none", *overrides])
-
-
-def masses_teacher() -> Teacher:
-    policy = Policy(1, (8,), output_activation="tanh")
-    return Teacher(policy, networks.init(policy, jax.random.key(5), 2, normalize=False), {})
 
 
 def runner_on(devices: int, folder, cfg, env_cls=Masses) -> DistillationRunner:
@@ -88,8 +81,10 @@ def assert_same(one, other):
         np.testing.assert_allclose(b, a, rtol=2e-3, atol=2e-5)
 
 
-@pytest.mark.parametrize("student", [[], MLP], ids=["gru", "mlp"])
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize(
+    ("mode", "student"),
+    [*[pytest.param(mode, [], id=f"{mode}-gru") for mode in MODES], ("streaming", MLP), ("uniform", MLP)],
+)
 def test_two_devices_learn_what_one_learns(mode, student):
     one = trained(1, *MODES[mode], *student, task=on_masses)
     assert one[0]["Train/episodes"].sum() > 50 and one[0]["Loss/behavior"][-1] > 0

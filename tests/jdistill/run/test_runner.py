@@ -7,50 +7,58 @@ import resource
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from bridge.crazyflie import PointControl, PointControlCfg
-from bridge.env import AutoReset
+from bridge.crazyflie import PointControlCfg
+from bridge.env import AutoReset, State
 from jdistill.core.schedule import PhaseInfo
 from jdistill.errors import DatasetError, TrainingError
 from jdistill.run.callbacks import Callback, Record
 from jdistill.run.compose import compose
-from jdistill.run.inputs import load_recording, load_teacher
+from jdistill.run.inputs import load_recording
 from jdistill.run.progress import last_row
 from jdistill.run.runner import DistillationRunner
-from tests.conftest import BUNDLED_TEACHER
+from tests.masses import Masses, masses_teacher
 
 pytestmark = pytest.mark.full
 
 
-class Breaking(PointControl):
-    """Crazyflies whose teacher observation becomes NaN after ``good_steps`` steps of an episode."""
+class Breaking(Masses):
+    """Masses that are never lost, whose teacher observation becomes NaN after ``good_steps`` steps of an episode."""
 
-    good_steps = 40
+    good_steps, max_episode_length = 40, 1000
 
-    def observe_pipeline_state(self, sim):
-        obs = super().observe_pipeline_state(sim)
-        is_good = sim.target.time < (self.good_steps + 0.5) * self.step_dt
-        return {**obs, "teacher": jnp.where(is_good[:, None], obs["teacher"], jnp.nan)}
+    def reset(self, rng: jax.Array) -> State:
+        state = super().reset(rng)
+        return state.replace(pipeline_state=(state.pipeline_state, jnp.zeros(self.num_envs, jnp.int32)))
+
+    def step(self, state: State, action: jax.Array) -> State:
+        place, age = state.pipeline_state
+        after = super().step(state.replace(pipeline_state=place), action)
+        is_good = age + 1 <= self.good_steps
+        teacher = jnp.where(is_good[:, None], after.obs["teacher"], jnp.nan)
+        return after.replace(
+            pipeline_state=(after.pipeline_state, age + 1),
+            obs={**after.obs, "teacher": teacher},
+            done=jnp.zeros_like(after.done),
+        )
 
 
 @pytest.fixture
 def make_runner(tmp_path):
-    def make(env_cls=PointControl, *overrides: str, folder=tmp_path, callbacks=()) -> DistillationRunner:
+    def make(env_cls=Masses, *overrides: str, folder=tmp_path, callbacks=()) -> DistillationRunner:
         settings = ["env.num_envs=2", "agent.num_steps_per_env=16", "agent.save_interval=1", "agent.logger=none"]
         cfg = compose("crazyflie", PointControlCfg, [], [*settings, *overrides])
-        env = AutoReset(env_cls(cfg.env))
-        teacher = load_teacher(BUNDLED_TEACHER, env, cfg)
+        env, teacher = AutoReset(env_cls(cfg.env.num_envs)), masses_teacher()
         return DistillationRunner(env, cfg, teacher, folder, load_recording(env, cfg, teacher), callbacks)
 
     return make
 
 
 def test_broken_observations_stop_the_run_and_the_last_good_checkpoint_stays(make_runner, tmp_path):
-    endless = ["max_distance=1e6", "max_linear_velocity=1e6", "max_body_rate=1e6", "max_tilt=180.0"]
-    endless = [f"env.termination.{limit}" for limit in endless]
-    runner = make_runner(Breaking, "agent.max_iterations=5", *endless)
+    runner = make_runner(Breaking, "agent.max_iterations=5")
     runner.start()
     with pytest.raises(TrainingError) as error:
         runner.learn()
@@ -71,7 +79,7 @@ def test_broken_observations_stop_the_run_and_the_last_good_checkpoint_stays(mak
 def test_nothing_is_compiled_and_only_scalars_leave_the_device_after_the_first_iteration(make_runner):
     """Through both phases, with episodes that end and a checkpoint an iteration."""
     settings = ["agent.algorithm.use_two_stage_training=true", "agent.algorithm.phase1_iterations=2"]
-    runner = make_runner(PointControl, *settings, "env.episode_length_s=0.1", "agent.max_iterations=6")
+    runner = make_runner(Masses, *settings, "agent.max_iterations=6")
     runner.start()
     compiled: list[int] = []
 
@@ -92,9 +100,7 @@ def test_nothing_is_compiled_and_only_scalars_leave_the_device_after_the_first_i
 
 
 def test_phase_information(make_runner):
-    runner = make_runner(
-        PointControl, "agent.algorithm.use_two_stage_training=true", "agent.algorithm.phase1_iterations=7"
-    )
+    runner = make_runner(Masses, "agent.algorithm.use_two_stage_training=true", "agent.algorithm.phase1_iterations=7")
     seen = []
     for iteration in (0, 6, 7):
         runner.current_learning_iteration = iteration
@@ -115,14 +121,14 @@ def test_a_history_is_gone_on_with_bitwise(make_runner, tmp_path):
     settings = ["agent.algorithm.use_dagger=true", "agent.algorithm.max_buffer_size=96"]
     settings += ["agent.algorithm.use_two_stage_training=true", "agent.algorithm.phase1_iterations=2"]
     settings += ["agent.algorithm.phase1_until_return=1e9", "agent.algorithm.beta_schedule=linear"]
-    settings += ["agent.algorithm.beta_per=episode", "agent.save_interval=3", "env.episode_length_s=0.1"]
-    whole = make_runner(PointControl, *settings, "agent.max_iterations=6", folder=tmp_path / "whole")
+    settings += ["agent.algorithm.beta_per=episode", "agent.save_interval=3"]
+    whole = make_runner(Masses, *settings, "agent.max_iterations=6", folder=tmp_path / "whole")
     whole.start()
     whole.learn()
-    half = make_runner(PointControl, *settings, "agent.max_iterations=3", folder=tmp_path / "half")
+    half = make_runner(Masses, *settings, "agent.max_iterations=3", folder=tmp_path / "half")
     half.start()
     half.learn()
-    again = make_runner(PointControl, *settings, "agent.max_iterations=6", folder=tmp_path / "half")
+    again = make_runner(Masses, *settings, "agent.max_iterations=6", folder=tmp_path / "half")
     again.load()
     assert again.state.history.length.tolist() == [48, 48] and again.phase1_end == 2
     again.learn()
@@ -141,14 +147,14 @@ class RecordOnASmallDisk(Record):
 
 
 def test_a_recording_that_breaks_off_loses_no_training(make_runner, tmp_path):
-    short = ["env.episode_length_s=0.1", "agent.save_interval=1000", "agent.max_iterations=200"]
+    settings = ["agent.save_interval=100000", "agent.max_iterations=20000"]
     callbacks = [RecordOnASmallDisk(tmp_path / "f.hdf5")]
-    runner = make_runner(PointControl, *short, folder=tmp_path / "run", callbacks=callbacks)
+    runner = make_runner(Masses, *settings, folder=tmp_path / "run", callbacks=callbacks)
     runner.start()
     with pytest.raises(DatasetError, match=r"File too large.*; the training is saved, and --resume goes on with it$"):
         runner.learn()
     done = runner.current_learning_iteration
-    assert 0 < done < 200 and (tmp_path / "run" / "checkpoints" / str(done)).is_dir()
+    assert 0 < done < 20000 and (tmp_path / "run" / "checkpoints" / str(done)).is_dir()
     assert last_row(tmp_path / "run")["iteration"] == done - 1, "the others had their turn"
 
 
@@ -175,7 +181,7 @@ class Failing(Callback):
 def test_a_callback_that_fails_loses_no_training(make_runner, tmp_path):
     callback = Failing()
     settings = ["agent.save_interval=1000", "agent.max_iterations=9"]
-    runner = make_runner(PointControl, *settings, folder=tmp_path / "run", callbacks=[callback])
+    runner = make_runner(Masses, *settings, folder=tmp_path / "run", callbacks=[callback])
     runner.start()
     saved = r"^film.mp4: No space left on device; the training is saved, and --resume goes on with it$"
     with pytest.raises(TrainingError, match=saved):
@@ -186,26 +192,24 @@ def test_a_callback_that_fails_loses_no_training(make_runner, tmp_path):
 
 def test_what_is_recorded_can_be_trained_on(make_runner, tmp_path, capsys):
     file = tmp_path / "episodes.hdf5"
-    short = ["env.episode_length_s=0.1", "agent.num_steps_per_env=16"]
-    callbacks = [Record(file)]
-    first = make_runner(PointControl, *short, "agent.max_iterations=4", folder=tmp_path / "first", callbacks=callbacks)
+    first = make_runner(Masses, "agent.max_iterations=4", folder=tmp_path / "first", callbacks=[Record(file)])
     first.start()
     first.learn()
-    # Two environments, 64 steps, episodes of at most 10 that began at once: at least 12 ended.
+    # Two environments, 64 steps, episodes of at most 12 that began at once: at least 10 ended.
     episodes = int(re.search(r"Recorded (\d+) episodes", capsys.readouterr().out)[1])
-    assert episodes >= 12
+    assert episodes >= 10
     settings = [f"agent.algorithm.dataset=[{file}]", "agent.max_iterations=30", "agent.algorithm.gradient_steps=20"]
     settings += ["agent.algorithm.use_two_stage_training=true", "agent.algorithm.phase1_iterations=2"]
     settings += ["agent.algorithm.beta_schedule=linear"]
-    runner = make_runner(PointControl, *settings, "agent.algorithm.burn_in_steps=5", folder=tmp_path / "trained")
+    runner = make_runner(Masses, *settings, "agent.algorithm.burn_in_steps=5", folder=tmp_path / "trained")
     assert f"Dataset: {episodes} episodes" in runner.recording.summary
     runner.start()
-    start = runner.state.env_state.pipeline_state.craft.pos.array
+    start = np.asarray(runner.state.env_state.pipeline_state).copy()
     runner.learn()
     out = capsys.readouterr().out
     assert "PHASE" not in out and "Phase" not in out and "by the teacher" not in out, "nobody steps anything"
     losses = [float(x) for x in re.findall(r"Mean behavior loss: (\S+)", out)]
     assert len(losses) == 30 and losses[-1] < losses[0] / 3
-    assert (runner.state.env_state.pipeline_state.craft.pos.array == start).all(), "no environment was stepped"
+    assert (runner.state.env_state.pipeline_state == start).all(), "no environment was stepped"
     assert (tmp_path / "trained" / "student.safetensors").exists()
     assert float(runner.state.student.normalizer.count) == float(runner.recording.normalizer.count) > 100
