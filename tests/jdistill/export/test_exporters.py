@@ -143,7 +143,7 @@ def test_all_formats_of_a_run(run, capsys):
     assert all(entry["largest_difference"] <= 1e-5 for entry in sidecar["files"].values())
 
 
-def test_rsl_rls_own_runners_take_the_student(run, flock, tmp_path):
+def test_rsl_rls_own_runners_take_the_student(run, motors):
     """Distillation goes on, the inference policy acts like ours, and PPO fine-tunes the actor."""
     assert run_command("export", [str(run), "--format", "rsl_rl", "--actor_std", "0.3"]) == 0
     files = json.loads((run / "exported" / "policy.json").read_text())["files"]["rsl_rl"]
@@ -151,7 +151,7 @@ def test_rsl_rls_own_runners_take_the_student(run, flock, tmp_path):
     common = {"num_steps_per_env": 8, "save_interval": 100, "logger": "tensorboard", "run_name": ""}
     algorithm = {"class_name": "rsl_rl.algorithms:Distillation", "gradient_length": 4}
     cfg = {**common, **files["distillation"], "algorithm": algorithm}
-    runner = DistillationRunner(TorchVecEnv(flock), cfg, None, "cpu")
+    runner = DistillationRunner(TorchVecEnv(motors), cfg, None, "cpu")
     runner.load(str(run / "exported" / files["file"]))
     assert runner.current_learning_iteration == 7
     acts_like(runner.get_inference_policy("cpu"), policy, state)
@@ -162,7 +162,7 @@ def test_rsl_rls_own_runners_take_the_student(run, flock, tmp_path):
     critic = {"class_name": "rsl_rl.models:MLPModel", "hidden_dims": [8], "activation": "elu"}
     algorithm = {"class_name": "rsl_rl.algorithms:PPO", "num_learning_epochs": 1, "num_mini_batches": 2}
     cfg = {**common, **files["ppo"], "critic": critic, "algorithm": algorithm}
-    tuner = OnPolicyRunner(TorchVecEnv(flock), cfg, None, "cpu")
+    tuner = OnPolicyRunner(TorchVecEnv(motors), cfg, None, "cpu")
     tuner.load(str(run / "exported" / files["actor_file"]), load_cfg={"actor": True})
     acts_like(tuner.get_inference_policy("cpu"), policy, state)
     if policy.output_activation != "beta":
