@@ -51,6 +51,22 @@ def start(number: int, logdir: Path, *arguments: str) -> list[subprocess.Popen]:
     ]
 
 
+def start_by_torchrun(number: int, logdir: Path, *arguments: str) -> list[subprocess.Popen]:
+    """The launcher of so many processes; what they say is one."""
+    port = str(free_port())
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(number), "--master_port", port]
+    return [
+        subprocess.Popen(
+            [*launcher, *command(logdir, "--distributed", "--device", "cpu", *arguments)[1:]],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env={**ENVIRONMENT, "MASTER_PORT": port},
+            cwd=ROOT,
+        )
+    ]
+
+
 def ended(processes: list[subprocess.Popen]) -> list[tuple[int, str, str]]:
     """Status, stdout and stderr of each."""
     said = [process.communicate(timeout=180) for process in processes]
@@ -94,21 +110,31 @@ def alone(teacher, tmp_path_factory) -> Path:
     return train(tmp_path_factory.mktemp("alone"), *RUN, "--max_iterations", "5", "--devices", "1")[0]
 
 
-@pytest.mark.parametrize("number", [2, 4])
-def test_processes_learn_what_one_learns_and_one_of_them_speaks(tmp_path, alone, number):
-    record = ["--record", str(tmp_path / "flown.hdf5")] if number == 2 else []
-    told = ended(start(number, tmp_path / "together", *RUN, "--max_iterations", "5", *record))
-    assert [status for status, *_ in told] == [0] * number, told
-    assert "Learning iteration 4/5" in told[0][1] and "Done. Student:" in told[0][1]
-    assert [out + err for _, out, err in told[1:]] == [""] * (number - 1)
-    together = newest(tmp_path / "together")
+def assert_learnt_alike(alone: Path, logdir: Path) -> None:
+    """The only run of ``logdir`` has the numbers of the one in a single process."""
+    together = newest(logdir)
     one, other = rows(alone), rows(together)
     assert one.keys() == other.keys()
     for name, values in one.items():
         np.testing.assert_allclose(other[name], values, rtol=1e-3, atol=1e-4, err_msg=name)
     assert sorted(p.name for p in together.parent.iterdir()) == [together.name], "one run folder"
-    if not record:
-        return
+
+
+def test_processes_learn_what_one_learns_and_one_of_them_speaks(tmp_path, alone):
+    told = ended(start(4, tmp_path, *RUN, "--max_iterations", "5"))
+    assert [status for status, *_ in told] == [0] * 4, told
+    assert "Learning iteration 4/5" in told[0][1] and "Done. Student:" in told[0][1]
+    assert [out + err for _, out, err in told[1:]] == [""] * 3
+    assert_learnt_alike(alone, tmp_path)
+
+
+@pytest.mark.full
+def test_torchrun_and_a_recording_of_both_processes(tmp_path, alone):
+    record = ["--record", str(tmp_path / "flown.hdf5")]
+    ((status, out, err),) = ended(start_by_torchrun(2, tmp_path / "together", *RUN, "--max_iterations", "5", *record))
+    assert status == 0, err
+    assert out.count("Learning iteration 4/5") == 1 and out.count("Done. Student:") == 1
+    assert_learnt_alike(alone, tmp_path / "together")
     files = [tmp_path / "flown.hdf5", tmp_path / "flown.1.hdf5"]
     steps = [sum(len(demo["actions"]) for demo in h5py.File(file)["data"].values()) for file in files]
     assert all(30 < n <= 4 * 5 * 16 for n in steps), "each has its own four environments' episodes"
@@ -151,17 +177,6 @@ def test_an_error_is_told_once(tmp_path):
     told = ended(start(2, tmp_path, *RUN, "--record", str(tmp_path / "flown.hdf5")))
     assert [status for status, *_ in told] == [1, 1] and told[1][1:] == ("", "")
     assert re.fullmatch(r"error: process 1 of 2 \(on .+\): --record .*flown.1.hdf5: exists already.*\n", told[0][2])
-
-
-@pytest.mark.full
-def test_torchrun(tmp_path):
-    environment = {**ENVIRONMENT, "MASTER_PORT": str(free_port())}
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]
-    launcher += ["--master_port", environment["MASTER_PORT"]]
-    arguments = command(tmp_path, "--distributed", "--device", "cpu", *RUN, "--max_iterations", "2")[1:]
-    done = subprocess.run([*launcher, *arguments], capture_output=True, text=True, env=environment, cwd=ROOT)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count("Learning iteration 1/2") == 1 and "Done." in done.stdout
 
 
 def environment(monkeypatch, **variables: str) -> None:
