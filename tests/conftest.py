@@ -37,6 +37,13 @@ OPTIONAL = {
     *("playwright", "plotly", "rsl_rl", "tensorboard", "tensordict", "torch", "wandb"),
 }
 """Packages that the quick tests (``-m unit``) do without."""
+LONGEST = [
+    *("bridge/test_isaaclab_point_control.py", "test_train_isaaclab.py", "jdistill/export/test_exporters.py"),
+    *("test_processes.py", "jdistill/core/test_distillation.py", "test_train_jax.py", "jdistill/run/test_mesh.py"),
+    *("test_processes_isaaclab.py", "jdistill/evaluation/test_evaluate.py", "test_old_runs.py", "test_wheel.py"),
+    *("test_notebook.py", "test_docs.py", "bridge/test_scenarios.py", "jdistill/evaluation/test_play.py"),
+]
+"""Files that take more than a minute, the longest first."""
 # Tests of the mesh take several devices; all others the first one.
 jax.config.update("jax_num_cpu_devices", 4)
 BUNDLED_TEACHER = ROOT / "jdistill" / "teachers" / "crazyflie.safetensors"
@@ -60,7 +67,12 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark as ``unit`` what is in no file that needs extras, takes no whole run, and is not marked ``full``."""
+    """Mark as ``unit`` what is in no file that needs extras, takes no whole run, and is not marked ``full``.
+
+    And put the longest files first: they go to the workers in this order, and none should be left alone at the end.
+    """
+    place = {str(ROOT / "tests" / name): i for i, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: place.get(str(item.path), len(LONGEST)))
     for item in items:
         whole = "small_run" in getattr(item, "fixturenames", ()) or item.get_closest_marker("full")
         if not whole and not needs_extras(item.path):
