@@ -30,6 +30,13 @@ def replace_file(path: Path, content: str | bytes) -> None:
     sync_folder(path.parent)
 
 
+def refuse_pointer(file: Path, kind: type[Exception]) -> None:
+    """Raise an error of ``kind`` if ``file`` only stands for a large file that Git keeps elsewhere."""
+    with file.open("rb") as opened:
+        if opened.read(22) == b"version https://git-lf":
+            raise kind(f"{file}: is a Git LFS pointer, not the file itself; fetch that with 'git lfs pull'")
+
+
 def sync_folder(folder: Path) -> None:
     """Make what was created, renamed and removed in ``folder`` survive a power failure, where the system can."""
     try:

@@ -1,4 +1,4 @@
-"""A teacher out of an rsl_rl checkpoint, once, so that later runs need no torch.
+"""A teacher out of an rsl_rl checkpoint, once, so that later runs need no torch; or the student of a distillation.
 
 jdistill convert model_1499.pt teacher.safetensors --output_activation tanh
 """
@@ -18,7 +18,7 @@ def make_parser() -> Parser:
     """Every argument."""
     parser = Parser(
         prog="jdistill convert",
-        description="A teacher out of an rsl_rl checkpoint, once, so that later runs need no torch.",
+        description="A teacher out of a checkpoint of rsl_rl, rl_games or skrl, for runs that then need no torch.",
     )
     parser.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="rsl_rl's .pt file")
     parser.add_argument("out", type=Path, metavar="FILE", help="the .safetensors policy to write")
@@ -33,6 +33,7 @@ def make_parser() -> Parser:
     parser.add_argument(
         "--num_actions", type=positive, help="where the last layer holds a state-dependent deviation beside the actions"
     )
+    parser.add_argument("--student", action="store_true", help="the student of a distillation's checkpoint instead")
     return parser
 
 
@@ -40,7 +41,11 @@ def run(argv: list[str]) -> None:
     """The command."""
     args = make_parser().parse_args(argv)
     policy, state, header = load_teacher_checkpoint(
-        args.checkpoint, args.num_actions, args.activation, args.output_activation
+        args.checkpoint,
+        args.num_actions,
+        args.activation,
+        args.output_activation,
+        role="student" if args.student else "teacher",
     )
     save_policy(args.out, policy, state, header)
     print(f"{args.out}: {summary(policy, state, header['obs_size'])}")

@@ -59,6 +59,7 @@ def _add_what_to_train(parser: Parser, every: dict[str, Any], others: str) -> No
         help="the teacher: a .safetensors policy or an rsl_rl .pt (default: the task's bundled one)",
     )
     argument("--checkpoint", metavar="FILE", help="the same as --teacher, by rsl_rl's name")
+    argument("--student", metavar="FILE", help="the student to begin with: a policy, or rsl_rl's distillation .pt")
     argument(
         "--resume", type=boolean, nargs="?", const=True, metavar="BOOL", help="go on with a run (default: the newest)"
     )
@@ -110,7 +111,9 @@ def parse(parser: Parser, argv: Sequence[str]) -> argparse.Namespace:
     if (args.video_interval or args.video_length) and not args.video:
         parser.error("--video_interval and --video_length are a film's: add --video")
     if args.load_run and not args.resume:
-        parser.error("--load_run names the run to go on with: add --resume")
+        parser.error("--load_run names the run to go on with: add --resume (a teacher is named by --teacher FILE)")
+    if args.student and args.resume:
+        parser.error("--student is what a new run begins with, and --resume goes on with a run's own")
     if args.fallback and not args.resume:
         parser.error("--fallback chooses the checkpoint to go on from: add --resume")
     return args

@@ -29,6 +29,7 @@ from jdistill.core.networks import Normalizer, Policy, PolicyState
 from jdistill.data.episode_writer import checksum
 from jdistill.data.write_ahead_log import recover
 from jdistill.errors import ConfigError, DatasetError, ObservationError
+from jdistill.files import refuse_pointer
 
 
 class Relabeler(NamedTuple):
@@ -66,6 +67,7 @@ def open_dataset(path: Path) -> Iterator[list[tuple[str, h5py.Group]]]:
     """
     if not path.is_file():
         raise DatasetError(f"{path}: no such file")
+    refuse_pointer(path, DatasetError)
     try:
         recover(path)
         with h5py.File(path, "r") as file:

@@ -28,7 +28,7 @@ from jdistill.errors import PolicyFileError
 from jdistill.export.formats import Exported, Student
 from jdistill.export.layers import describe
 from jdistill.export.verify import jax_policy
-from jdistill.files import replace_file
+from jdistill.files import refuse_pointer, replace_file
 
 FORMAT = 1
 
@@ -67,6 +67,7 @@ def load_policy(path: Path) -> tuple[Policy, PolicyState, dict[str, Any]]:
     """
     if not path.is_file():
         raise PolicyFileError(f"{path}: no such file")
+    refuse_pointer(path, PolicyFileError)
     try:
         with safe_open(path, framework="numpy") as file:
             header = json.loads((file.metadata() or {}).get("jdistill", "null"))

@@ -65,6 +65,12 @@ TEACHER = Names(
     "teacher_obs_normalizer",
     rf"{DISTRIBUTION}|(student|memory_s|student_obs_normalizer)\..*",
 )
+STUDENT = Names(
+    "memory_s.rnn",
+    "student",
+    "student_obs_normalizer",
+    rf"{DISTRIBUTION}|(teacher|memory_t|teacher_obs_normalizer)\..*",
+)
 """In ``model_state_dict`` (2.x, 3.x)."""
 PRE, INITIAL = "pre", "rnn.initial"
 

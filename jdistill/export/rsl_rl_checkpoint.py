@@ -21,7 +21,8 @@ from jdistill.core.networks import Policy, PolicyState
 from jdistill.errors import PolicyFileError
 from jdistill.export.layers import build
 from jdistill.export.other_trainers import as_rsl_rl, plain_names
-from jdistill.export.rsl_rl import ACTOR, MODEL, TEACHER, Names, Tensors, layers_from_tensors
+from jdistill.export.rsl_rl import ACTOR, MODEL, STUDENT, TEACHER, Names, Tensors, layers_from_tensors
+from jdistill.files import refuse_pointer
 
 
 def load_teacher_checkpoint(
@@ -30,6 +31,7 @@ def load_teacher_checkpoint(
     activation: str | None = None,
     output_activation: str | None = None,
     old_output_activation: str | None = None,
+    role: str = "teacher",
 ) -> tuple[Policy, PolicyState, dict[str, Any]]:
     """Read the teacher out of an rsl_rl checkpoint, or the actor of a PPO run, which becomes one.
 
@@ -41,12 +43,13 @@ def load_teacher_checkpoint(
         output_activation: what ends the network; None takes what is recorded, else rsl_rl's own ``identity``.
         old_output_activation: the same for checkpoints of rsl_rl 2.x and 3.x, where nothing was recorded; None
             refuses those, because forks end their actors in this or that.
+        role: ``teacher``, or ``student`` for that of a distillation.
 
     Raises:
         PolicyFileError: the file cannot be read, is no such checkpoint, or its tensors do not fit together.
     """
     checkpoint = read_torch(file)
-    entry, names, tensors = _find_network(file, checkpoint)
+    entry, names, tensors = _find_student(file, checkpoint) if role == "student" else _find_network(file, checkpoint)
     recorded = _recorded_settings(file, entry)
     output_activation = output_activation or recorded.output_activation
     if names is not MODEL and output_activation is None:
@@ -88,6 +91,7 @@ def read_torch(file: Path) -> dict[str, Any]:
     """A torch file's content, read without running anything that is in it."""
     if not file.is_file():
         raise PolicyFileError(f"{file}: is a folder, expected a file" if file.is_dir() else f"{file}: no such file")
+    refuse_pointer(file, PolicyFileError)
     try:
         import torch
     except ImportError as e:
@@ -138,6 +142,17 @@ def _find_network(file: Path, checkpoint: dict[str, Any]) -> tuple[str, Names, T
     raise PolicyFileError(f"{file}: no teacher and no actor in it; its entries are {entries}")
 
 
+def _find_student(file: Path, checkpoint: dict[str, Any]) -> tuple[str, Names, Tensors]:
+    """The entry with the student of a distillation, its names, its tensors."""
+    if (entry := "student_state_dict") in checkpoint:
+        return entry, MODEL, _numpy(file, entry, checkpoint[entry])
+    inside = _numpy(file, "model_state_dict", checkpoint.get("model_state_dict") or {})
+    if not any(name.startswith(f"{STUDENT.mlp}.") for name in inside):
+        raise PolicyFileError(f"{file}: no student in it, it is no checkpoint of a distillation")
+    separate = _numpy(file, "obs_norm_state_dict", checkpoint.get("obs_norm_state_dict") or {})
+    return "model_state_dict", STUDENT, {**inside, **{f"{STUDENT.normalizer}.{k}": v for k, v in separate.items()}}
+
+
 def _numpy(file: Path, entry: str, state_dict: Any) -> dict[str, np.ndarray]:
     if not isinstance(state_dict, Mapping):
         raise PolicyFileError(f"{file}: entry '{entry}' is a {type(state_dict).__name__}, expected tensors by name")
@@ -171,6 +186,7 @@ class Recorded(NamedTuple):
 
 SECTIONS = {
     "teacher_state_dict": ("teacher", "policy"),
+    "student_state_dict": ("student", "policy"),
     "actor_state_dict": ("actor", "policy"),
     "model_state_dict": ("policy",),
 }

@@ -10,7 +10,7 @@ from jdistill.core import observations
 from jdistill.core.actor import PolicyActor
 from jdistill.core.config import AgentCfg, StudentCfg
 from jdistill.core.distillation import Distillation
-from jdistill.core.networks import Policy, PolicyState
+from jdistill.core.networks import Normalizer, Policy, PolicyState, summary
 from jdistill.core.sharding import WHOLE, Shards
 from jdistill.data.dataset import Recording, Relabeler, load
 from jdistill.errors import ConfigError, ObservationError
@@ -44,6 +44,32 @@ def make_student(cfg: StudentCfg, num_actions: int) -> Policy:
         rnn_num_layers=cfg.rnn_num_layers,
         learn_initial_carry=cfg.learn_initial_carry,
     )
+
+
+def load_student(file: Path, env: TrainingEnv, agent: AgentCfg) -> PolicyState:
+    """What a student begins with in place of random parameters: a policy file, or the student of rsl_rl's distillation.
+
+    Its normalizer comes along, or begins anew where it has none.
+
+    Raises:
+        PolicyFileError: it cannot be read.
+        ConfigError: it is not the network that ``agent`` describes.
+    """
+    wanted = make_student(agent.student, env.num_actions)
+    if is_torch_file(file):
+        asked = wanted.activation, wanted.output_activation
+        policy, state, header = load_teacher_checkpoint(file, env.num_actions, *asked, role="student")
+    else:
+        policy, state, header = load_policy(file)
+    size = observations.size(agent.obs_groups["student"], env.obs_specs)
+    if policy != wanted or header["obs_size"] != size:
+        bare = PolicyState(params={}, normalizer=None)
+        theirs, ours = summary(policy, bare, header["obs_size"]), summary(wanted, bare, size)
+        theirs, ours = (text.removesuffix(", without normalizer") for text in (theirs, ours))
+        difference = "the learned initial state" if theirs == ours else ours
+        raise ConfigError(f"--student {file}: is {theirs}; agent.student describes another network ({difference})")
+    normalizer = state.normalizer or (Normalizer.create(size) if agent.student.obs_normalization else None)
+    return state.replace(normalizer=normalizer if agent.student.obs_normalization else None)
 
 
 def make_algorithm(env: TrainingEnv, agent: AgentCfg, shards: Shards = WHOLE) -> Distillation:

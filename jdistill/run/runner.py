@@ -17,6 +17,7 @@ from bridge.env import TrainingEnv
 from jdistill.core import observations
 from jdistill.core.actor import PolicyActor
 from jdistill.core.distillation import TrainState
+from jdistill.core.networks import PolicyState
 from jdistill.core.rollout import Transition
 from jdistill.core.schedule import PhaseInfo
 from jdistill.core.statistics import Metrics
@@ -231,10 +232,12 @@ class DistillationRunner:
         student = jax.device_get(self.state.student)
         return PolicyActor(self.alg.student, student, groups, agent.clip_actions)
 
-    def start(self) -> None:
-        """Begin at iteration 0."""
+    def start(self, student: PolicyState | None = None) -> None:
+        """Begin at iteration 0, with a ``student`` that has learned something already, or a random one."""
         rng = self.mesh.put(jax.random.key(self.cfg.agent.seed), SAME)
         state = self.env.drive(self.programs.init(), rng, self.actor)
+        if student is not None:
+            state = state.replace(student=self.mesh.put(jax.device_get(student), SAME))
         if self.recording and state.student.normalizer is not None:
             # The moments of the whole dataset, from the first step on.
             # (A copy: the training state is donated to every iteration.)

@@ -6,6 +6,7 @@ task, :func:`train` builds everything and runs it.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, fields
@@ -47,6 +48,7 @@ class Job:
     phase1: int | None = None
     seed: int | None = None
     teacher: str | Path | None = None
+    student: str | Path | None = None
     resume: bool = False
     load_run: str | Path | None = None
     fallback: bool = False
@@ -176,6 +178,25 @@ def _experiment(job: Job, layers: Sequence[dict[str, Any]]) -> str:
     return next((name for name in reversed(names) if name), "distillation")
 
 
+def named_file(flag: str, name: str | Path) -> Path:
+    """The policy's file that ``flag`` names: a file, or the newest ``model_N.pt`` of a folder, as rsl_rl leaves it.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    path = Path(name)
+    if path.is_dir():
+        models = {int(m[1]): x for x in path.iterdir() if (m := re.fullmatch(r"model_(\d+)\.pt", x.name))}
+        own = path / "student.safetensors"
+        if not models and not own.is_file():
+            raise ConfigError(f"{flag} {path}: holds no model_N.pt and no student.safetensors; name the policy's file")
+        return models[max(models)] if models else own
+    if not path.is_file():
+        hint = "" if path.suffix else "; name a file (model_1499.pt, *.safetensors) or the run folder that holds it"
+        raise ConfigError(f"{path}: no such file{hint}")
+    return path
+
+
 def teacher_path(cfg: RunCfg, task: Task, job: Job, run: Path | None) -> Path:
     """The teacher's file: the one named, the one a resumed run kept, or the task's; bundled ones go by their names.
 
@@ -187,10 +208,7 @@ def teacher_path(cfg: RunCfg, task: Task, job: Job, run: Path | None) -> Path:
     if not (name := cfg.agent.teacher.file or task.teacher):
         raise ConfigError(f"{task.name}: name its teacher with --teacher FILE (or --checkpoint FILE)")
     bundled = Path(str(files("jdistill"))) / "teachers" / f"{name}.safetensors"
-    file = bundled if bundled.is_file() and not Path(name).is_file() else Path(name)
-    if not file.is_file():
-        raise ConfigError(f"{file}: no such file")
-    return file
+    return bundled if bundled.is_file() and not Path(name).exists() else named_file("--teacher", name)
 
 
 OpenFilm = Callable[[TrainingEnv], "Callback"]
@@ -219,6 +237,7 @@ def train(job: Job, beginning: Beginning, started: Started, command: str, open_f
     if profile and not run:
         profile.check(0, cfg.agent.max_iterations)
     check_logger(cfg.agent)
+    student = named_file("--student", job.student) if job.student else None
     teacher = teacher_path(cfg, started.task, job, run)
     record = processes.own_file(Path(job.record)) if job.record else None
     if record and cfg.agent.algorithm.dataset:
@@ -236,7 +255,8 @@ def train(job: Job, beginning: Beginning, started: Started, command: str, open_f
         env = stack.enter_context(open_env(cfg, started.task, video_dir=str(planned), parts=mesh.shards.count))
         if open_film and processes.is_main():
             callbacks.append(open_film(env))
-        runner = make_runner(env, cfg, started.task, teacher, planned, run is not None, callbacks, mesh, job.fallback)
+        policies = teacher, student
+        runner = make_runner(env, cfg, started.task, policies, planned, run is not None, callbacks, mesh, job.fallback)
         runner.held, runner.survives_hangup = held or hold(stack, runner.run_dir), job.on_hangup == "ignore"
         first = runner.current_learning_iteration
         if run and profile:
@@ -271,7 +291,7 @@ def make_runner(
     env: TrainingEnv,
     cfg: RunCfg,
     task: Task,
-    teacher_file: Path,
+    files: tuple[Path, Path | None],
     planned: Path,
     resume: bool,
     callbacks: Sequence[Callback],
@@ -280,19 +300,22 @@ def make_runner(
 ) -> DistillationRunner:
     """A runner at the iteration where it begins, in the folder ``planned`` or one beside it.
 
-    With ``fallback``, a run is gone on with from its newest checkpoint that is whole.
+    ``files`` are the teacher's and, where it does not begin at random, the student's. With ``fallback``, a run is gone
+    on with from its newest checkpoint that is whole.
 
     Raises:
         UserError: teacher, dataset, memory or checkpoint do not fit; one line, and nothing is written.
     """
     from jdistill.core.memory import plan_history
     from jdistill.core.networks import summary
-    from jdistill.run.inputs import load_recording, load_teacher, make_algorithm, resolve_obs_groups
+    from jdistill.run.inputs import load_recording, load_student, load_teacher, make_algorithm, resolve_obs_groups
     from jdistill.run.runner import DistillationRunner
 
     resolve_obs_groups(cfg.agent, env)
     shards = mesh.shards
     cfg.env.num_envs = shards.count * env.num_envs
+    teacher_file, student_file = files
+    student = load_student(student_file, env, cfg.agent) if student_file else None
     teacher = load_teacher(teacher_file, env, cfg, task.old_teacher_output_activation)
     print(describe_devices(device_facts(mesh), env.num_envs))
     print(f"Teacher: {teacher_file}: {summary(teacher.policy, teacher.state, teacher.description['obs_size'])}")
@@ -304,7 +327,7 @@ def make_runner(
     runner = DistillationRunner(env, cfg, teacher, run, recording, callbacks, mesh)
     if not resume:
         print(f"Logging to {run}", flush=True)
-        runner.start()
+        runner.start(student)
         return runner
     runner.load(fallback)
     done, goal = runner.current_learning_iteration, cfg.agent.max_iterations
