@@ -1,7 +1,8 @@
-"""How much memory a history takes, and whether the machine has it."""
+"""How much memory a rollout and a history take, and whether the machine has it."""
 
 from __future__ import annotations
 
+import math
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -57,6 +58,26 @@ def plan_history(alg: Distillation, local_devices: int = 1) -> HistoryPlan | Non
     what = f"agent.algorithm.max_buffer_size={cfg.max_buffer_size}: the history"
     check_memory(local_devices * size, what, smaller, copies=1, devices=local_devices)
     return HistoryPlan(rows // alg.cfg.num_steps_per_env, count * rows * columns, count * size)
+
+
+def check_rollout(alg: Distillation, local_devices: int = 1) -> None:
+    """See that a rollout of ``alg`` fits: observations, actions, rewards, and the observations once more, normalized.
+
+    ``local_devices`` are those of this process. What a program needs besides is not counted.
+
+    Raises:
+        ConfigError: it does not.
+    """
+    env, steps = alg.env, alg.cfg.num_steps_per_env
+    specs = [env.obs_specs[group] for group in alg.groups]
+    transition = sum(math.prod(spec.shape) * spec.dtype.itemsize for spec in specs)
+    transition += 4 * (alg.obs_size + 2 * env.num_actions + 3)
+    check_memory(
+        local_devices * env.num_envs * steps * transition,
+        f"a rollout of {env.num_envs * alg.shards.count} environments x {steps} steps",
+        "lower --num_envs or agent.num_steps_per_env",
+        devices=local_devices,
+    )
 
 
 def check_memory(nbytes: int, what: str, advice: str, copies: int = 0, devices: int = 1) -> None:

@@ -92,10 +92,9 @@ def _rows(file: Path, last_only: bool = False) -> list[dict[str, str]]:
     """
     if not file.is_file():
         return []
-    with file.open(newline="") as stream:
-        text = stream.read()
-    lines = text[: text.rfind("\n") + 1].splitlines()
+    content = file.read_bytes()
     try:
+        lines = content[: content.rfind(b"\n") + 1].decode().splitlines()
         rows = list(csv.DictReader([*lines[:1], *lines[1:][-1:]] if last_only else lines))
         for row in rows:
             if not (row[ITERATION].isdecimal() and all(not v or math.isfinite(float(v)) for v in row.values())):

@@ -306,7 +306,7 @@ def make_runner(
     Raises:
         UserError: teacher, dataset, memory or checkpoint do not fit; one line, and nothing is written.
     """
-    from jdistill.core.memory import plan_history
+    from jdistill.core.memory import check_rollout, plan_history
     from jdistill.core.networks import summary
     from jdistill.run.inputs import load_recording, load_student, load_teacher, make_algorithm, resolve_obs_groups
     from jdistill.run.runner import DistillationRunner
@@ -320,7 +320,10 @@ def make_runner(
     print(describe_devices(device_facts(mesh), env.num_envs))
     print(f"Teacher: {teacher_file}: {summary(teacher.policy, teacher.state, teacher.description['obs_size'])}")
     recording = load_recording(env, cfg, teacher, shards)
-    for held in (plan_history(make_algorithm(env, cfg.agent, shards), len(mesh.mesh.local_devices)), recording):
+    algorithm, local_devices = make_algorithm(env, cfg.agent, shards), len(mesh.mesh.local_devices)
+    if not recording:
+        check_rollout(algorithm, local_devices)
+    for held in (plan_history(algorithm, local_devices), recording):
         if held:
             print(held.describe())
     run = planned if resume else Path(processes.told_by_main(lambda: str(new_run(planned))))

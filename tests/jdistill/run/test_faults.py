@@ -16,6 +16,7 @@ from safetensors.numpy import load_file
 
 from bridge.crazyflie import PointControlCfg
 from bridge.env import AutoReset
+from jdistill.cli.main import run_command
 from jdistill.core import networks
 from jdistill.core.networks import Policy
 from jdistill.errors import CheckpointError, PolicyFileError, TrainingError
@@ -291,6 +292,15 @@ def test_output_that_fails_is_dropped(capsys):
     finally:
         sys.stdout = before
     assert "standard output failed (No space left on device)" in capsys.readouterr().err
+
+
+def test_a_rollout_that_no_memory_holds_is_told_before_anything_begins(logdir, capsys):
+    teacher = str(logdir.parent / "teacher.safetensors")
+    argv = ["--task", "tests/masses.py:masses", "--teacher", teacher, "--logdir", str(logdir), "--num_envs", "1000000"]
+    assert run_command("train", [*argv, "--logger", "none", "agent.num_steps_per_env=100000"]) == 1
+    err = capsys.readouterr().err
+    assert "a rollout of 1000000 environments x 100000 steps needs" in err and err.count("\n") == 1
+    assert "lower --num_envs or agent.num_steps_per_env" in err and not logdir.exists()
 
 
 # -- a run that cannot learn ---------------------------------------------------------------------------------------
