@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,7 +25,7 @@ from jdistill.core.config import AlgorithmCfg
 from jdistill.core.history import History
 from jdistill.core.memory import GIB, check_memory
 from jdistill.core.networks import Normalizer, Policy, PolicyState
-from jdistill.data.episode_writer import checksum
+from jdistill.data.integrity import check_sums, check_total, damage, is_numeric, refuse_links, stored, whole
 from jdistill.data.write_ahead_log import recover
 from jdistill.errors import ConfigError, DatasetError, ObservationError
 from jdistill.files import refuse_pointer
@@ -77,7 +76,7 @@ def open_dataset(path: Path) -> Iterator[list[tuple[str, h5py.Group]]]:
             names = [n for n in data if n.startswith("demo_") and n[5:].isdecimal() and isinstance(data[n], h5py.Group)]
             if not names:
                 raise DatasetError(f"{path}: holds no complete episode")
-            _refuse_links(path, data)
+            refuse_links(path, data)
             yield [(f"{path}: data/{n}", data[n]) for n in sorted(names, key=lambda n: int(n[5:]))]
     except (DatasetError, ConfigError):
         raise
@@ -85,38 +84,6 @@ def open_dataset(path: Path) -> Iterator[list[tuple[str, h5py.Group]]]:
         raise DatasetError(f"{path}: is being recorded; try again when that run has ended") from e
     except (OSError, RuntimeError, LookupError, TypeError, ValueError) as e:  # h5py's answers to damaged bytes.
         raise DatasetError(f"{path}: truncated, damaged or no HDF5 file ({' '.join(str(e).split())[:150]})") from e
-
-
-def _refuse_links(path: Path, data: h5py.Group) -> None:
-    """A file that sends its reader to other files, of whoever reads it, is not read."""
-
-    def external(name: bytes, link: Any) -> str | None:
-        inside = link.type in (h5py.h5l.TYPE_HARD, h5py.h5l.TYPE_SOFT)
-        return None if inside else name.decode(errors="replace")
-
-    if found := data.id.links.visit(external, info=True):
-        raise DatasetError(f"{path}: data/{found} is a link to another file")
-
-
-def check_sums(where: str, group: h5py.Group) -> None:
-    """Raise :class:`DatasetError` where an episode's arrays are not what was recorded. Files of others cannot tell."""
-    try:
-        wanted = dict(json.loads(group.attrs.get("checksums", "{}")))
-    except (ValueError, TypeError) as e:
-        raise DatasetError(f"{where}: its checksums are damaged") from e
-    for name, value in wanted.items():
-        if name in group and checksum(_whole(where, group, name)) != value:
-            raise DatasetError(f"{where}: {name} is not what was recorded: the file is damaged")
-
-
-def _whole(where: str, group: h5py.Group, name: str) -> np.ndarray:
-    """All numbers of an array; none where it has no numbers."""
-    item = group[name]
-    if not _is_numeric(item):
-        return np.zeros(0, np.uint8)
-    item = _dataset(where, item)
-    check_memory(item.nbytes, f"{where}: {name}", "it is too large an episode", copies=1)
-    return np.asarray(item[()])
 
 
 def load(
@@ -165,7 +132,7 @@ def load(
             check_sums(where, group)
         return episode
 
-    episodes = _of_all(cfg.dataset, read)
+    episodes = _of_all(cfg.dataset, read, cfg.check_dataset)
     for (column, start), episode in zip(places, episodes, strict=True):
         is_first[start, column] = True
         for name, value in episode.items():
@@ -199,10 +166,15 @@ def _siblings(path: Path) -> Iterator[Path]:
     return itertools.takewhile(Path.is_file, others)
 
 
-def _of_all[T](files: Sequence[str], read: Callable[[str, h5py.Group], T]) -> Iterator[T]:
-    """Yield ``read(name, episode)`` for the episodes of all files and their siblings."""
+def _of_all[T](files: Sequence[str], read: Callable[[str, h5py.Group], T], check: bool = False) -> Iterator[T]:
+    """Yield ``read(name, episode)`` for the episodes of all files and their siblings.
+
+    ``check`` that none of them is missing.
+    """
     for path in with_siblings(files):
         with open_dataset(path) as episodes:
+            if check:
+                check_total(path, episodes)
             for where, group in episodes:
                 yield read(where, group)
 
@@ -260,19 +232,10 @@ def _observation_group(where: str, group: h5py.Group, name: str) -> h5py.Dataset
 def _array(where: str, group: h5py.Group, name: str) -> h5py.Dataset:
     """The array ``name`` (T, n) of an episode."""
     item = group.get(name)
-    if not _is_numeric(item) or item.ndim != 2 or not item.size:
-        what = list(item.shape) if _is_numeric(item) else "no array of numbers"
+    if not is_numeric(item) or item.ndim != 2 or not item.size:
+        what = list(item.shape) if is_numeric(item) else "no array of numbers"
         raise DatasetError(f"{where}: {name} is {what}, expected [steps, size]")
-    return _dataset(where, item)
-
-
-def _dataset(where: str, item: h5py.Dataset) -> h5py.Dataset:
-    """``item``, unless its numbers are in other files or more than the file can hold."""
-    if item.is_virtual or item.external:
-        raise DatasetError(f"{where}: {item.name} has its numbers in another file")
-    if item.chunks is None and item.nbytes > os.path.getsize(item.file.filename):
-        raise DatasetError(f"{where}: {item.name} is {list(item.shape)}, which its file is too small for")
-    return item
+    return stored(where, item)
 
 
 def _label(group: h5py.Group) -> str | None:
@@ -280,10 +243,6 @@ def _label(group: h5py.Group) -> str | None:
     if "teacher_actions" in group:
         return "teacher_actions"
     return "actions" if "actions" in group and "student_actions" not in group else None
-
-
-def _is_numeric(item: Any) -> bool:
-    return isinstance(item, h5py.Dataset) and item.shape is not None and item.dtype.kind in "fiub"
 
 
 def _episode(
@@ -339,13 +298,12 @@ def info(path: Path) -> str:
     """
     ranges: dict[str, tuple[float, float, tuple[int, ...]]] = {}
     lengths, returns, by_teacher, phases = [], [], 0, 0
-    damaged: list[str] = []
     with open_dataset(path) as episodes:
-        args = episodes[0][1].parent.attrs.get("env_args", "{}")
+        args, damaged = episodes[0][1].parent.attrs.get("env_args", "{}"), damage(path, episodes)
 
         def visit(name: str, item: Any) -> None:
-            if _is_numeric(item) and item.size:
-                value = _whole(str(path), item.parent, item.name)
+            if is_numeric(item) and item.size:
+                value = whole(str(path), item.parent, item.name)
                 low, high, shape = ranges.get(name, (np.nan, np.nan, item.shape[1:]))
                 # Unlike min and max, these two pass over NaN.
                 low = np.fmin(low, float(np.fmin.reduce(value, axis=None)))
@@ -353,18 +311,14 @@ def info(path: Path) -> str:
                 ranges[name] = low, high, shape
 
         for where, group in episodes:
-            try:
-                check_sums(where, group)
-            except DatasetError as e:
-                damaged.append(str(e).removeprefix(f"{path}: "))
             group.visititems(visit)
             actions = next((group[n] for n in ("actions", "teacher_actions") if n in group), None)
-            if actions is None or not _is_numeric(actions) or not actions.ndim:
+            if actions is None or not is_numeric(actions) or not actions.ndim:
                 raise DatasetError(f"{where}: has no actions")
             lengths.append(len(actions))
-            if _is_numeric(group.get("rewards")):
+            if is_numeric(group.get("rewards")):
                 returns.append(float(np.sum(group["rewards"])))
-            if _is_numeric(phase := group.get("phase")):
+            if is_numeric(phase := group.get("phase")):
                 by_teacher, phases = by_teacher + int(np.sum(phase[()] == 1)), phases + phase.size
     try:
         env = json.loads(args).get("env_name", "unknown")

@@ -1,9 +1,9 @@
 """Cuts rollouts into episodes and writes those to an HDF5 file, in a process of its own beside the training.
 
 The layout is robomimic's, which Isaac Lab writes and reads: ``data/demo_0``, ``data/demo_1``, ... each hold one episode
-from its first step to its last, with the attributes ``num_samples`` and ``checksums`` (JSON: CRC-32 of the bytes of
-each array, by its name); ``data`` has the attributes ``total`` (steps of all episodes) and ``env_args`` (JSON). Arrays
-have the time as their first axis:
+from its first step to its last, with the attributes ``num_samples`` and ``checksums`` (CRC-32 of the bytes of each
+array, by its name, as JSON; before it that of this text, in hexadecimal digits); ``data`` has the attributes ``total``
+(steps of all episodes) and ``env_args`` (JSON). Arrays have the time as their first axis:
 
 - ``obs/<group>``: the observation groups that teacher and student see, before the step;
 - ``actions``: what stepped the environment; ``student_actions``, ``teacher_actions``: what each policy chose;
@@ -127,7 +127,7 @@ class EpisodeFile:
             sums[array] = checksum(value)
         steps = np.array(sum(piece["dones"].size for piece in pieces))
         h5py.h5a.create(self._data.id, b"num_samples", COUNT, SCALAR, obj_name=name).write(steps)
-        text = np.array(json.dumps(sums).encode())
+        text = np.array(sealed(json.dumps(sums)))
         kind = h5py.h5t.py_create(text.dtype, logical=True)
         h5py.h5a.create(self._data.id, b"checksums", kind, SCALAR, obj_name=name).write(text)
         self.episodes += 1
@@ -143,6 +143,11 @@ class EpisodeFile:
 def checksum(array: np.ndarray) -> int:
     """CRC-32 of the bytes of an array, row by row."""
     return zlib.crc32(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
+
+
+def sealed(text: str) -> bytes:
+    """``text`` behind its own CRC-32."""
+    return f"{zlib.crc32(text.encode()):08x} {text}".encode()
 
 
 def answer(**message: Any) -> None:

@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import json
 import os
+import random
 import re
 import resource
 import shutil
@@ -31,7 +32,7 @@ from jdistill.core.samplers import make_sampler
 from jdistill.core.sampling import HistoryData
 from jdistill.data.dataset import Relabeler, info, load, open_dataset, with_siblings
 from jdistill.data.recorder import Recorder, check_new
-from jdistill.errors import ConfigError, DatasetError
+from jdistill.errors import ConfigError, DatasetError, UserError
 from tests.conftest import ROOT
 
 STEPS, ENVS = 10, 3
@@ -220,6 +221,26 @@ def test_another_byte_anywhere_in_its_numbers_is_noticed(recorded, tmp_path):
             load(algorithm, ["student"], (5, 2), 1, 1)
         assert re.search(r"^damaged   data/demo_\d+: .* is not what was recorded", info(path), re.MULTILINE)
         load(dataclasses.replace(algorithm, check_dataset=False), ["student"], (5, 2), 1, 1)
+
+
+def test_a_few_other_bytes_anywhere_are_told_or_mean_nothing(recorded, tmp_path):
+    whole, rng, told = recorded[0].read_bytes(), random.Random(5), 0
+    wanted = load(AlgorithmCfg(dataset=[str(recorded[0])]), ["student"], (5, 2), 1, 1).history
+    for _ in range(60):
+        damaged = bytearray(whole)
+        for _ in range(3):
+            damaged[rng.randrange(len(damaged))] = rng.randrange(256)
+        (path := tmp_path / "damaged.hdf5").write_bytes(damaged)
+        try:
+            history = load(AlgorithmCfg(dataset=[str(path)]), ["student"], (5, 2), 1, 1).history
+        except UserError as e:
+            told += "\n" not in str(e)
+        else:
+            for a, b in zip(jax.tree.leaves(history), jax.tree.leaves(wanted), strict=True):
+                np.testing.assert_array_equal(a, b)
+        with contextlib.suppress(UserError):
+            info(path)
+    assert 10 < told < 50
 
 
 def test_demonstrations_have_actions_alone(recorded, tmp_path):
