@@ -120,7 +120,7 @@ def exchange(devices: int, num_envs: int, steps: int) -> dict[str, Any]:
         "moments of the normalizer": (2, 2 * FLOAT * alg.obs_size),
         "episode statistics": (4, FLOAT * (3 * EPISODES + 1)),
         "scalars": (1, FLOAT * len(metrics.scalars)),
-        "whether all is finite": (1, FLOAT * metrics.finite.size),
+        "what is not finite": (2, 2 * FLOAT * metrics.finite.size),
     }
     rows = {name: {"exchanges": number, "bytes": size} for name, (number, size) in parts.items()}
     return {"devices": devices, "num_envs": num_envs, "steps": steps, "parameters": parameters, "parts": rows}
