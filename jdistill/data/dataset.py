@@ -117,11 +117,10 @@ def load(
     rows = -(-int(filled.max()) // horizon) * horizon
     dtype = np.dtype(jnp.dtype(cfg.history_dtype))
     arrays: dict[str, tuple[int, Any]] = {"obs": (sizes[0], dtype), "teacher_action": (sizes[1], dtype)}
-    if teacher:
-        arrays["teacher_obs"] = teacher.obs_size, np.dtype(np.float32)
+    arrays |= {"teacher_obs": (teacher.obs_size, np.dtype(np.float32))} if teacher else {}
     nbytes = rows * num_columns * (sum(width * kind.itemsize for width, kind in arrays.values()) + 1)
-    what = f"--dataset {', '.join(cfg.dataset)}: with {sum(lengths)} steps the dataset"
     # It is read into the host's memory first, and copied to the device from there.
+    what = f"--dataset {', '.join(cfg.dataset)}: with {sum(lengths)} steps the dataset"
     check_memory(nbytes, what, "train on fewer files", copies=1)
     packed = {name: np.zeros((rows, num_columns, width), kind) for name, (width, kind) in arrays.items()}
     is_first = np.zeros((rows, num_columns), bool)
@@ -146,10 +145,13 @@ def load(
         origin=jnp.zeros((), jnp.int32),
         length=jnp.asarray(filled, jnp.int32),
     )
+    return Recording(history, _moments(packed["obs"], filled), _summary(lengths, history))
+
+
+def _summary(lengths: Sequence[int], history: History) -> str:
     size = sum(x.nbytes for x in jax.tree.leaves(history)) / GIB
     on = jax.local_devices()[0].platform
-    summary = f"Dataset: {len(lengths)} episodes, {sum(lengths)} steps, {size:.3f} GiB on {on}"
-    return Recording(history, _moments(packed["obs"], filled), summary)
+    return f"Dataset: {len(lengths)} episodes, {sum(lengths)} steps, {size:.3f} GiB on {on}"
 
 
 def with_siblings(files: Iterable[str | Path]) -> list[Path]:

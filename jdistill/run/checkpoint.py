@@ -132,9 +132,11 @@ class Checkpoints:
         except Exception as e:  # What went wrong in the background comes out here.
             raise CheckpointError(f"{self._latest.directory}: the last checkpoint is incomplete ({_line(e)})") from e
 
-    @staticmethod
-    def _write(manager: ocp.CheckpointManager, iteration: int, args: Any) -> None:
+    def _write(self, manager: ocp.CheckpointManager, iteration: int, args: Any) -> None:
         try:
+            if jax.process_count() > 1:  # Of two that are under way the processes would take one for the other.
+                self._latest.wait_until_finished()
+                self._best.wait_until_finished()
             manager.save(iteration, args=args)
         except Exception as e:  # A full disk, a vanished folder: Orbax raises a dozen kinds.
             raise CheckpointError(f"{manager.directory}: cannot save ({_line(e)})") from e

@@ -54,7 +54,7 @@ def test_the_phase_is_the_newest_iterations(logdir, capsys):
         (lambda run: shutil.rmtree(run / "checkpoints"), "no checkpoint yet"),
         (lambda run: (run / "student.safetensors").unlink(), "no student.safetensors"),
         (lambda run: (run / "config.yaml").unlink(), "no run folder (it has no config.yaml)"),
-        (lambda run: (run / "config.yaml").write_text("task: [a"), "config.yaml: not a YAML file"),
+        (lambda run: (run / "config.yaml").write_text("task: [a"), "config.yaml: not valid YAML"),
         (lambda run: (run / "config.yaml").write_text("agent: 3"), "config.yaml: expected the keys task"),
         (lambda run: (run / "config.yaml").write_text("task: a\nagent: {algorithm: 3}"), "cannot be read (Attribute"),
         (lambda run: next((run / "best").glob("*/info/metadata")).write_text("{"), " is damaged (JSONDecodeError)"),
