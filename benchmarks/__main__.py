@@ -20,6 +20,7 @@ MEASUREMENTS = {
     "update": [],
     "rsl_rl": ["--iterations", "40"],
     "collection": ["--evaluation"],
+    "devices": [],
     "crazyflie": [],
     "scaling": [],
     "bridge": [],

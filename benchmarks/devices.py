@@ -128,10 +128,13 @@ def exchange(devices: int, num_envs: int, steps: int) -> dict[str, Any]:
 
 def table(results: dict[str, Any]) -> str:
     """Markdown."""
-    rows = ["| environments | one core (s) | threads (s) | devices (s) | strong | weak |", "|---|---|---|---|---|---|"]
+    head = ("environments", "one core (s)", "threads (s)", "devices (s)", "strong", "turn by turn", "weak")
+    rows = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
     for row in results["scaling"]:
         cells = " | ".join(f"{row['seconds'][way]:.4f}" for way in WAYS)
-        rows.append(f"| {row['num_envs']} | {cells} | {row['strong']:.2f} | {row['weak']:.2f} |")
+        turns = zip(*(row["all"][way] for way in WAYS), strict=True)
+        each = ", ".join(f"{min(core, threads) / devices:.2f}" for core, threads, devices in turns)
+        rows.append(f"| {row['num_envs']} | {cells} | {row['strong']:.2f} | {each} | {row['weak']:.2f} |")
     return "\n".join(rows)
 
 

@@ -65,6 +65,17 @@ What an iteration still takes is arithmetic: of the {floor_s:.3f} s of a rollout
 matrix products alone need {teacher_s:.3f} s at the core's peak, and the update, which is the same as before, takes
 {update_share:.0%} of the iteration.
 
+## All cores
+
+An iteration of the default run in phase 1 on one core, on one JAX device with XLA's threads on all cores, and on a
+device for each core, which is what the command does by itself from {per_core} environments a core on
+([devices.json](devices.json), [scaling_out.md](scaling_out.md)). Strong scaling is against the better of the two
+others, in the median and turn by turn, for the machine's cores are shared with others; weak scaling sets a device's
+share on one core by itself against all of it on all cores, and 1 would be perfect. On one device the program has no
+trace of the mesh.
+
+{devices}
+
 ## The whole job
 
 `train_jax.py --phase1 500`, 1500 iterations of 100 x 400 steps, with checkpoints and logs, all cores: {minutes:.1f}
@@ -118,6 +129,7 @@ def collection(results: dict[str, Any]) -> str:
 
 def page() -> str:
     """The page."""
+    from benchmarks import devices
     from benchmarks.scaling import table
 
     update, runner, job, scaling, bridge = map(read, ("update", "rsl_rl", "crazyflie", "scaling", "bridge"))
@@ -147,6 +159,8 @@ def page() -> str:
         floor_s=hundred["rollout, phase 1"]["now"],
         teacher_s=TEACHER_FLOPS * runner["job"]["num_envs"] * runner["job"]["num_steps"] / update["peak_flops"],
         update_share=hundred["update"]["now"] / hundred["iteration, phase 1"]["now"],
+        per_core=devices.ENVS_PER_CORE,
+        devices=devices.table(read("devices")),
         minutes=cost["minutes"],
         compile=cost["compile_s"],
         warm=job["compile_again_s"],
