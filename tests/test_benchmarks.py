@@ -42,3 +42,15 @@ def test_what_devices_exchange_is_what_the_page_says():
     for name in short:
         cells = [f"{found[name]['exchanges']} | {found[name]['bytes']}" for found in (short, long)]
         assert f"\n| {name} | {cells[0]} | {cells[1]} |\n" in text
+
+
+def test_what_a_gpu_is_given_to_do_is_what_the_page_says():
+    found, text = json.loads((DOCS / "gpu_program.json").read_text()), (DOCS / "gpu.md").read_text()
+    step, gradient = found["rollout step"], found["gradient step"]
+    assert (
+        f"| a step of the rollout | {step['kernels']} | {step['copies']} | {step['launched by the host']} CUDA graph |"
+        in text
+    )
+    assert f"| a gradient step | {gradient['kernels']} | {gradient['copies']} | none" in text
+    assert not (gradient["launched by the host"] or found["branches by the host"] or found["products in TF32"])
+    assert f"none of {found['products']} products is in TF32" in text

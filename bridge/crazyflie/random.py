@@ -42,10 +42,15 @@ class Stream(struct.PyTreeNode):
 
     def bits(self, purpose: int, count: int) -> list[Array]:
         """``count`` words of 32 random bits, each (B,); other ones for each ``purpose`` (any small number)."""
-        # All blocks at once: a block by itself is a hundred operations to compile.
-        blocks = purpose * BLOCKS + jnp.arange((count + 1) // 2, dtype=jnp.uint32)[:, None]
-        words = in_memory(threefry_2x32(self.key, (self.step, blocks)))
-        return [words[i % 2][i // 2] for i in range(count)]
+        numbers = range(purpose * BLOCKS, purpose * BLOCKS + (count + 1) // 2)
+        if jax.default_backend() == "cpu":
+            # All blocks at once: each is a hundred operations to compile.
+            blocks = jnp.array(numbers, jnp.uint32)[:, None]
+            x, y = in_memory(threefry_2x32(self.key, (self.step, blocks)))
+            return [(x, y)[i % 2][i // 2] for i in range(count)]
+        # One by one they become part of the kernels that read them.
+        pairs = [threefry_2x32(self.key, (self.step, jnp.full_like(self.step, number))) for number in numbers]
+        return [word for pair in pairs for word in pair][:count]
 
     def uniform(self, purpose: int, count: int) -> list[Array]:
         """``count`` numbers uniform in (0, 1), each (B,)."""

@@ -57,3 +57,11 @@ def test_points_fill_the_unit_ball():
     radius = np.linalg.norm(points, axis=1)
     assert 0.99 < radius.max() <= 1 + 1e-5 and np.mean(radius < 0.5) == pytest.approx(1 / 8, abs=0.01)
     assert np.abs(points.mean(axis=0)).max() < 0.02
+
+
+def test_a_gpu_draws_the_same(monkeypatch):
+    stream = Stream.create(jax.random.key(3), 10)
+    ours = [np.stack(stream.bits(2, count)) for count in (1, 2, 5)]
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    for words, count in zip(ours, (1, 2, 5), strict=True):
+        np.testing.assert_array_equal(np.stack(stream.bits(2, count)), words)
