@@ -29,7 +29,7 @@ class Parser(argparse.ArgumentParser):
         # Tools that try out settings, W&B's sweeps for one, write overrides as flags.
         args = [_OVERRIDE.sub(r"\1", argument) for argument in (sys.argv[1:] if args is None else args)]
         for before, argument in pairwise(["", *args]):
-            if not argument.strip() or (argument.startswith("--") and argument.endswith("=")):
+            if not argument.strip() or (argument.startswith("--") and argument.find("=") == len(argument) - 1):
                 what = argument.rstrip("=") or before or "an argument"
                 self.error(f"{what}: is empty; leave it out, or say what it is")
         return super().parse_known_args(args, namespace)

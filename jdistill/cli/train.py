@@ -71,14 +71,14 @@ def _add_what_to_train(parser: Parser, every: dict[str, Any], others: str) -> No
     add(parser, "--devices")
     argument("--distributed", action="store_true", help="one of several processes, started by torchrun or srun")
     argument("--coordinator", metavar="HOST:PORT", help="one of several processes: where the first one listens")
+    argument("--num_processes", type=positive, metavar="N", help="how many there are")
+    argument("--process_id", type=count, metavar="I", help="which one this is, from 0 on")
     argument(
         "--on_hangup",
         choices=("save", "ignore"),
         default="save",
         help="when the terminal is gone: save and end (save), or go on",
     )
-    argument("--num_processes", type=positive, metavar="N", help="how many there are")
-    argument("--process_id", type=count, metavar="I", help="which one this is, from 0 on")
 
 
 def _add_what_comes_out(parser: Parser, filming: str) -> None:
@@ -164,6 +164,7 @@ def run(argv: list[str], program: Sequence[str] = PROGRAM) -> int:
             if (value := getattr(args, name)) is not None
         ]
         on += ["--distributed"] if args.distributed else []
+        on += ["--on_hangup=ignore"] if args.on_hangup == "ignore" else []
         again = shlex.join([*program, "--resume", "--load_run", str(stop.run_dir), *on, *flags])
         if is_main():
             print(f"{stop}. Go on with: {again}", file=sys.stderr)

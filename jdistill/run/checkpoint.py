@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import zlib
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from jax import Array
 
 from jdistill.core.distillation import TrainState
 from jdistill.errors import CheckpointError
+from jdistill.run import processes
 
 STATE, INFO = "state", "info"
 ASIDE = "damaged"
@@ -95,15 +97,19 @@ class Checkpoints:
                 if not fallback:
                     hint = "go on from the checkpoint before it with --resume --fallback, or delete this folder"
                     raise CheckpointError(f"{folder}: damaged ({_line(e)}); {hint}") from e
-                self._aside.mkdir(exist_ok=True)
-                folder.rename(self._aside / folder.name)
-                self._latest.reload()
                 print(f"{folder}: damaged ({_line(e)}); it is kept in {self._aside}")
+                # One process moves it, and the others wait.
+                processes.told_by_main(partial(self._set_aside, folder))
+                self._latest.reload()
                 continue
             state = _from_host(arrays, template)
             args = ocp.args.Composite(**{STATE: ocp.args.StandardSave(arrays), INFO: ocp.args.JsonSave(info)})
             return state, jax.process_count() == 1 and self._save_best(step, args, info.get("mean_return"))
         raise CheckpointError(f"{self._latest.directory}: no checkpoint that could be read")
+
+    def _set_aside(self, folder: Path) -> None:
+        self._aside.mkdir(exist_ok=True)
+        folder.rename(self._aside / folder.name)
 
     def read(self, step: int) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         """The arrays of the checkpoint ``step``, on the host, whatever devices made it, and what is known of them.

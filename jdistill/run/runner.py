@@ -102,7 +102,7 @@ class DistillationRunner:
 
         Raises:
             TrainingError: data that are not finite; the last good checkpoint stays.
-            Interrupted: SIGINT or SIGTERM came; the state is saved.
+            Interrupted: a signal asked for it; the state is saved.
             UserError: a callback failed; the state is saved.
         """
         total = self.cfg.agent.max_iterations

@@ -224,7 +224,7 @@ def train(job: Job, beginning: Beginning, started: Started, command: str, open_f
 
     Raises:
         UserError: it cannot be done as asked, or went wrong; one line.
-        Interrupted: SIGINT or SIGTERM came; everything is saved.
+        Interrupted: a signal asked for it; everything is saved.
     """
     from jdistill.data.recorder import check_new
     from jdistill.run.callbacks import Profile, Record
