@@ -18,6 +18,7 @@ import numpy as np
 from flax import struct
 from jax import Array
 
+from bridge.episodes import begin_episodes, count_episodes, finite_envs
 from bridge.errors import RenderError, SettingError
 from bridge.keys import keys_for, random_ages, split_keys
 
@@ -204,28 +205,6 @@ def require(env: Any, *members: str) -> None:
         raise SettingError(f"{type(env).__name__} has no {' and no '.join(missing)}; bridge.env.Env says what it needs")
 
 
-def begin_episodes(num_envs: int) -> dict[str, Array]:
-    """Entries of ``info`` with which :func:`count_episodes` counts."""
-    return {
-        "episode_steps_buf": jnp.zeros(num_envs, jnp.int32),
-        "episode_return_buf": jnp.zeros(num_envs, jnp.float32),
-    }
-
-
-def count_episodes(info: Mapping[str, Any], reward: Array, done: Array) -> tuple[dict[str, Array], dict[str, Array]]:
-    """The metrics ``episode_return`` and ``episode_length`` after a step, and the entries of ``info`` that follow.
-
-    ``reward`` (B,) and ``done`` (B,) are the step's. Where ``done`` the metrics are the finished episode's.
-    """
-    steps = info["episode_steps_buf"] + 1
-    total = info["episode_return_buf"] + reward
-    metrics = {"episode_return": total, "episode_length": steps.astype(jnp.float32)}
-    return metrics, {
-        "episode_steps_buf": jnp.where(done, 0, steps),
-        "episode_return_buf": jnp.where(done, 0.0, total),
-    }
-
-
 class Starts(struct.PyTreeNode):
     """Fresh states, one for each environment, drawn all at once."""
 
@@ -254,8 +233,10 @@ class AutoReset:
       episode's at a step with ``done``.
     """
 
-    def __init__(self, env: Env):
-        """Raises :class:`SettingError` where ``env`` does not say how large it is."""
+    def __init__(self, env: Env, restarts_nonfinite: bool = False):
+        """``restarts_nonfinite`` does what :func:`bridge.nonfinite.restarting` does.
+
+        Raises :class:`SettingError` where ``env`` does not say how large it is."""
         require(env, "num_envs", "num_actions", "max_episode_length", "step_dt")
         self.env = env
         self.num_envs = env.num_envs
@@ -264,6 +245,7 @@ class AutoReset:
         self.step_dt = env.step_dt
         self.action_layout: Mapping[str, Any] = getattr(env, "action_layout", {})
         self.restorable = True
+        self.restarts_nonfinite = restarts_nonfinite
         self._observe: Callable[[Any], dict[str, Array]] | None = getattr(env, "observe_pipeline_state", None)
 
     @cached_property
@@ -285,9 +267,14 @@ class AutoReset:
 
     def with_parameters(self, parameters: Any) -> AutoReset:
         """See :class:`Parametric`."""
-        if not isinstance(self.env, Parametric):
-            return self
-        other = AutoReset(self.env.with_parameters(parameters))
+        return self._with(self.env.with_parameters(parameters)) if isinstance(self.env, Parametric) else self
+
+    def restarting_nonfinite(self) -> AutoReset:
+        """See :func:`bridge.nonfinite.restarting`."""
+        return self._with(self.env, restarts_nonfinite=True)
+
+    def _with(self, env: Env, restarts_nonfinite: bool = False) -> AutoReset:
+        other = AutoReset(env, restarts_nonfinite or self.restarts_nonfinite)
         # Shapes are a matter of the structure, so a traced program need not find them again.
         vars(other).update({k: v for k, v in vars(self).items() if k == "obs_specs"})
         return other
@@ -301,14 +288,16 @@ class AutoReset:
         rng, key = split_keys(keys_for(self.env, rng))
         state = self.env.reset(key)
         zeros, start = jnp.zeros(self.num_envs, jnp.float32), self._start(state)
+        no = jnp.zeros(self.num_envs, bool)
         return state.replace(
-            done=jnp.zeros(self.num_envs, bool),
+            done=no,
             metrics={**state.metrics, "episode_return": zeros, "episode_length": zeros},
             info={
                 **state.info,
                 **begin_episodes(self.num_envs),
-                "starts": Starts(start, jnp.ones(self.num_envs, bool), rng),
-                "time_outs": jnp.zeros(self.num_envs, bool),
+                **({"nonfinite": no} if self.restarts_nonfinite else {}),
+                "starts": Starts(start, ~no, rng),
+                "time_outs": no,
                 "episode_length_buf": jnp.zeros(self.num_envs, jnp.int32),
             },
         )
@@ -316,6 +305,8 @@ class AutoReset:
     def step(self, state: State, action: Array) -> State:
         """Advance, then restart what has ended."""
         stepped = self.env.step(state, action)
+        if self.restarts_nonfinite:
+            stepped = self._end_nonfinite(stepped)
         length, terminated = state.info["episode_length_buf"] + 1, stepped.done
         time_outs = (length >= self.max_episode_length) & ~terminated
         done = terminated | time_outs
@@ -336,6 +327,15 @@ class AutoReset:
                 "episode_length_buf": jnp.where(done, 0, length),
             },
         )
+
+    def _end_nonfinite(self, stepped: State) -> State:
+        """Episodes end where what an environment says is not finite."""
+        obs = self._observe(stepped.pipeline_state) if self._observe else stepped.obs
+        finite = finite_envs((obs, stepped.reward))
+        said = (stepped.reward, stepped.metrics)
+        reward, metrics = where_done(finite, said, jax.tree.map(jnp.zeros_like, said))
+        info = {**stepped.info, "nonfinite": ~finite}
+        return stepped.replace(reward=reward, metrics=metrics, done=stepped.done | ~finite, info=info)
 
     def _enough_starts(self, starts: Starts, done: Array) -> Starts:
         """Draw anew once an environment that is ``done`` (B,) has taken its start before.

@@ -13,6 +13,8 @@ The simulator keeps its state to itself, so a State of ours holds what it said l
 
 from __future__ import annotations
 
+import functools
+import operator
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -27,9 +29,8 @@ from bridge.env import (
     ObservationSpec,
     Renderer,
     State,
-    begin_episodes,
-    count_episodes,
 )
+from bridge.episodes import begin_episodes, count_episodes
 from bridge.errors import SettingError, SimulatorError
 from bridge.isaaclab.log import ScalarLog
 from bridge.isaaclab.render import VisualizerRenderer
@@ -87,6 +88,9 @@ class IsaacLabEnv:
         _check_device(next(iter(obs.values()))[1].device)
         self._main_thread = MainThread() if mode == "host" else None
         self._failure: Exception | None = None
+        self._outcome: tuple[str, ...] = OUTCOME
+        self._breaking = torch.zeros(0)
+        """(B,) bool, which environments the simulator is to restart with its next step, as they broke in the last."""
         self._log = ScalarLog()
 
     def _spec(self, name: str, value: torch.Tensor) -> ObservationSpec:
@@ -99,6 +103,15 @@ class IsaacLabEnv:
         held = jax.dtypes.canonicalize_dtype(dtype)  # JAX has no 64 bits, as long as it is not told to.
         return ObservationSpec(tuple(value.shape[1:]) or (1,), held, tuple(layouts.get(name, ())), frames.get(name))
 
+    def restarting_nonfinite(self) -> IsaacLabEnv:
+        """See :func:`bridge.nonfinite.restarting`: this object, from now on.
+
+        Simulators restart what is over of itself only: an environment that broke is made as old as an episode gets, so
+        that its next step is its last. That step counts as broken too.
+        """
+        self._outcome = (*OUTCOME, "nonfinite")
+        return self
+
     # -- what the learner traces -----------------------------------------------------------------------------------
 
     def reset(self, rng: Array) -> State:
@@ -106,20 +119,23 @@ class IsaacLabEnv:
         seed = (jax.random.bits(single_key(rng), (), jnp.uint32) >> 1).astype(jnp.int32)
         out = self._call(self._torch_reset)(seed)
         zeros, no = jnp.zeros(self.num_envs), jnp.zeros(self.num_envs, bool)
+        broken = {} if self._outcome == OUTCOME else {"nonfinite": no}
         return State(
             pipeline_state=(),
             obs=out["obs"],
             reward=zeros,
             done=no,
             metrics={"episode_return": zeros, "episode_length": zeros},
-            info={**begin_episodes(self.num_envs), "time_outs": no, "outcome": out["outcome"]},
+            info={**begin_episodes(self.num_envs), **broken, "time_outs": no, "outcome": out["outcome"]},
         )
 
     def step(self, state: State, action: Array) -> State:
         """Advance every environment by one control step with ``action`` (B, A)."""
         # The order of callbacks is that of the data they pass on, so each takes what the one before it gave.
         out = self._call(self._torch_step)(action, state.info["outcome"])
-        reward, terminated, truncated = out["outcome"][0], out["outcome"][1] > 0, out["outcome"][2] > 0
+        reward, (terminated, truncated, *others) = out["outcome"][0], out["outcome"][1:] > 0
+        broken = dict(zip(self._outcome[len(OUTCOME) :], others, strict=True))
+        terminated = functools.reduce(operator.or_, others, terminated)
         done = terminated | truncated
         metrics, counts = count_episodes(state.info, reward, done)
         return state.replace(
@@ -127,7 +143,7 @@ class IsaacLabEnv:
             reward=reward,
             done=done,
             metrics=metrics,
-            info={**counts, "time_outs": truncated & ~terminated, "outcome": out["outcome"]},
+            info={**counts, **broken, "time_outs": truncated & ~terminated, "outcome": out["outcome"]},
         )
 
     def randomize_episode_length(self, state: State, rng: Array) -> State:
@@ -174,16 +190,33 @@ class IsaacLabEnv:
         self._log.pop()
         self._write(out["obs"], obs)
         out["outcome"].zero_()
+        self._breaking = torch.zeros_like(out["outcome"][0], dtype=torch.bool)
 
     def _torch_step(self, out: Any, action: torch.Tensor, before: torch.Tensor) -> None:
         # The action's memory is XLA's and ends with this call; environments keep theirs.
         obs, reward, terminated, truncated, extras = self.env.step(action.clone())
         self._write(out["obs"], obs)
-        for row, value, name in zip(out["outcome"].unbind(0), (reward, terminated, truncated), OUTCOME, strict=True):
+        for row, value, name in zip(out["outcome"], (reward, terminated, truncated), OUTCOME, strict=False):
             if not isinstance(value, torch.Tensor) or value.shape != row.shape:
                 raise SettingError(_not_one_each(name, value, self.num_envs))
             row.copy_(value)
         self._log.add(extras.get("log"))
+        if len(self._outcome) > len(OUTCOME):
+            self._restart_nonfinite(out)
+
+    def _restart_nonfinite(self, out: Any) -> None:
+        """Without a look at the numbers from the host, which would wait for the device."""
+        reward, terminated, truncated, nonfinite = out["outcome"]
+        finite = reward.square().isfinite()
+        for value in out["obs"].values():
+            seen = value.square().isfinite().reshape(self.num_envs, -1).all(dim=1)
+            value.masked_fill_(~seen.reshape(-1, *[1] * (value.ndim - 1)), 0)
+            finite &= seen
+        reward.masked_fill_(~finite, 0)
+        nonfinite.copy_(~finite | self._breaking)
+        self._breaking = ~finite & (terminated + truncated == 0)
+        ages = self.unwrapped.episode_length_buf
+        self.unwrapped.episode_length_buf = ages.masked_fill(self._breaking, self.max_episode_length)
 
     def _torch_set_lengths(self, out: Any, length: torch.Tensor, before: torch.Tensor, obs: Any) -> None:
         self.unwrapped.episode_length_buf = length.to(self.unwrapped.episode_length_buf.dtype, copy=True)
@@ -202,7 +235,7 @@ class IsaacLabEnv:
 
     def _call(self, function: Callable[..., None]) -> Callable[..., Any]:
         """``function`` inside the compiled program. Its results are ``obs`` and ``outcome`` (3, B): reward, terminated,
-        truncated; few arrays, because each costs a microsecond or two to hand over."""
+        truncated, and perhaps nonfinite; few arrays, because each costs a microsecond or two to hand over."""
 
         def guarded(*args: Any) -> None:
             try:
@@ -213,7 +246,7 @@ class IsaacLabEnv:
 
         specs = {g: self.obs_specs[g] for g in self.groups}
         obs = {g: jax.ShapeDtypeStruct((self.num_envs, *spec.shape), spec.dtype) for g, spec in specs.items()}
-        shapes = {"obs": obs, "outcome": jax.ShapeDtypeStruct((3, self.num_envs), jnp.float32)}
+        shapes = {"obs": obs, "outcome": jax.ShapeDtypeStruct((len(self._outcome), self.num_envs), jnp.float32)}
         execute = self._main_thread.execute if self._main_thread else None
         # The functions above hand XLA's memory to nobody.
         return torch_call(guarded, shapes, execute, guard=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -35,6 +36,8 @@ class ScalarLog:
         totals: dict[str, float] = {}
         counts: dict[str, int] = {}
         for (key, _, count), number in zip(said, _numbers([value for _, value, _ in said]), strict=True):
+            if not math.isfinite(number):  # Of a broken environment, or a mean over none.
+                continue
             totals[key] = totals.get(key, 0.0) + number * count
             counts[key] = counts.get(key, 0) + count
         return {key if "/" in key else f"Episode/{key}": total / counts[key] for key, total in totals.items()}

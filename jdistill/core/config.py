@@ -13,6 +13,7 @@ LOGGERS = ("tensorboard", "wandb", "none")
 SAMPLERS = ("streaming", "minibatch", "uniform", "recent", "packed")
 HISTORY_SAMPLERS = ("uniform", "recent", "packed")
 CARRY_STARTS = ("stored", "zero", "burn_in")
+ON_NONFINITE = ("stop", "mask")
 BETA_SCHEDULES = ("two_stage", "linear", "exponential")
 
 
@@ -159,6 +160,9 @@ class AgentCfg:
     """Actions are clipped to [-clip_actions, clip_actions] before they step the environment; null leaves that to it."""
     empirical_normalization: bool | None = None
     """rsl_rl 2.x's name for ``student.obs_normalization``; wins over it unless null."""
+    on_nonfinite: str = "stop"
+    """What follows when an environment gives NaN or infinity: ``stop`` ends the run, ``mask`` restarts the environment
+    and leaves the steps of that episode out of the loss and the normalizer."""
     init_at_random_ep_len: bool = True
     """Whether the first episodes begin at random ages, so that time-outs do not fall together."""
     student: StudentCfg = field(default_factory=StudentCfg)

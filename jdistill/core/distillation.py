@@ -34,7 +34,7 @@ from jdistill.core.samplers import make_sampler
 from jdistill.core.sampling import Batch, Experience, HistoryData, RolloutData
 from jdistill.core.schedule import Schedule
 from jdistill.core.sharding import WHOLE, Shards
-from jdistill.core.statistics import EpisodeBuffer, Metrics, rollout_metrics, update_checks
+from jdistill.core.statistics import EpisodeBuffer, Metrics, rollout_metrics, update_checks, whole_episodes
 
 
 class TrainState(struct.PyTreeNode):
@@ -84,6 +84,7 @@ class Distillation:
             clip_actions=cfg.clip_actions,
             noise_std=cfg.student.init_noise_std,
             stores_carries=bool(self.sampler.stored_states),
+            restarts_nonfinite=cfg.on_nonfinite == "mask",
             # On a GPU a branch beside a callback is decided by the host, which would wait for the device in every step.
             both_act=self.schedule.per_env or (self.schedule.ever_teacher and getattr(env, "calls_back", False)),
             shards=shards,
@@ -132,6 +133,8 @@ class Distillation:
         steps = rollout.steps
         obs = self.student_obs(steps.obs)
         experience = Experience(obs, steps.teacher_action, steps.is_first, rollout.start_carry, steps.student_carry)
+        if self.collector.restarts_nonfinite:
+            experience = experience.without_broken(steps.nonfinite, steps.done)
         rng, key = jax.random.split(state.rng) if self.sampler.is_random else (state.rng, state.rng)
         history = self.sampler.remember(state.history, experience)
         data = self.sampler.data(state.student, experience, history, key)
@@ -139,7 +142,9 @@ class Distillation:
         if self.sampler.update_leaves_carry:
             state = state.replace(student_carry=carry)
         normalizer = state.student.normalizer
-        student = state.student.replace(normalizer=normalizer and normalizer.update(obs, self.shards))
+        student = state.student.replace(
+            normalizer=normalizer and normalizer.update(experience.obs, self.shards, experience.counts)
+        )
         return state.replace(student=student), loss
 
     def regress(self, state: TrainState, data: RolloutData | HistoryData) -> tuple[TrainState, Carry, Array]:
@@ -215,7 +220,7 @@ class Distillation:
 
     def _count_episodes(self, state: TrainState, steps: Transition) -> TrainState:
         """Enter the episodes that ended into the statistics, and end phase 1 where these say so."""
-        ended = steps.done
+        ended = whole_episodes(steps)
         if state.phase1_end is not None:
             ended &= self.schedule.is_student_only() | (state.iteration >= state.phase1_end)
         of_episodes = steps.metrics["episode_return"], steps.metrics["episode_length"]
@@ -271,6 +276,7 @@ class Distillation:
             obs=jnp.zeros((envs, self.obs_size)),
             teacher_action=jnp.zeros((envs, self.env.num_actions)),
             carry=jax.eval_shape(self.initial_carry, student.params),
+            leaves_out=self.collector.restarts_nonfinite,
         )
 
     def restart_episodes(self, state: TrainState, teacher: Actor) -> TrainState:

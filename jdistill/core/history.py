@@ -28,7 +28,7 @@ class Sequences(NamedTuple):
     is_first: Array
     """(L, N) bool, whether an episode begins with the step."""
     known: Array
-    """(L, N) bool, False beyond either end of what was stored."""
+    """(L, N) bool, False beyond either end of what was stored, and where a step is left out."""
 
     @property
     def reset(self) -> Array:
@@ -53,12 +53,16 @@ class History(struct.PyTreeNode):
     """() int32, the row of the oldest step."""
     length: Array
     """(B,) int32, steps known of each column."""
+    counts: Array | None = None
+    """(P, B) bool, whether the step is learned from; None where all are."""
 
     @staticmethod
-    def create(steps: int, obs: Array, teacher_action: Array, carry: Carry, dtype: DTypeLike) -> History:
+    def create(
+        steps: int, obs: Array, teacher_action: Array, carry: Carry, dtype: DTypeLike, leaves_out: bool = False
+    ) -> History:
         """An empty history of ``steps`` steps; ``obs`` (B, D), ``teacher_action`` (B, A) and ``carry`` show the shapes.
 
-        ``carry`` leaves are (rows, B, hidden), all rows together.
+        ``carry`` leaves are (rows, B, hidden), all rows together. ``leaves_out``: whether some steps may not count.
         """
 
         def zeros(x: Array, kind: DTypeLike) -> Array:
@@ -71,9 +75,12 @@ class History(struct.PyTreeNode):
             carry=jax.tree.map(lambda x: jnp.zeros(x.shape, dtype), carry),
             origin=jnp.zeros((), jnp.int32),
             length=jnp.zeros(obs.shape[0], jnp.int32),
+            counts=zeros(obs[:, 0], bool) if leaves_out else None,
         )
 
-    def append(self, obs: Array, teacher_action: Array, is_first: Array, carry: Carry) -> History:
+    def append(
+        self, obs: Array, teacher_action: Array, is_first: Array, carry: Carry, counts: Array | None = None
+    ) -> History:
         """Add a rollout (T, B, ...), over the oldest where the ring is full; ``P`` is a multiple of T."""
         rows, steps = self.obs.shape[0], obs.shape[0]
         full = self.length[0] == rows
@@ -91,6 +98,7 @@ class History(struct.PyTreeNode):
             carry=jax.tree.map(write, self.carry, carry),
             origin=jnp.where(full, (self.origin + steps) % rows, self.origin),
             length=jnp.minimum(self.length + steps, rows),
+            counts=jax.tree.map(write, self.counts, counts),
         )
 
     def sequences(self, start: Array, column: Array, steps: int) -> Sequences:
@@ -120,4 +128,5 @@ class History(struct.PyTreeNode):
         """Rows of the ring (steps, N), and whether anything is known there."""
         time = start + jnp.arange(steps)[:, None]
         known = (time >= 0) & (time < self.length[column])
-        return (self.origin + time) % self.obs.shape[0], known
+        row = (self.origin + time) % self.obs.shape[0]
+        return row, known if self.counts is None else known & self.counts[row, column]

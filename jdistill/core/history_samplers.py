@@ -16,23 +16,25 @@ from jdistill.errors import ConfigError
 class HistorySampler(Sampler):
     """What the samplers of the history share: storing rollouts, and the columns that sequences are drawn from."""
 
-    def empty_history(self, obs: Array, teacher_action: Array, carry: Carry) -> History | None:
+    def empty_history(
+        self, obs: Array, teacher_action: Array, carry: Carry, leaves_out: bool = False
+    ) -> History | None:
         """Room for as many rollouts as ``max_buffer_size`` allows; None for a dataset, which is a history already."""
         if not self.cfg.use_dagger:
             return None
         rollouts = self._num_rollouts()
         rows = rollouts * self.stored_states
         kept = jax.tree.map(lambda x: jnp.zeros((rows, *x.shape)), carry) if rows else ()
-        return History.create(
-            rollouts * self.horizon, obs, teacher_action, kept, dtype=jnp.dtype(self.cfg.history_dtype)
-        )
+        dtype = jnp.dtype(self.cfg.history_dtype)
+        return History.create(rollouts * self.horizon, obs, teacher_action, kept, dtype, leaves_out)
 
     def remember(self, history: History | None, experience: Experience) -> History | None:
         """The history with the newest rollout over its oldest one."""
         if history is None:
             return None
         carry: Carry = jax.tree.map(lambda x: x[:: self.length][: self.stored_states], experience.carry)
-        return history.append(experience.obs, experience.teacher_action, experience.is_first, carry)
+        steps = experience.obs, experience.teacher_action, experience.is_first
+        return history.append(*steps, carry, experience.counts)
 
     def data(self, student: PolicyState, experience: Experience, history: History | None, key: Array) -> HistoryData:
         """The history with the newest rollout in it."""

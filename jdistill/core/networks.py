@@ -66,15 +66,14 @@ class Normalizer(struct.PyTreeNode):
         """(D,) what centred observations are divided by."""
         return self.std + self.EPS
 
-    def update(self, obs: Array, shards: Shards = WHOLE) -> Normalizer:
+    def update(self, obs: Array, shards: Shards = WHOLE, counts: Array | None = None) -> Normalizer:
         """Merge the moments of ``obs`` (..., D), all leading axes together (parallel variance, Chan et al. 1979).
 
-        The other ``shards`` hold as many observations each.
+        The other ``shards`` hold as many observations each. Where ``counts`` (...) is False there is none.
         """
         obs = obs.reshape(-1, obs.shape[-1])
-        mean, var = shards.moments(obs)
-        number = shards.count * obs.shape[0]
-        count = self.count + number
+        mean, var, number = shards.moments(obs, None if counts is None else counts.reshape(-1))
+        count = jnp.maximum(self.count + number, 1)
         rate = number / count
         delta = mean - self.mean
         new_mean = self.mean + rate * delta

@@ -42,6 +42,9 @@ class Transition(NamedTuple):
     metrics: dict[str, Array]
     student_carry: Carry
     """The student's recurrent state before the step; () where the sampler stores none."""
+    nonfinite: Any = ()
+    """(B,) bool, whether the environment broke in the step and was restarted, so that ``done`` is set too; () unless
+    the environments do that, see :func:`bridge.nonfinite.restarting`."""
 
 
 class Rollout(NamedTuple):
@@ -83,6 +86,8 @@ class Collector:
     """Whether both policies act in every step, and ``Transition.teacher_acts`` is (T, B)."""
     shards: Shards = WHOLE
     """How the environments are divided."""
+    restarts_nonfinite: bool = False
+    """Whether the environments restart what is not finite, and say so."""
 
     def collect(self, start: Loop, student: Actor, teacher: Actor, beta: Array, rng: Array) -> tuple[Loop, Transition]:
         """The loop after ``num_steps`` steps, and the steps (T, B, ...); ``beta`` () is the teacher's share of them."""
@@ -186,6 +191,7 @@ class Collector:
                 "reward": after.reward,
                 "done": after.done,
                 "metrics": after.metrics,
+                "nonfinite": after.info["nonfinite"] if self.restarts_nonfinite else (),
             }
             return (after, loop), (said, kept)
 

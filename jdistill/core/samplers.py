@@ -36,6 +36,7 @@ class RolloutSampler(Sampler):
             is_first=experience.is_first,
             carry=experience.start_carry,
             key=key,
+            counts=experience.counts,
         )
 
 
@@ -65,17 +66,16 @@ class Streaming(RolloutSampler):
         data = super().data(student, experience, history, key)
         steps = self.horizon + self.length - 1
         rounds = -(-steps // self.horizon)
-        obs, teacher_action, is_first = (
-            jnp.concatenate([x] * rounds)[:steps] for x in (data.obs, data.teacher_action, data.is_first)
-        )
-        return data._replace(obs=obs, teacher_action=teacher_action, is_first=is_first)
+        repeated = (data.obs, data.teacher_action, data.is_first, data.counts)
+        obs, teacher_action, is_first, counts = jax.tree.map(lambda x: jnp.concatenate([x] * rounds)[:steps], repeated)
+        return data._replace(obs=obs, teacher_action=teacher_action, is_first=is_first, counts=counts)
 
     def batch(self, data: RolloutData, number: Array, carry: Carry, initial_carry: Carry, length: int) -> Batch:
         """The steps from ``number * gradient_length`` on."""
         start = number * self.length
-        obs, teacher_action, is_first = (
-            jax.lax.dynamic_slice_in_dim(x, start % self.horizon, length)
-            for x in (data.obs, data.teacher_action, data.is_first)
+        obs, teacher_action, is_first, counts = jax.tree.map(
+            lambda x: jax.lax.dynamic_slice_in_dim(x, start % self.horizon, length),
+            (data.obs, data.teacher_action, data.is_first, data.counts),
         )
         # Every epoch begins with the state in which the rollout began.
         epoch_starts = ((start + jnp.arange(length)) % self.horizon == 0)[:, None]
@@ -86,7 +86,7 @@ class Streaming(RolloutSampler):
             carry=carry,
             reset=is_first | epoch_starts,
             reset_carry=jax.tree.map(lambda s, i: jnp.where(back, s, i), data.carry, initial_carry),
-            weight=jnp.ones(is_first.shape),
+            weight=jnp.ones(is_first.shape) if counts is None else counts.astype(jnp.float32),
         )
 
 
@@ -112,6 +112,8 @@ class Minibatch(RolloutSampler):
         row = jnp.minimum(time, self.horizon - 1)[:, None]
         is_first = data.is_first[row, env]
         counts = jnp.broadcast_to((time < self.horizon)[:, None], (length, self.sequences))
+        if data.counts is not None:
+            counts &= data.counts[row, env]
         if self.carry_start == "burn_in":
             # What follows an episode's start is known exactly, however early in the rollout.
             after_a_start = jnp.cumsum(data.is_first[:, env], axis=0)[row[:, 0]] > 0

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
@@ -60,6 +61,32 @@ class Experience(NamedTuple):
     """The student's recurrent states before the first step, each (B, hidden)."""
     carry: Carry
     """Those before every step, each (T, B, hidden), resets done; () where the sampler stores no states."""
+    counts: Array | None = None
+    """(T, B) bool, whether the step is learned from; None where all are."""
+
+    def without_broken(self, nonfinite: Array, done: Array) -> Experience:
+        """Leave out the episodes in which an environment broke: at ``nonfinite`` (T, B), where ``done`` (T, B) too.
+
+        What came before may have been absurd for long. Their numbers become 0, which can be weighted with 0.
+        """
+
+        def step(broken: Array, inputs: tuple[Array, Array]) -> tuple[Array, Array]:
+            breaks, ends = inputs
+            broken = breaks | (broken & ~ends)
+            return broken, ~broken
+
+        none = jnp.zeros(done.shape[1:], bool)
+        counts = jax.lax.scan(step, none, (nonfinite, done), reverse=True)[1]
+
+        def kept(x: Array) -> Array:
+            return jnp.where(counts[..., None], x, 0)
+
+        return self._replace(
+            obs=kept(self.obs),
+            teacher_action=kept(self.teacher_action),
+            carry=jax.tree.map(kept, self.carry),
+            counts=counts,
+        )
 
 
 class RolloutData(NamedTuple):
@@ -75,6 +102,8 @@ class RolloutData(NamedTuple):
     """The student's recurrent states before the first step, each (B, hidden)."""
     key: Array
     """For all that is drawn at random."""
+    counts: Array | None = None
+    """(T, B) bool, whether the step is learned from; None where all are."""
 
 
 class HistoryData(NamedTuple):
@@ -149,10 +178,12 @@ class Sampler:
                 f"environments{' of a device' if self.shards.count > 1 else ''}"
             )
 
-    def empty_history(self, obs: Array, teacher_action: Array, carry: Carry) -> History | None:
+    def empty_history(
+        self, obs: Array, teacher_action: Array, carry: Carry, leaves_out: bool = False
+    ) -> History | None:
         """Room for what :meth:`remember` keeps; None if that is nothing.
 
-        The arguments show the shapes of one step, (B, ...).
+        The arguments show the shapes of one step, (B, ...); ``leaves_out`` tells whether some may not count.
         """
         return None
 

@@ -57,14 +57,21 @@ class Shards:
         """The leaves (N, ...) of all parts, one behind the other: (count * N, ...)."""
         return tree if self.is_alone else lax.all_gather(tree, self.axis, tiled=True)
 
-    def moments(self, x: Array) -> tuple[Array, Array]:
-        """Mean and biased variance (...) of the rows ``x`` (N, ...) of all parts together.
+    def moments(self, x: Array, counts: Array | None = None) -> tuple[Array, Array, Array | int]:
+        """Mean, biased variance (D,) and number of the rows ``x`` (N, D) of all parts together.
 
-        The variance is the mean of the parts' own plus the variance of their means (Chan et al. 1979).
+        Where ``counts`` (N,) is False there is none. The variance is the mean of the parts' own plus the variance of
+        their means (Chan et al. 1979).
         """
+        if counts is not None:
+            share = self.mean(counts.mean())
+            scale = 1 / jnp.maximum(share, 1e-30)
+            whole = scale * self.mean(jnp.where(counts[:, None], x, 0).mean(axis=0))
+            var = scale * self.mean(jnp.where(counts[:, None], jnp.square(x - whole), 0).mean(axis=0))
+            return whole, var, share * self.count * x.shape[0]
         mean, var = x.mean(axis=0), x.var(axis=0)
-        whole = self.mean(mean)
-        return whole, var if self.is_alone else self.mean(var + jnp.square(mean - whole))
+        whole, number = self.mean(mean), self.count * x.shape[0]
+        return whole, var if self.is_alone else self.mean(var + jnp.square(mean - whole)), number
 
     def numbers(self, size: int) -> Array:
         """(size,) int32: the numbers among all, counted from 0, of the ``size`` things that this part has."""

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 EPISODES = 100
 """Mean return and length are taken over this many episodes, as in rsl_rl."""
+BROKEN = "Train/nonfinite_episodes"
+"""Tag of how many episodes ended with NaN or infinity, where the environments are restarted then."""
 
 
 class EpisodeBuffer(struct.PyTreeNode):
@@ -139,6 +141,11 @@ def _first_broken(x: Array, shards: Shards) -> Array:
     return place
 
 
+def whole_episodes(rollout: Transition) -> Array:
+    """(T, B) bool: where an episode ended of itself, and its sums say something."""
+    return rollout.done if isinstance(rollout.nonfinite, tuple) else rollout.done & ~rollout.nonfinite
+
+
 def is_first_step(state: State) -> Array:
     """(B,) bool: where an episode begins with the next step: after a step that ended one, or after none at all."""
     return state.done | (state.metrics["episode_length"] == 0)
@@ -160,9 +167,11 @@ def rollout_metrics(
     means = {
         "Policy/mean_action_error": error,
         "Distillation/teacher_share": rollout.teacher_acts.mean(),
-        "Train/episodes": rollout.done.sum().astype(jnp.float32),
+        "Train/episodes": whole_episodes(rollout).sum().astype(jnp.float32),
         **env_means(rollout),
     }
+    if not isinstance(rollout.nonfinite, tuple):
+        means[BROKEN] = rollout.nonfinite.sum().astype(jnp.float32)
     means = shards.mean(means)
     episodes = means["Train/episodes"]  # Where there are none the means over them are NaN, and the runner drops them.
     over_episodes = {k: v / episodes for k, v in means.items() if k.startswith(EPISODE_METRIC_PREFIX)}
@@ -173,6 +182,7 @@ def rollout_metrics(
         **means,
         **over_episodes,
         "Train/episodes": shards.count * episodes,
+        **{tag: shards.count * means[tag] for tag in [BROKEN] if tag in means},
     }
     return Metrics.create(scalars, checked, shards)
 
@@ -188,7 +198,7 @@ def env_means(rollout: Transition) -> dict[str, Array]:
     means = {}
     for name, value in rollout.metrics.items():
         if name.startswith(EPISODE_METRIC_PREFIX):
-            means[name] = (value * rollout.done).sum()
+            means[name] = (value * whole_episodes(rollout)).sum()
         elif name not in ("episode_return", "episode_length"):
             means[name] = value.mean()
     return means

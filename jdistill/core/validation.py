@@ -19,6 +19,7 @@ from jdistill.core.config import (
     HISTORY_SAMPLERS,
     LOGGERS,
     LOSSES,
+    ON_NONFINITE,
     OPTIMIZERS,
     SAMPLERS,
     AgentCfg,
@@ -62,6 +63,7 @@ CHOICES: dict[str, tuple[Any, ...]] = {
     "teacher.activation": (*ACTIVATIONS, None),
     "teacher.output_activation": (*OUTPUT_ACTIVATIONS, None),
     "logger": LOGGERS,
+    "on_nonfinite": ON_NONFINITE,
 }
 """Settings that are one of several names."""
 
@@ -141,6 +143,11 @@ CONFLICTS = (
         "algorithm.carry_start",
         lambda c: bool(c.algorithm.dataset) and c.algorithm.carry_start == "stored",
         "a dataset keeps no states, choose zero or burn_in",
+    ),
+    Conflict(
+        "on_nonfinite",
+        lambda c: c.on_nonfinite == "mask" and bool(c.algorithm.dataset),
+        "a dataset steps no environments that could break",
     ),
     Conflict(
         "algorithm.relabel",

@@ -71,7 +71,8 @@ class EpisodeFile:
 
         Args:
             rollout: arrays (T, B, ...) ``student_actions``, ``teacher_actions``, ``teacher_acts`` (or (T,)),
-                ``rewards``, ``dones``; ``states`` and ``obs``, dicts of such arrays.
+                ``rewards``, ``dones``; ``nonfinite``, where an episode ended because something broke, so that it is not
+                written; ``states`` and ``obs``, dicts of such arrays.
         """
         if "states" not in self._env_args:
             parts = [[name, int(np.prod(x.shape[2:]))] for name, x in rollout["states"].items()]
@@ -81,7 +82,7 @@ class EpisodeFile:
         for env, ends in enumerate(arrays["dones"]):
             start = 0
             for end in (np.flatnonzero(ends) + 1).tolist():
-                if (pieces := self._open[env]) is not None:
+                if (pieces := self._open[env]) is not None and not rollout["nonfinite"][end - 1, env]:
                     self._write([*pieces, {name: x[env, start:end] for name, x in arrays.items()}])
                 self._open[env], start = [], end
             if (pieces := self._open[env]) is not None and start < ends.size:

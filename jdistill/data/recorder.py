@@ -148,6 +148,7 @@ def _on_host(rollout: Any) -> dict[str, Any]:
         "teacher_acts": host.teacher_acts,
         "rewards": host.reward,
         "dones": host.done,
+        "nonfinite": np.zeros_like(host.done) if isinstance(host.nonfinite, tuple) else host.nonfinite,
         "states": {jax.tree_util.keystr(path, simple=True, separator="."): x for path, x in states},
         "obs": dict(host.obs),
     }

@@ -13,7 +13,7 @@ import numpy as np
 
 from jdistill.core.rollout import Transition
 from jdistill.core.schedule import PhaseInfo
-from jdistill.core.statistics import is_first_step
+from jdistill.core.statistics import BROKEN, is_first_step
 from jdistill.data.recorder import Recorder
 from jdistill.run import processes
 from jdistill.run.console import RunConsole, Timing, iteration_block, switch_banner
@@ -172,6 +172,23 @@ class LossWatch(Callback):
             self._said = True
             advice = "the student does not learn; lower agent.algorithm.learning_rate"
             self._runner.print(f"Warning: {what}: {advice}\n")
+
+
+class BrokenWatch(Callback):
+    """Says so when an environment gave NaN or infinity and was restarted for it: once, the log counts them all."""
+
+    def open(self, runner: DistillationRunner) -> None:
+        """Nothing has broken yet."""
+        self._runner, self._said = runner, False
+
+    def after_iteration(self, iteration: Iteration) -> None:
+        """Look at the count."""
+        if (broken := iteration.scalars.get(BROKEN, 0)) and not self._said:
+            self._said = True
+            self._runner.print(
+                f"Warning: NaN or infinity ended {broken:.0f} episodes; the environments were restarted and those "
+                f"episodes are not learned from (agent.on_nonfinite=mask). {BROKEN} in the log counts them\n"
+            )
 
 
 class Profile(Callback):

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from bridge.env import TrainingEnv
+from bridge.nonfinite import restarting
 from jdistill.core import observations
 from jdistill.core.actor import PolicyActor
 from jdistill.core.config import AgentCfg, StudentCfg
@@ -73,7 +74,13 @@ def load_student(file: Path, env: TrainingEnv, agent: AgentCfg) -> PolicyState:
 
 
 def make_algorithm(env: TrainingEnv, agent: AgentCfg, shards: Shards = WHOLE) -> Distillation:
-    """The algorithm with the student that ``agent`` describes, on an environment that is one of the ``shards``."""
+    """The algorithm with the student that ``agent`` describes, on an environment that is one of the ``shards``.
+
+    Raises:
+        SettingError: ``agent.on_nonfinite=mask`` and an environment that cannot be restarted.
+    """
+    if agent.on_nonfinite == "mask":
+        env = restarting(env)
     return Distillation(env, make_student(agent.student, env.num_actions), agent, shards)
 
 

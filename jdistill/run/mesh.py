@@ -96,7 +96,7 @@ class Programs:
             env_state=BY_ENV,
             episodes=SAME,
             rng=SAME,
-            history=part.history and history_specs(),
+            history=part.history and history_specs(part.history.counts is not None),
             phase1_end=SAME,
             teacher_acts=BY_ENV,
         )
@@ -168,8 +168,8 @@ class Programs:
         return state.replace(env_state=jax.tree.map(lambda own, x: x if own else x[0], self._by_env, state.env_state))
 
 
-def history_specs() -> History:
-    """How a history is divided: by its columns."""
+def history_specs(leaves_out: bool = False) -> History:
+    """How a history is divided: by its columns. ``leaves_out`` tells whether it says which steps count."""
     return History(
         obs=BY_TIME_AND_ENV,
         teacher_action=BY_TIME_AND_ENV,
@@ -177,6 +177,7 @@ def history_specs() -> History:
         carry=BY_TIME_AND_ENV,
         origin=SAME,
         length=BY_ENV,
+        counts=BY_TIME_AND_ENV if leaves_out else None,
     )
 
 

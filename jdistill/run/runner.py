@@ -20,12 +20,12 @@ from jdistill.core.distillation import TrainState
 from jdistill.core.networks import PolicyState
 from jdistill.core.rollout import Transition
 from jdistill.core.schedule import PhaseInfo
-from jdistill.core.statistics import Metrics
+from jdistill.core.statistics import BROKEN, Metrics
 from jdistill.data.dataset import Recording
 from jdistill.errors import CheckpointError, TrainingError, UserError
 from jdistill.export.policy_file import save_policy
 from jdistill.run import processes
-from jdistill.run.callbacks import Callback, Checkpoint, Console, Iteration, LossWatch, Scalars
+from jdistill.run.callbacks import BrokenWatch, Callback, Checkpoint, Console, Iteration, LossWatch, Scalars
 from jdistill.run.checkpoint import Checkpoints
 from jdistill.run.compose import RunCfg
 from jdistill.run.console import Clock, Timing
@@ -73,7 +73,7 @@ class DistillationRunner:
         self.programs = Programs(self.alg, self.mesh, self.actor, cfg.agent.seed)
         self.checkpoints = Checkpoints(run_dir, cfg.agent.max_checkpoints)
         self.scalars = Scalars()
-        speaking = [self.scalars, Console(), LossWatch()] if processes.is_main() else []
+        speaking = [self.scalars, Console(), LossWatch(), BrokenWatch()] if processes.is_main() else []
         self.callbacks: list[Callback] = [*speaking, Checkpoint(), *callbacks]
         self.state: TrainState | None = None
         self._saved: int | None = None
@@ -190,11 +190,19 @@ class DistillationRunner:
     # -- what an iteration says ----------------------------------------------------------------------------------
 
     def _check_finite(self, metrics: Metrics) -> None:
-        """Raise :class:`TrainingError` that names the first of the data that are not finite."""
-        if not (what := metrics.first_cause(self.num_envs)):
-            return
+        """Raise :class:`TrainingError` that names the first of the data that are not finite.
+
+        Or one that says that too much of it would have to be left out.
+        """
         kept, number = self.checkpoints.latest(), self.current_learning_iteration
         where = f"the checkpoint of iteration {kept} is kept in {self.run_dir}" if kept else "nothing was saved yet"
+        if (broken := metrics.scalars.get(BROKEN, 0)) >= self.num_envs:
+            raise TrainingError(
+                f"iteration {number}: NaN or infinity ended {broken:.0f} episodes of {self.num_envs} environments, too "
+                f"many to leave out; {where}"
+            )
+        if not (what := metrics.first_cause(self.num_envs)):
+            return
         raise TrainingError(f"iteration {number}: NaN or infinity in {what}; {where}")
 
     def _scalars(self, metrics: Metrics, phase: PhaseInfo, timing: Timing) -> dict[str, float]:

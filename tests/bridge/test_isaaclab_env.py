@@ -336,3 +336,37 @@ def test_pictures_come_from_the_simulators_own_visualizer():
     trivial.sim.visualizers[1].render_rgb_array = lambda: None
     with pytest.raises(RenderError, match="Painter gives no picture"):
         renderer.frame(env.reset(jax.random.key(0)))
+
+
+class Exploding(TrivialEnv):
+    """Environment 1 is NaN from its 5th step of every episode on; the simulator goes on with it, as simulators do."""
+
+    def step(self, actions):
+        self._state[1] = torch.where(self.episode_length_buf[1] == 4, torch.nan, self._state[1])
+        return super().step(actions)
+
+
+def test_an_environment_that_breaks_is_restarted_by_the_step_after():
+    env = IsaacLabEnv(Exploding(ENVS)).restarting_nonfinite()
+
+    @jax.jit
+    def rollout(rng):
+        def step(state, _):
+            after = env.step(state, policy_of(state.obs))
+            return after, (after.obs, after.reward, after.done, after.info["time_outs"], after.info["nonfinite"])
+
+        return jax.lax.scan(step, env.reset(rng), None, length=14)[1]
+
+    obs, reward, done, time_outs, broken = jax.tree.map(np.asarray, env.drive(rollout, jax.random.key(0)))
+    assert np.flatnonzero(broken.any(axis=1)).tolist() == [4, 5, 10, 11], "it breaks, and is restarted"
+    assert not broken[:, [0, *range(2, ENVS)]].any()
+    assert done[broken].all() and not time_outs[broken].any() and (reward[broken] == 0).all()
+    assert all(np.isfinite(x).all() for x in obs.values())
+    assert not obs["policy"][[4, 10], 1].any() and obs["policy"][[5, 11], 1].any(), "a new episode"
+
+
+def test_a_mean_of_nothing_is_not_logged():
+    log = ScalarLog()
+    log.add({"a": torch.tensor(float("nan")), "b": 1.0})
+    log.add({"a": torch.tensor(3.0), "b": 2.0})
+    assert log.pop() == {"Episode/a": 3.0, "Episode/b": 1.5}

@@ -1,0 +1,43 @@
+"""Counting episodes, and finding those that broke."""
+
+from __future__ import annotations
+
+import functools
+import operator
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+
+def begin_episodes(num_envs: int) -> dict[str, Array]:
+    """Entries of ``info`` with which :func:`count_episodes` counts."""
+    return {
+        "episode_steps_buf": jnp.zeros(num_envs, jnp.int32),
+        "episode_return_buf": jnp.zeros(num_envs, jnp.float32),
+    }
+
+
+def count_episodes(info: Mapping[str, Any], reward: Array, done: Array) -> tuple[dict[str, Array], dict[str, Array]]:
+    """The metrics ``episode_return`` and ``episode_length`` after a step, and the entries of ``info`` that follow.
+
+    ``reward`` (B,) and ``done`` (B,) are the step's. Where ``done`` the metrics are the finished episode's.
+    """
+    steps = info["episode_steps_buf"] + 1
+    total = info["episode_return_buf"] + reward
+    metrics = {"episode_return": total, "episode_length": steps.astype(jnp.float32)}
+    return metrics, {
+        "episode_steps_buf": jnp.where(done, 0, steps),
+        "episode_return_buf": jnp.where(done, 0.0, total),
+    }
+
+
+def finite_envs(tree: Any) -> Array:
+    """(B,) bool, whether all numbers of an environment are finite, of leaves (B, ...).
+
+    So must their squares be, which variances and losses are made of: a simulator that explodes passes through 1e30.
+    """
+    leaves = [jnp.isfinite(jnp.square(x)).reshape(x.shape[0], -1).all(axis=1) for x in jax.tree.leaves(tree)]
+    return functools.reduce(operator.and_, leaves)
