@@ -27,6 +27,7 @@ def make_parser() -> Parser:
     parser.add_argument(
         "--actor_std", type=deviation, default=0.1, help="rsl_rl: deviation with which its PPO begins to explore (0.1)"
     )
+    parser.add_argument("--name", default="policy", help="c: what its files, functions and types begin with (policy)")
     add(parser, "--best")
     add(parser, "--logdir")
     return parser
@@ -60,7 +61,7 @@ def run(argv: list[str]) -> None:
     folder = open_run(args.run, args.logdir)
     cfg = load_config(folder, ["env.num_envs=1"])
     policy, state, header = load_student(folder, args.best)
-    student = Student(policy, state, header, cfg.agent, folder / "teacher.safetensors", args.actor_std)
+    student = Student(policy, state, header, cfg.agent, folder / "teacher.safetensors", args.actor_std, args.name)
     notes = {"task": cfg.task, "versions": versions("jdistill", "jax", "flax", "torch", "onnx")}
     request = request_of(cfg)
     with ExitStack() as stack:

@@ -29,6 +29,7 @@ FORMATS = {
     "jit": "jdistill.export.torchscript:export",
     "onnx": "jdistill.export.onnx:export",
     "safetensors": "jdistill.export.policy_file:export",
+    "c": "jdistill.export.c:export",
 }
 """Our own formats, ``module:function`` by name. Nothing is imported before it is asked for."""
 
@@ -47,6 +48,8 @@ class Student:
     """Its teacher's policy file, which only some formats need."""
     actor_std: float = 0.1
     """Standard deviation with which rsl_rl's PPO begins to explore around the student."""
+    name: str = "policy"
+    """What the names in exported C code begin with."""
 
     @cached_property
     def layers(self) -> PolicyLayers:
@@ -59,8 +62,9 @@ class Exported:
     """What a format has written."""
 
     file: Path
-    start: Start
-    """The policy, read back from the file; its actions are compared with the student's."""
+    start: Start | None
+    """The policy, read back from the file; its actions are compared with the student's. None where nothing on this
+    machine can run it."""
     more_files: tuple[Path, ...] = ()
     """Files beside it."""
     notes: Mapping[str, Any] = field(default_factory=dict)

@@ -65,7 +65,7 @@ def outside(tmp_path, monkeypatch):
 
 
 def test_another_packages_format_is_exported_and_checked(student, outside, tmp_path, capsys):
-    assert list(formats.known_formats()) == ["rsl_rl", "jit", "onnx", "safetensors", "text", "broken"]
+    assert list(formats.known_formats()) == ["rsl_rl", "jit", "onnx", "safetensors", "c", "text", "broken"]
     assert formats.known_formats()["onnx"].value.startswith("jdistill."), "ours are not replaced"
     exporters.export(student, ["safetensors", "text"], tmp_path / "out", notes={"task": "mine"})
     assert "bias.txt: 100 drawn observations" in capsys.readouterr().out
@@ -83,7 +83,7 @@ def test_a_nan_leaves_no_file(student, outside, tmp_path):
 
 def test_unknown_formats_are_told_before_anything_is_written(student, tmp_path):
     for name, shown in (("tflite", "tflite"), ("", r"\(empty\)")):
-        with pytest.raises(ExportError, match=f"--format {shown}: expected some of rsl_rl, jit, onnx, safetensors"):
+        with pytest.raises(ExportError, match=f"--format {shown}: expected some of rsl_rl, jit, onnx, safetensors, c"):
             exporters.export(student, ["safetensors", name], tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
