@@ -5,7 +5,8 @@ can be there, but not be selected.
 
 An entry of ``agent.obs_groups.student`` or ``.teacher`` is the name of one of the environment's groups, or a part of it
 in brackets, written as in NumPy: ``policy``, ``policy[:22]``, ``policy[0,2]``, ``policy[0:3,6]``. The entries' numbers
-stand side by side, in their order.
+stand side by side, in their order. Of a group that is a dictionary, ``policy/joint_pos`` is one member and ``policy``
+stands for all, in the environment's order (see :func:`members`).
 """
 
 from __future__ import annotations
@@ -57,20 +58,47 @@ def select(obs: Mapping[str, Any], entries: Sequence[str]) -> Any:
     return (np if isinstance(parts[0], np.ndarray) else jnp).concatenate(parts, axis=-1)
 
 
+def members(entry: str, specs: Mapping[str, ObservationSpec]) -> list[str]:
+    """What ``entry`` stands for: a dictionary's members, in the environment's order; else itself."""
+    return [entry] if entry in specs else [name for name in specs if name.startswith(f"{entry}/")] or [entry]
+
+
 def describe(env: Any, entries: Sequence[str]) -> dict[str, Any]:
-    """What goes into a policy that sees ``entries`` of ``env`` and what comes out, for the header of its file."""
+    """What goes into a policy that sees ``entries`` of ``env`` and what comes out, for the header of its file.
+
+    Where the environment has ``deployment``, what that says stands beside it: ``robot`` (``joint_names``,
+    ``default_joint_pos``, ``joint_stiffness``, ``joint_damping``), ``command_names``, ``physics_dt``, ``decimation``.
+    """
     groups = []
     for entry in entries:
-        name = _parse(entry)[0]
-        spec = env.obs_specs[name]
-        layout = spec.layout if entry == name else ()
-        parts = [dict(zip(("name", "size", "unit"), part, strict=True)) for part in layout]
-        groups.append({"name": entry, "size": size([entry], env.obs_specs), "frame": spec.frame, "layout": parts})
+        spec, number = env.obs_specs[_parse(entry)[0]], size([entry], env.obs_specs)
+        groups.append({"name": entry, "size": number, "frame": spec.frame, "layout": _parts(entry, spec)})
     return {
         "observation": {"groups": groups, "frame": groups[0]["frame"], "size": size(entries, env.obs_specs)},
         "action": {"size": env.num_actions, **env.action_layout},
         "control_rate_hz": 1.0 / env.step_dt,
+        **getattr(env, "deployment", {}),
     }
+
+
+def _parts(entry: str, spec: ObservationSpec) -> list[dict[str, Any]]:
+    """The parts of the group's layout that ``entry`` takes, in its order; of one that is not whole, ``name[i:j]``."""
+    starts = np.cumsum([0, *(size for _, size, _ in spec.layout)])
+    parts: list[dict[str, Any]] = []
+    columns = _columns(entry, spec.shape[0]) if spec.layout else []
+    while len(columns):
+        index = int(np.searchsorted(starts, columns[0], "right")) - 1
+        (name, whole, unit), place = spec.layout[index], int(columns[0] - starts[index])
+        run = int((columns == columns[0] + np.arange(len(columns))).cumprod().sum())
+        taken = min(run, whole - place)
+        about, part = spec.terms.get(name, {}), slice(place, place + taken)
+        if taken < whole:  # A list (a scale, names) has an entry for each number. Part of a history is none.
+            about = {} if "history_length" in about else about
+            about = {k: v[part] if isinstance(v, list) and k != "clip" else v for k, v in about.items()}
+            name = f"{name}[{part.start}:{part.stop}]"
+        parts.append({"name": name, "size": taken, "unit": unit, **about})
+        columns = columns[taken:]
+    return parts
 
 
 def _parse(entry: str) -> tuple[str, str | None]:
