@@ -24,6 +24,7 @@ from jax import Array
 from bridge.dlpack import DLPackError, torch_call
 from bridge.env import (
     Color,
+    Layout,
     ObservationSpec,
     Renderer,
     State,
@@ -102,7 +103,8 @@ class IsaacLabEnv:
             raise SettingError(f"observation group '{name}' has shape {tuple(value.shape)}, expected {shape}")
         dtype = "float32" if value.ndim <= 2 else str(value.dtype).removeprefix("torch.")
         layouts, frames = (getattr(self.unwrapped, kind, {}) for kind in ("obs_layouts", "obs_frames"))
-        layout, terms = tuple(layouts.get(name, ())), {}
+        layout: Layout = tuple(layouts.get(name, ()))
+        terms: Mapping[str, Any] = {}
         # A wrapper may have changed what the managers made.
         if (managed := self._names.layouts.get(name, ())) and value.shape[1:] == (sum(size for _, size, _ in managed),):
             layout, terms = managed, self._names.terms[name]

@@ -81,11 +81,28 @@ def describe(env: Any, entries: Sequence[str]) -> dict[str, Any]:
     }
 
 
+def names(entry: str, specs: Mapping[str, ObservationSpec]) -> list[str]:
+    """What each number of ``entry`` is called: ``joint_vel.knee``, ``position_error[0]``, with a history
+    ``joint_vel.knee@-1`` for the step before; nothing where the environment does not say."""
+    parts = _parts(entry, specs[_parse(entry)[0]])
+    return [name for part in parts for name in _part_names(part)]
+
+
+def _part_names(part: Mapping[str, Any]) -> list[str]:
+    steps = 1 if part.get("history_order") == "time" else max(part.get("history_length", 0), 1)
+    one, name, elements = part["size"] // steps, part["name"], part.get("elements", ())
+    if len(elements) == one:
+        numbers = [f"{name}.{element}" for element in elements]
+    else:
+        numbers = [name] if one == 1 else [f"{name}[{i}]" for i in range(one)]
+    return [f"{number}@{age}" if age else number for age in range(1 - steps, 1) for number in numbers]
+
+
 def _parts(entry: str, spec: ObservationSpec) -> list[dict[str, Any]]:
     """The parts of the group's layout that ``entry`` takes, in its order; of one that is not whole, ``name[i:j]``."""
     starts = np.cumsum([0, *(size for _, size, _ in spec.layout)])
     parts: list[dict[str, Any]] = []
-    columns = _columns(entry, spec.shape[0]) if spec.layout else []
+    columns = _columns(entry, spec.shape[0]) if spec.layout else np.arange(0)
     while len(columns):
         index = int(np.searchsorted(starts, columns[0], "right")) - 1
         (name, whole, unit), place = spec.layout[index], int(columns[0] - starts[index])

@@ -118,3 +118,15 @@ def test_what_is_known_of_a_part_goes_with_its_numbers():
     position, _, past = group["layout"]
     assert position == {"name": "position[1:2]", "size": 1, "unit": "m", "scale": [3.0], "clip": [-1.0, 1.0]}
     assert past == {"name": "past[0:2]", "size": 2, "unit": ""}, "half of a history is none"
+
+
+def test_every_number_has_a_name():
+    terms = {"joint": {"history_length": 2, "elements": ["hip", "knee"]}, "contact": {"elements": ["left", "right"]}}
+    layout = (("joint", 4, ""), ("contact", 2, ""), ("height", 1, "m"), ("force", 2, "N"))
+    specs = {"policy": ObservationSpec((9,), layout=layout, terms=terms), "critic": ObservationSpec((2,))}
+    assert observations.names("policy", specs) == [
+        *("joint.hip@-1", "joint.knee@-1", "joint.hip", "joint.knee"),
+        *("contact.left", "contact.right", "height", "force[0]", "force[1]"),
+    ]
+    assert observations.names("policy[5:7]", specs) == ["contact[1:2].right", "height"]
+    assert observations.names("critic", specs) == []
