@@ -1,4 +1,4 @@
-"""Checkpoints of rl_games and skrl as those of rsl_rl: the actor's tensors by rsl_rl's names.
+"""Checkpoints of rl_games, skrl and RMA's kin as those of rsl_rl: the actor's tensors by rsl_rl's names.
 
 Both put the actor's last layer apart, and normalize by formulas of their own:
 
@@ -7,6 +7,10 @@ Both put the actor's last layer apart, and normalize by formulas of their own:
 
 rsl_rl's is (obs - mean) / (sqrt(var) + 1e-2), so the variance is changed to give the same numbers. Both clip what comes
 out to 5 deviations, which rsl_rl does not; such an observation is far from all that the teacher was trained on.
+
+RMA's teachers (rapid motor adaptation, and forks of legged_gym after it) send what only the simulator knows through an
+encoder, and give its outputs to the actor behind what the robot feels. Only where they call the encoder
+``env_factor_encoder`` do all of them agree on what goes in and what ends it.
 """
 
 from __future__ import annotations
@@ -81,6 +85,35 @@ def plain_names(content: Mapping[str, Any]) -> dict[str, Any]:
         return {PREFIXES.sub("", str(k)): v for k, v in tree.items()} if isinstance(tree, Mapping) else tree
 
     return {name: plain(entry) for name, entry in plain(content).items()}
+
+
+RMA = ("env_factor_encoder", ("actor_body", "actor"))
+"""The parts of RMA's teachers."""
+RMA_OTHERS = re.compile(r"(adaptation_module|critic_body|critic|decoder|estimator)\..*")
+"""Names of other networks beside them."""
+ENCODER = re.compile(r"(\w+\.)*(\w*encoder\w*|adaptation_module|\w*estimator\w*)\.(\w+\.)*\d+\.weight")
+
+
+def encoder_policy(tensors: Mapping[str, Any]) -> dict[str, Any] | None:
+    """RMA's teacher in a model's ``tensors`` by rsl_rl's names; None where there is no encoder.
+
+    Raises:
+        PolicyFileError: an encoder whose place is not known; one line, without the file's name.
+    """
+    encoder, bodies = RMA
+    body = next((name for name in bodies if f"{name}.0.weight" in tensors), None)
+    if body and f"{encoder}.0.weight" in tensors:
+        parts = {f"{encoder}.": "encoder.", f"{body}.": "mlp."}
+        kept = {name: x for name, x in tensors.items() if not RMA_OTHERS.fullmatch(name)}
+        begun = {name: next((p for p in parts if name.startswith(p)), "") for name in kept}
+        return {parts.get(p, "") + name.removeprefix(p): kept[name] for name, p in begun.items()}
+    if found := next((name for name in tensors if ENCODER.fullmatch(name)), None):
+        raise PolicyFileError(
+            f"its policy has an encoder ('{found}'), and such names do not say what goes in and where its outputs go; "
+            f"rename it to {encoder}.N and the actor to {bodies[0]}.N if it takes the last observations and its "
+            "outputs come last, or record what the policy does and train on that (--dataset FILE)"
+        )
+    return None
 
 
 def as_rsl_rl(content: Mapping[str, Any]) -> tuple[str, dict[str, Any]] | None:
