@@ -46,6 +46,8 @@ class Trainer(NamedTuple):
     normalizer: str
     others: str
     """Regular expression of names of other networks."""
+    recurrent: str
+    """Regular expression before the names of torch's GRU or LSTM, before the hidden layers or behind them."""
     deviation: Callable[[np.ndarray], np.ndarray]
     """What the trainer divides by, from the variance."""
 
@@ -60,7 +62,8 @@ TRAINERS = (
         mean="running_mean_std.running_mean",
         var="running_mean_std.running_var",
         normalizer="model",
-        others=r"value_mean_std\..*|running_mean_std\.count|a2c_network\.(sigma|value|critic_mlp).*",
+        others=r"value_mean_std\..*|running_mean_std\.count|a2c_network\.(sigma|value|critic_mlp|c_rnn).*",
+        recurrent=r"a2c_network\.(a_)?rnn\.rnn\.",
         deviation=lambda var: np.sqrt(var + 1e-5),
     ),
     Trainer(
@@ -73,6 +76,7 @@ TRAINERS = (
         var="running_variance",
         normalizer="state_preprocessor",
         others=r"log_std_parameter|value_layer.*|current_count",
+        recurrent=r"(?!)",  # Its recurrent models are its users' own.
         deviation=lambda var: np.sqrt(var) + 1e-8,
     ),
 )
@@ -120,7 +124,7 @@ def as_rsl_rl(content: Mapping[str, Any]) -> tuple[str, dict[str, Any]] | None:
     """The trainer's name and the actor of its checkpoint ``content`` by rsl_rl's names; None for other content.
 
     Raises:
-        PolicyFileError: a network that is no MLP, or a normalizer that rsl_rl's formula cannot give; one line, without
+        PolicyFileError: a network of another kind, or a normalizer that rsl_rl's formula cannot give; one line, without
             the file's name.
     """
     trainer = next((t for t in TRAINERS if all(name in content for name in t.entries)), None)
@@ -132,20 +136,37 @@ def as_rsl_rl(content: Mapping[str, Any]) -> tuple[str, dict[str, Any]] | None:
     normalizer = content.get(trainer.normalizer) or {}
     tensors: dict[str, Any] = {}
     numbers = [int(m[1]) for name in network if (m := re.match(rf"{re.escape(trainer.hidden)}(\d+)\.", name))]
-    last = max(numbers, default=-2) + 2
+    hidden, last = ("pre", 0) if _is_behind(trainer, network, numbers) else ("mlp", max(numbers, default=-2) + 2)
     for name, tensor in network.items():
         if name.startswith(trainer.hidden):
-            tensors[f"mlp.{name.removeprefix(trainer.hidden)}"] = tensor
+            tensors[f"{hidden}.{name.removeprefix(trainer.hidden)}"] = tensor
+        elif re.match(trainer.recurrent, name):
+            tensors[re.sub(trainer.recurrent, "rnn.rnn.", name)] = tensor
         elif name.startswith(trainer.last):
             tensors[f"mlp.{last}.{name.removeprefix(trainer.last)}"] = tensor
         elif name not in (trainer.mean, trainer.var) and not re.fullmatch(trainer.others, name):
             raise PolicyFileError(
-                f"a checkpoint of {trainer.title} whose policy is more than an MLP ('{name}'): "
-                "only MLPs of it can be read"
+                f"a checkpoint of {trainer.title} whose policy has more than an MLP and a GRU or LSTM ('{name}'), "
+                "which cannot be read"
             )
     if trainer.mean in normalizer:
         tensors |= _normalizer(trainer, normalizer)
     return trainer.title, tensors
+
+
+def _is_behind(trainer: Trainer, network: Mapping[str, Any], numbers: list[int]) -> bool:
+    """Whether a GRU or LSTM stands behind the hidden layers ``numbers``: the sizes say so."""
+    shapes = {re.sub(trainer.recurrent, "rnn.", name): tuple(tensor.shape) for name, tensor in network.items()}
+    if "rnn.weight_ih_l0" not in shapes or not numbers:
+        return False
+    inputs, units = shapes["rnn.weight_ih_l0"][1], shapes["rnn.weight_hh_l0"][1]
+    first, end = (shapes[f"{trainer.hidden}{i}.weight"] for i in (min(numbers), max(numbers)))
+    before, behind = first[1] == units, end[0] == inputs and shapes[f"{trainer.last}weight"][1] == units
+    if before and behind:
+        raise PolicyFileError(
+            f"a checkpoint of {trainer.title} whose recurrent layer may stand before its MLP or behind: all sizes fit"
+        )
+    return behind
 
 
 def _normalizer(trainer: Trainer, tensors: Mapping[str, Any]) -> dict[str, Any]:

@@ -281,9 +281,9 @@ class DistillationRunner:
             policy, state, _ = load_policy(self.run_dir / "teacher.safetensors")
         except PolicyFileError:
             return False
-        ours = self.teacher.state
-        same = policy == self.teacher.policy and jax.tree.structure(state) == jax.tree.structure(ours)
-        return same and all(np.array_equal(*pair) for pair in zip(*map(jax.tree.leaves, (state, ours)), strict=True))
+        kept, ours = (dict(jax.tree_util.tree_leaves_with_path(tree)) for tree in (state, self.teacher.state))
+        same = policy == self.teacher.policy and kept.keys() == ours.keys()
+        return same and all(np.array_equal(x, ours[path]) for path, x in kept.items())
 
     def save(self, mean_return: float | None) -> None:
         """Write a checkpoint and the student's policy file (the best student's too, when this one is).

@@ -69,13 +69,44 @@ def test_the_actor_is_read_with_its_normalizer(make, prefix, parts, tmp_path):
     assert about["obs_size"] == 5
 
 
+@pytest.mark.parametrize("kind", ["GRU", "LSTM"])
+@pytest.mark.parametrize(("name", "before"), [("rnn", True), ("a_rnn", False)])
+def test_recurrent_policies_of_rl_games(kind, name, before, tmp_path):
+    """A memory before the hidden layers, or behind them; and the critic's."""
+    torch.manual_seed(1)
+    memory = getattr(torch.nn, kind)(5 if before else 8, 6)
+    layers = [torch.nn.Linear(6 if before else 5, 7), torch.nn.Linear(7, 8), torch.nn.Linear(8 if before else 6, 3)]
+    content = rl_games(layers, torch.zeros(5).double(), torch.full((5,), 4.0).double())
+    for prefix in (name, "c_rnn"):
+        content["model"] |= {f"a2c_network.{prefix}.rnn.{k}": v for k, v in memory.state_dict().items()}
+    torch.save(content, file := tmp_path / "teacher.pth")
+    policy, state, _ = load_teacher_checkpoint(file, 3, "elu", "identity")
+    obs = torch.randn(4, 2, 5)
+    hidden = torch.nn.Sequential(layers[0], torch.nn.ELU(), layers[1], torch.nn.ELU())
+    with torch.no_grad():
+        x = obs / torch.sqrt(torch.tensor(4.0 + 1e-5))
+        wanted = layers[2](hidden(memory(x)[0]) if before else memory(hidden(x))[0])
+    actions = networks.replay(policy, state, jnp.asarray(obs.numpy()), jnp.zeros((4, 2), bool))
+    np.testing.assert_allclose(actions, wanted, atol=1e-5)
+
+
 def test_what_cannot_be_read_names_the_trainer(parts, tmp_path):
     layers, mean, var = parts
-    recurrent = rl_games(layers, mean, var)
-    recurrent["model"]["a2c_network.rnn.rnn.weight_ih_l0"] = torch.zeros(9, 5)
-    torch.save(recurrent, file := tmp_path / "teacher.pth")
-    with pytest.raises(PolicyFileError, match=r"a checkpoint of rl_games whose policy is more than an MLP \('a2c_net"):
-        load_teacher_checkpoint(file, 3)
+    file = tmp_path / "teacher.pth"
+    for name, complaint in {
+        "layer_norm.weight": r"rl_games whose policy has more than an MLP and a GRU or LSTM \('a2c_network.layer_norm",
+        "rnn.rnn.weight_ih_l0": r"rl_games whose recurrent layer may stand before its MLP or behind: all sizes fit",
+    }.items():
+        content = rl_games([torch.nn.Linear(8, 8), torch.nn.Linear(8, 3)], torch.zeros(8), torch.ones(8))
+        content["model"] |= {
+            f"a2c_network.{name}": torch.zeros(24, 8),
+            "a2c_network.rnn.rnn.weight_hh_l0": torch.zeros(24, 8),
+        }
+        if name.startswith("layer"):
+            del content["model"]["a2c_network.rnn.rnn.weight_hh_l0"]
+        torch.save(content, file)
+        with pytest.raises(PolicyFileError, match=f"a checkpoint of {complaint}"):
+            load_teacher_checkpoint(file, 3)
     torch.save(skrl(layers, mean, 0 * var), file)
     with pytest.raises(
         PolicyFileError, match=r"a checkpoint of skrl that has seen an observation with a deviation below"
