@@ -137,7 +137,7 @@ def compile_iteration(num_envs: int, num_steps: int, overrides: list[str]) -> tu
     cfg = configure(job, beginning, started)
     with open_env(cfg, started.task) as env:
         resolve_obs_groups(cfg.agent, env)
-        teacher = load_teacher(teacher_path(cfg, started.task, job, None), env, cfg).actor(cfg.agent)
+        teacher = load_teacher(teacher_path(cfg, started.task, job, beginning), env, cfg).actor(cfg.agent)
         algorithm = make_algorithm(env, cfg.agent)
     device = topologies.get_topology_desc(platform="cuda", target_config=DEVICE.read_text(), topology="1x1x1").devices[
         0

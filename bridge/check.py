@@ -92,7 +92,10 @@ def _specs(env: Any, obs: Mapping[str, Any]) -> dict[str, ObservationSpec]:
         if group not in obs:
             raise SettingError(f"{name}: there is no obs['{group}'], which it declares; there are {', '.join(obs)}")
         layout = tuple(layouts.get(group, ()))
-        spec = ObservationSpec(tuple(obs[group].shape[1:]), np.dtype(obs[group].dtype), layout, frames.get(group))
+        terms = declared[group].terms if group in declared else {}
+        spec = ObservationSpec(
+            tuple(obs[group].shape[1:]), np.dtype(obs[group].dtype), layout, frames.get(group), terms
+        )
         total = (sum(size for _, size, _ in layout),) if layout else spec.shape
         for expected in (shapes.get(group, spec.shape), total):
             if spec.shape != expected:

@@ -8,7 +8,7 @@ that changes lives in the :class:`State` pytree.
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Protocol, runtime_checkable
 
@@ -47,6 +47,9 @@ class ObservationSpec:
     """What a vector is made of, where the environment says."""
     frame: str | None = None
     """The frame it is measured in, where the environment has a choice."""
+    terms: Mapping[str, Mapping[str, Any]] = field(default_factory=dict, hash=False)
+    """What else is known of the parts of ``layout``: ``clip`` and ``scale``, applied in this order; ``history_length``,
+    the steps that it holds, the oldest first; ``elements``, what its numbers are called."""
 
     @classmethod
     def of_layout(cls, layout: Layout, frame: str | None = None) -> ObservationSpec:
@@ -77,7 +80,7 @@ class State(struct.PyTreeNode):
 
 @runtime_checkable
 class Env(Protocol):
-    """A batch of environments. An implementation is immutable: all that changes is in the State.
+    """A batch of environments, itself immutable: all that changes is in the State.
 
     What it observes need not be declared, for it can be traced; see :func:`bridge.check.check_env`.
     """
@@ -116,7 +119,7 @@ class TrainingEnv(Env, Protocol):
     """
 
     action_layout: Mapping[str, Any]
-    """``layout`` (names in order), ``range`` and ``rate_hz`` of the actions, where the environment says."""
+    """``layout`` (names in order), ``range``, ``rate_hz`` and ``terms`` of the actions, where the environment says."""
     restorable: bool
     """Whether a State holds all of the simulator, so that a saved one can be gone on with. One whose ``step`` calls the
     host back also has ``calls_back = True``."""
@@ -184,9 +187,7 @@ class Parametric(Protocol):
     """An environment some of whose settings may be arguments of a compiled program.
 
     Environments of equal ``structure`` differ in their ``parameters`` alone, so a program that is traced with
-    ``env.with_parameters(parameters)`` serves all of them::
-
-        reset = jax.jit(lambda parameters, rng: env.with_parameters(parameters).reset(rng))
+    ``env.with_parameters(parameters)`` serves all of them.
     """
 
     structure: Hashable
@@ -244,6 +245,7 @@ class AutoReset:
         self.max_episode_length = env.max_episode_length
         self.step_dt = env.step_dt
         self.action_layout: Mapping[str, Any] = getattr(env, "action_layout", {})
+        self.deployment: Mapping[str, Any] = getattr(env, "deployment", {})
         self.restorable = True
         self.restarts_nonfinite = restarts_nonfinite
         self._observe: Callable[[Any], dict[str, Array]] | None = getattr(env, "observe_pipeline_state", None)
@@ -362,10 +364,7 @@ class AutoReset:
         return pipeline_state, self._observe(pipeline_state) if self._observe else obs
 
     def randomize_episode_length(self, state: State, rng: Array) -> State:
-        """Pretend the episodes began at different times, so that their time-outs do not fall together.
-
-        rsl_rl's ``init_at_random_ep_len``.
-        """
+        """See :class:`TrainingEnv`: afterwards time-outs do not fall together."""
         length = random_ages(rng, self.num_envs, self.max_episode_length)
         return state.replace(info={**state.info, "episode_length_buf": length})
 

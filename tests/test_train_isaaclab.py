@@ -10,6 +10,7 @@ import sys
 
 import jax
 import numpy as np
+import onnxruntime
 import pytest
 import torch
 import yaml
@@ -94,16 +95,19 @@ def test_a_student_is_evaluated_in_its_simulator(documented, tmp_path):
     assert len(policies["student"]["traces"][0]["action"]) == 20
 
 
-def test_an_external_package_registers_its_task(tmp_path):
-    """Isaac Lab's own mechanism; a task called ``distillation`` wins over ours, and its rsl_rl config is read."""
+def test_an_external_package_registers_its_task(tmp_path, capsys):
+    """Isaac Lab's own mechanism; a task called ``distillation`` wins over ours, and its rsl_rl config is read.
+
+    The task has managers, and what those know goes along with the student.
+    """
     (tmp_path / "their_tasks.py").write_text(
         "import sys\n"
         "import gymnasium as gym\n"
         "from isaaclab_rl.rsl_rl import RslRlDistillationAlgorithmCfg, RslRlDistillationRunnerCfg, RslRlRNNModelCfg\n"
         "def register():\n"
-        "    kwargs = dict(gym.spec('Isaac-Cartpole-Direct').kwargs)\n"
+        "    kwargs = dict(gym.spec('Isaac-Cartpole').kwargs)\n"
         "    kwargs['rsl_rl_cfg_entry_point'] = agent\n"
-        "    gym.register('distillation', entry_point=gym.spec('Isaac-Cartpole-Direct').entry_point,\n"
+        "    gym.register('distillation', entry_point=gym.spec('Isaac-Cartpole').entry_point,\n"
         "                 disable_env_checker=True, kwargs=kwargs)\n"
         "    return [a for a in sys.argv[1:] if a != '--theirs']\n"
         "def agent():\n"
@@ -117,7 +121,7 @@ def test_an_external_package_registers_its_task(tmp_path):
         "    return cfg\n"
     )
     teacher = Policy(1, (8,))
-    save_policy(tmp_path / "t.safetensors", teacher, networks.init(teacher, jax.random.key(0), 4, True), {})
+    save_policy(tmp_path / "t.safetensors", teacher, networks.init(teacher, jax.random.key(0), 8, True), {})
     arguments = ["--task", "distillation", "--external_callback", "their_tasks.register", "--theirs"]
     arguments += [
         "--num_envs",
@@ -131,7 +135,10 @@ def test_an_external_package_registers_its_task(tmp_path):
     ]
     command = [sys.executable, str(ROOT / "train_jax.py"), "--logdir", str(tmp_path / "logs"), *arguments]
     environment = {**ENVIRONMENT, "PYTHONPATH": str(tmp_path)}
-    command += overrides(cartpole_usd(tmp_path))
+    command += [o.replace("env.scene.cartpole.", "env.scene.robot.") for o in overrides(cartpole_usd(tmp_path))]
+    terms = "env.observations.policy"
+    command += [f"{terms}.joint_pos_rel.scale=2.0", f"{terms}.joint_pos_rel.clip=[-3.0,3.0]"]
+    command += [f"{terms}.joint_vel_rel.history_length=3"]
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr
     (run,) = (tmp_path / "logs" / "theirs").glob("*")
@@ -143,6 +150,41 @@ def test_an_external_package_registers_its_task(tmp_path):
     assert (policy.rnn_type, policy.rnn_num_layers, policy.hidden_dims) == ("lstm", 2, (24,))
     assert (policy.activation, policy.output_activation, policy.pre_dims) == ("relu", "identity", ())
     assert state.normalizer is not None
+    names_go_along(run, capsys)
+
+
+def names_go_along(run, capsys):
+    """What the managers of the cartpole know is in ``policy.json`` and in the ONNX file, by mjlab's keys."""
+    assert run_command("export", [str(run), "--format", "onnx"]) == 0, capsys.readouterr().err
+    sidecar = json.loads((run / "exported" / "policy.json").read_text())
+    joints = ["slider_to_cart", "cart_to_pole"]
+    position, velocity = sidecar["observation"]["groups"][0]["layout"]
+    assert position == {
+        "name": "joint_pos_rel",
+        "size": 2,
+        "unit": "",
+        "function": "joint_pos_rel",
+        "scale": 2.0,
+        "clip": [-3.0, 3.0],
+        "elements": joints,
+    }
+    assert (velocity["name"], velocity["size"], velocity["history_length"]) == ("joint_vel_rel", 6, 3)
+    assert sidecar["action"]["layout"] == joints[:1] and sidecar["control_rate_hz"] == pytest.approx(60)
+    assert sidecar["action"]["terms"] == [
+        {"name": "joint_effort", "type": "JointEffortAction", "size": 1, "scale": [100.0], "offset": [0.0]}
+    ]
+    assert sidecar["robot"] == {
+        "joint_names": joints,
+        "default_joint_pos": [0.0, 0.0],
+        "joint_stiffness": [0.0, 0.0],
+        "joint_damping": [10.0, 0.0],
+    }
+    assert sidecar["command_names"] == [] and sidecar["decimation"] == 2
+    session = onnxruntime.InferenceSession(str(run / "exported" / "policy.onnx"))
+    known = session.get_modelmeta().custom_metadata_map
+    assert known["joint_names"] == "slider_to_cart,cart_to_pole" and known["joint_damping"] == "10,0"
+    assert known["observation_names"] == "joint_pos_rel,joint_vel_rel"
+    assert known["observation_terms_clip"] == "-3;3,-inf;inf" and known["action_scale"] == "100"
 
 
 def test_registered_configs_are_defaults():

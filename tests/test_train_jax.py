@@ -375,12 +375,14 @@ def test_a_bundled_teacher_goes_by_its_name(tmp_path, monkeypatch):
     beginning = training.begin(job)
     started = session.start(beginning.request)
     cfg = training.configure(job, beginning, started)
-    file = training.teacher_path(cfg, started.task, job, None)
+    file = training.teacher_path(cfg, started.task, job, beginning)
     policy, _, header = load_policy(file)
     assert file.parent == BUNDLED_TEACHER.parent and header["obs_size"] == 30 and policy.hidden_dims == (64, 64, 64)
     monkeypatch.chdir(tmp_path)
     (tmp_path / "quadrotors").write_bytes(b"mine")
-    assert training.teacher_path(cfg, started.task, job, None) == Path("quadrotors"), "a file of that name comes first"
+    assert training.teacher_path(cfg, started.task, job, beginning) == Path("quadrotors"), (
+        "a file of that name comes first"
+    )
 
 
 def test_nothing_to_resume(capsys, tmp_path, two_stages):
@@ -389,7 +391,7 @@ def test_nothing_to_resume(capsys, tmp_path, two_stages):
     where = ["--logdir", str(run.parents[1]), "--experiment_name", "exp"]
     assert "no such run" in complaint(capsys, "--resume", "--load_run", "2020", *where)
     assert "already has 6 iterations, --max_iterations is 6: raise it" in complaint(capsys, "--resume", *where)
-    assert "has its teacher already" in complaint(capsys, "--resume", "--teacher", str(BUNDLED_TEACHER), *where)
+    assert "has its teacher already" in complaint(capsys, "--resume", "agent.teacher.activation=relu", *where)
     assert "has its seed already" in complaint(capsys, "--resume", "--seed", "7", *where)
     outside = complaint(capsys, "--resume", "--max_iterations", "9", "--profile", "1:2", *where)
     assert "--profile 1:2: this run has iterations 6 to 8" in outside

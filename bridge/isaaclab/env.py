@@ -26,6 +26,7 @@ from jax import Array
 from bridge.dlpack import DLPackError, torch_call
 from bridge.env import (
     Color,
+    Layout,
     ObservationSpec,
     Renderer,
     State,
@@ -33,6 +34,7 @@ from bridge.env import (
 from bridge.episodes import begin_episodes, count_episodes
 from bridge.errors import SettingError, SimulatorError
 from bridge.isaaclab.log import ScalarLog
+from bridge.isaaclab.managers import names_of
 from bridge.isaaclab.render import VisualizerRenderer
 from bridge.keys import random_ages, single_key
 from bridge.main_thread import MainThread
@@ -54,7 +56,8 @@ class IsaacLabEnv:
     Args:
         env: the environment, wrapped by Gymnasium or not. It belongs to this object from now on, which does not close
             it.
-        groups: observation groups to bring over; None brings all, images too. The others cost nothing.
+        groups: observation groups to bring over; None brings all, images too. The others cost nothing. A group that is
+            a dictionary stands for all that is in it.
         mode: ``callback`` steps the simulator on whichever thread XLA calls back, ``host`` on the one that calls
             :meth:`drive`. The numbers are the same.
 
@@ -79,11 +82,15 @@ class IsaacLabEnv:
         obs = _flat(self.env.reset()[0])
         if not obs:
             raise SettingError("the environment observes nothing, so there is nothing to learn from")
+        self._names = names_of(self.unwrapped)
         self.obs_specs: Mapping[str, ObservationSpec] = {
             name: self._spec(name, value) for name, (_, value) in obs.items()
         }
-        self.action_layout: Mapping[str, Any] = getattr(self.unwrapped, "action_layout", {})
-        self.groups = [name for name in self.obs_specs if groups is None or name in groups]
+        self.action_layout: Mapping[str, Any] = self._names.action_layout or getattr(
+            self.unwrapped, "action_layout", {}
+        )
+        self.deployment = self._names.deployment
+        self.groups = [name for name in self.obs_specs if groups is None or _asked_for(name, groups)]
         self._paths = [(name, obs[name][0], obs[name][1].ndim == 1) for name in self.groups]
         _check_device(next(iter(obs.values()))[1].device)
         self._main_thread = MainThread() if mode == "host" else None
@@ -100,8 +107,13 @@ class IsaacLabEnv:
             raise SettingError(f"observation group '{name}' has shape {tuple(value.shape)}, expected {shape}")
         dtype = "float32" if value.ndim <= 2 else str(value.dtype).removeprefix("torch.")
         layouts, frames = (getattr(self.unwrapped, kind, {}) for kind in ("obs_layouts", "obs_frames"))
+        layout: Layout = tuple(layouts.get(name, ()))
+        terms: Mapping[str, Any] = {}
+        # A wrapper may have changed what the managers made.
+        if (managed := self._names.layouts.get(name, ())) and value.shape[1:] == (sum(size for _, size, _ in managed),):
+            layout, terms = managed, self._names.terms[name]
         held = jax.dtypes.canonicalize_dtype(dtype)  # JAX has no 64 bits, as long as it is not told to.
-        return ObservationSpec(tuple(value.shape[1:]) or (1,), held, tuple(layouts.get(name, ())), frames.get(name))
+        return ObservationSpec(tuple(value.shape[1:]) or (1,), held, layout, frames.get(name), terms)
 
     def restarting_nonfinite(self) -> IsaacLabEnv:
         """See :func:`bridge.nonfinite.restarting`: this object, from now on.
@@ -268,6 +280,11 @@ def _flat(obs: Any, above: tuple[str, ...] = ()) -> dict[str, tuple[tuple[str, .
     if not hasattr(obs, "items"):
         raise SettingError(f"observation group '{name}' is a {type(obs).__name__}, expected a torch tensor")
     return {name: group for key, value in obs.items() for name, group in _flat(value, (*above, key)).items()}
+
+
+def _asked_for(name: str, groups: Sequence[str]) -> bool:
+    """Whether ``name`` is one of ``groups``, or in one that is a dictionary."""
+    return any(name == group or name.startswith(f"{group}/") for group in groups)
 
 
 def _num_actions(env: Any) -> int:

@@ -20,7 +20,7 @@ def make_parser() -> Parser:
         prog="jdistill convert",
         description="A teacher out of a checkpoint of rsl_rl, rl_games or skrl, for runs that then need no torch.",
     )
-    parser.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="rsl_rl's .pt file")
+    parser.add_argument("checkpoint", metavar="CHECKPOINT", help="rsl_rl's .pt file or run folder, or latest")
     parser.add_argument("out", type=Path, metavar="FILE", help="the .safetensors policy to write")
     said = "default: what params/agent.yaml beside it says, else"
     parser.add_argument("--activation", type=str.lower, choices=list(ACTIVATIONS), help=f"hidden layers' ({said} elu)")
@@ -40,8 +40,10 @@ def make_parser() -> Parser:
 def run(argv: list[str]) -> None:
     """The command."""
     args = make_parser().parse_args(argv)
+    from jdistill.run.training import named_file
+
     policy, state, header = load_teacher_checkpoint(
-        args.checkpoint,
+        named_file("CHECKPOINT", args.checkpoint),
         args.num_actions,
         args.activation,
         args.output_activation,

@@ -56,7 +56,7 @@ def _add_what_to_train(parser: Parser, every: dict[str, Any], others: str) -> No
     argument(
         "--teacher",
         metavar="FILE",
-        help="the teacher: a .safetensors policy or an rsl_rl .pt (default: the task's bundled one)",
+        help="the teacher: a .safetensors policy, an rsl_rl .pt, its run folder, or 'latest' (default: the task's own)",
     )
     argument("--checkpoint", metavar="FILE", help="the same as --teacher, by rsl_rl's name")
     argument("--student", metavar="FILE", help="the student to begin with: a policy, or rsl_rl's distillation .pt")

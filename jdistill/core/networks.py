@@ -190,7 +190,9 @@ RNN_TYPES: dict[str, type[RecurrentLayer]] = {"gru": GRU, "lstm": LSTM}
 class Policy(nn.Module):
     """Dense layers, recurrent layers, dense layers; any of the three may be empty.
 
-    Observations arrive normalized (see :meth:`PolicyState.normalize`).
+    Observations arrive normalized (see :meth:`PolicyState.normalize`). With an encoder, the last ``encoder_inputs``
+    numbers of them pass through dense layers of their own first, whose outputs take their place: RMA's teachers
+    (Kumar et al. 2021), which see what the robot feels and, through it, what the simulator knows.
     """
 
     num_actions: int
@@ -202,9 +204,12 @@ class Policy(nn.Module):
     rnn_hidden_dim: int = 16
     rnn_num_layers: int = 1
     learn_initial_carry: bool = False
+    encoder_dims: tuple[int, ...] = ()
+    encoder_inputs: int = 0
 
     def setup(self) -> None:
         """Create the layers."""
+        self.encoder = [Dense(width) for width in self.encoder_dims]
         self.pre = [Dense(width) for width in self.pre_dims]
         layers = self.rnn_num_layers if self.rnn_type else 0
         self.rnn = [RNN_TYPES[self.rnn_type or "gru"](self.rnn_hidden_dim) for _ in range(layers)]
@@ -256,7 +261,14 @@ class Policy(nn.Module):
             states.append(state)
         return tuple(states), self._after(x).reshape(steps, batch, self.num_actions)
 
+    def _encoded(self, x: Array) -> Array:
+        seen, latent = x[..., : -self.encoder_inputs], x[..., -self.encoder_inputs :]
+        for layer in self.encoder[:-1]:
+            latent = ACTIVATIONS[self.activation](layer(latent))
+        return jnp.concatenate([seen, self.encoder[-1](latent)], axis=-1)
+
     def _before(self, x: Array) -> Array:
+        x = self._encoded(x) if self.encoder_dims else x
         for layer in self.pre:
             x = ACTIVATIONS[self.activation](layer(x))
         return x
@@ -331,4 +343,6 @@ def summary(policy: Policy, state: PolicyState, obs_size: int) -> str:
     layers = "-".join(map(str, [*policy.pre_dims, *memory, *policy.hidden_dims, policy.num_actions]))
     end = "" if policy.output_activation == "identity" else f", {policy.output_activation} at the output"
     normalizer = "with" if state.normalizer else "without"
+    encoder = "-".join(map(str, [policy.encoder_inputs, *policy.encoder_dims]))
+    layers = f"of which an encoder takes {encoder}, {layers}" if policy.encoder_dims else layers
     return f"{obs_size} observations, {layers}, {policy.activation}{end}, {normalizer} normalizer"

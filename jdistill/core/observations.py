@@ -5,7 +5,8 @@ can be there, but not be selected.
 
 An entry of ``agent.obs_groups.student`` or ``.teacher`` is the name of one of the environment's groups, or a part of it
 in brackets, written as in NumPy: ``policy``, ``policy[:22]``, ``policy[0,2]``, ``policy[0:3,6]``. The entries' numbers
-stand side by side, in their order.
+stand side by side, in their order. Of a group that is a dictionary, ``policy/joint_pos`` is one member and ``policy``
+stands for all, in the environment's order (see :func:`members`).
 """
 
 from __future__ import annotations
@@ -57,20 +58,64 @@ def select(obs: Mapping[str, Any], entries: Sequence[str]) -> Any:
     return (np if isinstance(parts[0], np.ndarray) else jnp).concatenate(parts, axis=-1)
 
 
+def members(entry: str, specs: Mapping[str, ObservationSpec]) -> list[str]:
+    """What ``entry`` stands for: a dictionary's members, in the environment's order; else itself."""
+    return [entry] if entry in specs else [name for name in specs if name.startswith(f"{entry}/")] or [entry]
+
+
 def describe(env: Any, entries: Sequence[str]) -> dict[str, Any]:
-    """What goes into a policy that sees ``entries`` of ``env`` and what comes out, for the header of its file."""
+    """What goes into a policy that sees ``entries`` of ``env`` and what comes out, for the header of its file.
+
+    Where the environment has ``deployment``, what that says stands beside it: ``robot`` (``joint_names``,
+    ``default_joint_pos``, ``joint_stiffness``, ``joint_damping``), ``command_names``, ``physics_dt``, ``decimation``.
+    """
     groups = []
     for entry in entries:
-        name = _parse(entry)[0]
-        spec = env.obs_specs[name]
-        layout = spec.layout if entry == name else ()
-        parts = [dict(zip(("name", "size", "unit"), part, strict=True)) for part in layout]
-        groups.append({"name": entry, "size": size([entry], env.obs_specs), "frame": spec.frame, "layout": parts})
+        spec, number = env.obs_specs[_parse(entry)[0]], size([entry], env.obs_specs)
+        groups.append({"name": entry, "size": number, "frame": spec.frame, "layout": _parts(entry, spec)})
     return {
         "observation": {"groups": groups, "frame": groups[0]["frame"], "size": size(entries, env.obs_specs)},
         "action": {"size": env.num_actions, **env.action_layout},
         "control_rate_hz": 1.0 / env.step_dt,
+        **getattr(env, "deployment", {}),
     }
+
+
+def names(entry: str, specs: Mapping[str, ObservationSpec]) -> list[str]:
+    """What each number of ``entry`` is called: ``joint_vel.knee``, ``position_error[0]``, with a history
+    ``joint_vel.knee@-1`` for the step before; nothing where the environment does not say."""
+    parts = _parts(entry, specs[_parse(entry)[0]])
+    return [name for part in parts for name in _part_names(part)]
+
+
+def _part_names(part: Mapping[str, Any]) -> list[str]:
+    steps = 1 if part.get("history_order") == "time" else max(part.get("history_length", 0), 1)
+    one, name, elements = part["size"] // steps, part["name"], part.get("elements", ())
+    if len(elements) == one:
+        numbers = [f"{name}.{element}" for element in elements]
+    else:
+        numbers = [name] if one == 1 else [f"{name}[{i}]" for i in range(one)]
+    return [f"{number}@{age}" if age else number for age in range(1 - steps, 1) for number in numbers]
+
+
+def _parts(entry: str, spec: ObservationSpec) -> list[dict[str, Any]]:
+    """The parts of the group's layout that ``entry`` takes, in its order; of one that is not whole, ``name[i:j]``."""
+    starts = np.cumsum([0, *(size for _, size, _ in spec.layout)])
+    parts: list[dict[str, Any]] = []
+    columns = _columns(entry, spec.shape[0]) if spec.layout else np.arange(0)
+    while len(columns):
+        index = int(np.searchsorted(starts, columns[0], "right")) - 1
+        (name, whole, unit), place = spec.layout[index], int(columns[0] - starts[index])
+        run = int((columns == columns[0] + np.arange(len(columns))).cumprod().sum())
+        taken = min(run, whole - place)
+        about, part = spec.terms.get(name, {}), slice(place, place + taken)
+        if taken < whole:  # A list (a scale, names) has an entry for each number. Part of a history is none.
+            about = {} if "history_length" in about else about
+            about = {k: v[part] if isinstance(v, list) and k != "clip" else v for k, v in about.items()}
+            name = f"{name}[{part.start}:{part.stop}]"
+        parts.append({"name": name, "size": taken, "unit": unit, **about})
+        columns = columns[taken:]
+    return parts
 
 
 def _parse(entry: str) -> tuple[str, str | None]:

@@ -110,7 +110,8 @@ def load(
         DatasetError: a file that cannot be read, or whose episodes have other dimensions.
         ConfigError: more than the memory holds.
     """
-    lengths = list(_of_all(cfg.dataset, lambda where, group: _length(where, group, entries, teacher)))
+    found = _of_all(cfg.dataset, lambda where, group: (_length(where, group, entries, teacher), _label(group)))
+    lengths, labels = zip(*found, strict=True)
     # Nothing can be drawn from an empty column; there are some only where a part would have none at all.
     num_columns = parts * max(1, min(num_columns, len(lengths) // parts))
     places, filled = _places(lengths, num_columns)
@@ -119,9 +120,8 @@ def load(
     arrays: dict[str, tuple[int, Any]] = {"obs": (sizes[0], dtype), "teacher_action": (sizes[1], dtype)}
     arrays |= {"teacher_obs": (teacher.obs_size, np.dtype(np.float32))} if teacher else {}
     nbytes = rows * num_columns * (sum(width * kind.itemsize for width, kind in arrays.values()) + 1)
-    # It is read into the host's memory first, and copied to the device from there.
     what = f"--dataset {', '.join(cfg.dataset)}: with {sum(lengths)} steps the dataset"
-    check_memory(nbytes, what, "train on fewer files", copies=1)
+    check_memory(nbytes, what, "train on fewer files", copies=1)  # In the host's memory, from where it is copied.
     packed = {name: np.zeros((rows, num_columns, width), kind) for name, (width, kind) in arrays.items()}
     is_first = np.zeros((rows, num_columns), bool)
 
@@ -145,13 +145,17 @@ def load(
         origin=jnp.zeros((), jnp.int32),
         length=jnp.asarray(filled, jnp.int32),
     )
-    return Recording(history, _moments(packed["obs"], filled), _summary(lengths, history))
+    return Recording(history, _moments(packed["obs"], filled), _summary(lengths, history, () if teacher else labels))
 
 
-def _summary(lengths: Sequence[int], history: History) -> str:
+def _summary(lengths: Sequence[int], history: History, labels: Sequence[str | None]) -> str:
+    """A line; ``labels`` are the arrays that the student learns from, one for each episode."""
+    demonstrations = labels.count("actions")
     size = sum(x.nbytes for x in jax.tree.leaves(history)) / GIB
     on = jax.local_devices()[0].platform
-    return f"Dataset: {len(lengths)} episodes, {sum(lengths)} steps, {size:.3f} GiB on {on}"
+    of_what = "" if demonstrations == len(lengths) else f" of {demonstrations} episodes, which have no teacher_actions"
+    labels = f"; the labels are the actions{of_what or ' of the demonstrations'}" if demonstrations else ""
+    return f"Dataset: {len(lengths)} episodes, {sum(lengths)} steps, {size:.3f} GiB on {on}{labels}"
 
 
 def with_siblings(files: Iterable[str | Path]) -> list[Path]:
@@ -226,9 +230,11 @@ def _observation_group(where: str, group: h5py.Group, name: str) -> h5py.Dataset
     obs = group.get("obs")
     if not isinstance(obs, h5py.Group):
         raise DatasetError(f"{where}: has no obs; a recording of --record has what a student can learn from")
-    if name not in obs:
+    # Isaac Lab's own recordings hold the members of the group ``policy`` alone, and do not name it.
+    known = [key for key in (name, name.replace("/", "."), name.removeprefix("policy/")) if key in obs]
+    if not known:
         raise DatasetError(f"{where}: has no observation group '{name}'; there are {', '.join(obs)}")
-    return _array(where, group, f"obs/{name}")
+    return _array(where, group, f"obs/{known[0]}")
 
 
 def _array(where: str, group: h5py.Group, name: str) -> h5py.Dataset:

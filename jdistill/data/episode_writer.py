@@ -3,9 +3,11 @@
 The layout is robomimic's, which Isaac Lab writes and reads: ``data/demo_0``, ``data/demo_1``, ... each hold one episode
 from its first step to its last, with the attributes ``num_samples`` and ``checksums`` (CRC-32 of the bytes of each
 array, by its name, as JSON; before it that of this text, in hexadecimal digits); ``data`` has the attributes ``total``
-(steps of all episodes) and ``env_args`` (JSON). Arrays have the time as their first axis:
+(steps of all episodes) and ``env_args`` (JSON: ``env_name``, ``env_kwargs``, ``step_dt``, ``obs_groups``, ``names`` of
+their numbers). Arrays have the time as their first axis:
 
-- ``obs/<group>``: the observation groups that teacher and student see, before the step;
+- ``obs/<group>``: the observation groups that teacher and student see, before the step; for the sake of robomimic's
+  loader, which allows no more slashes, ``policy/joint_pos`` is ``obs/policy.joint_pos``;
 - ``actions``: what stepped the environment; ``student_actions``, ``teacher_actions``: what each policy chose;
 - ``rewards``, ``dones`` (1 at the last step), ``phase`` (1 where the teacher's action stepped, 2 where the student's);
 - ``states``: the simulator's state before the step, flat; ``env_args["states"]`` names its parts.
@@ -107,7 +109,7 @@ class EpisodeFile:
             "rewards": rollout["rewards"],
             "dones": dones.astype(np.uint8),
             "phase": np.where(teacher, 1, 2).astype(np.uint8),
-            **{f"obs/{name}": x for name, x in rollout["obs"].items()},
+            **{f"obs/{name.replace('/', '.')}": x for name, x in rollout["obs"].items()},
         }
         arrays = {name: x.swapaxes(0, 1).copy() for name, x in values.items()}
         if states := [x.reshape(*dones.shape, -1).swapaxes(0, 1) for x in rollout["states"].values()]:

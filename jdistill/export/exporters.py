@@ -20,6 +20,12 @@ from jdistill.export.formats import Exported, Student
 from jdistill.export.verify import Start
 from jdistill.files import replace_file
 
+DESCRIPTION = (
+    *("observation", "action", "control_rate_hz"),
+    *("robot", "command_names", "physics_dt", "decimation"),
+)
+"""What ``policy.json`` takes over from a policy file's header (see :func:`jdistill.core.observations.describe`)."""
+
 
 def export(
     student: Student,
@@ -60,7 +66,7 @@ def sidecar(student: Student) -> dict[str, Any]:
     header = student.header
     return {
         "iteration": header.get("iteration"),
-        **{name: header[name] for name in ("observation", "action", "control_rate_hz") if name in header},
+        **{name: header[name] for name in DESCRIPTION if name in header},
         "initial_state": {name: value.tolist() for name, value in student.layers.initial_states.items()},
         "network": header["network"],
     }

@@ -131,10 +131,12 @@ class PolicyLayers:
     """After them; the last one's outputs are the actions."""
     learned_initial_state: bool = False
     """Whether the initial states are parameters; otherwise they are zero."""
+    encoder: tuple[DenseLayer, ...] = ()
+    """What the last numbers of an observation pass first, see :class:`jdistill.core.networks.Policy`."""
 
     @property
     def all(self) -> tuple[DenseLayer | RecurrentLayer, ...]:
-        """Every layer."""
+        """Every layer but the encoder's."""
         return *self.pre, *self.recurrent, *self.mlp
 
     @property
@@ -145,7 +147,8 @@ class PolicyLayers:
     @property
     def obs_size(self) -> int:
         """Size D of an observation."""
-        return self.all[0].inputs
+        encoded = self.encoder[0].inputs - self.encoder[-1].outputs if self.encoder else 0
+        return self.all[0].inputs + encoded
 
     @property
     def num_actions(self) -> int:
@@ -197,6 +200,10 @@ def describe(policy: Policy, state: PolicyState) -> PolicyLayers:
         ),
         mlp=tuple(_dense(state.params[f"mlp_{i}"], activation) for i, activation in enumerate(activations)),
         learned_initial_state=bool(carry) and policy.learn_initial_carry,
+        encoder=tuple(
+            _dense(state.params[f"encoder_{i}"], policy.activation if i < len(policy.encoder_dims) - 1 else "identity")
+            for i in range(len(policy.encoder_dims))
+        ),
     )
 
 
@@ -208,7 +215,7 @@ def build(layers: PolicyLayers) -> tuple[Policy, PolicyState]:
     """
     _check(layers)
     params: dict[str, Any] = {}
-    for name, dense in (("pre", layers.pre), ("mlp", layers.mlp)):
+    for name, dense in (("pre", layers.pre), ("mlp", layers.mlp), ("encoder", layers.encoder)):
         for i, layer in enumerate(dense):
             params[f"{name}_{i}"] = {"dense": {"kernel": _parameter(layer.weight.T), "bias": _parameter(layer.bias)}}
     for i, cell in enumerate(layers.recurrent):
@@ -225,6 +232,8 @@ def build(layers: PolicyLayers) -> tuple[Policy, PolicyState]:
         rnn_hidden_dim=layers.recurrent[0].outputs if layers.recurrent else Policy.rnn_hidden_dim,
         rnn_num_layers=len(layers.recurrent) or Policy.rnn_num_layers,
         learn_initial_carry=layers.learned_initial_state,
+        encoder_dims=_widths(layers.encoder),
+        encoder_inputs=layers.encoder[0].inputs if layers.encoder else 0,
     )
     normalizer = None if layers.normalizer is None else layers.normalizer.normalizer
     return policy, PolicyState(params=params, normalizer=normalizer)
@@ -234,11 +243,12 @@ def _check(layers: PolicyLayers) -> None:
     width = layers.obs_size
     if layers.normalizer is not None and layers.normalizer.mean.shape != (width,):
         raise ValueError(f"the normalizer takes {layers.normalizer.mean.shape} observations, the first layer {width}")
+    width = layers.all[0].inputs
     for i, layer in enumerate(layers.all):
         if layer.inputs != width:
             raise ValueError(f"layer {i} takes {layer.inputs} numbers, the one before gives {width}")
         width = layer.outputs
-    hidden = {layer.activation for layer in layers.dense[:-1]}
+    hidden = {layer.activation for layer in (*layers.dense[:-1], *layers.encoder[:-1])}
     if len(hidden) > 1:
         raise ValueError(f"hidden layers have one activation, not {', '.join(sorted(hidden))}")
     if len({(layer.kind, layer.outputs) for layer in layers.recurrent}) > 1:

@@ -2,6 +2,7 @@
 
 Inputs and outputs have rsl_rl's names: ``obs`` (1, D) and ``actions`` (1, A); with a GRU ``h_in`` and ``h_out``
 (layers, 1, H), with an LSTM ``c_in`` and ``c_out`` as well. The normalizer and the output activation are in the graph.
+What is known of the task stands in the model's metadata (:mod:`jdistill.export.metadata`).
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from onnx import TensorProto, helper, numpy_helper
 from jdistill.core.activations import OUTPUT_ACTIVATIONS
 from jdistill.export.formats import Exported, Student
 from jdistill.export.layers import GATES, STATES, DenseLayer, PolicyLayers, RecurrentLayer
+from jdistill.export.metadata import metadata
 from jdistill.export.verify import Step
 
 OPSET = 20
@@ -29,7 +31,9 @@ ONNX_GATES = {"gru": "zrn", "lstm": "iofg"}
 def export(student: Student, out: Path) -> Exported:
     """``policy.onnx``, the format ``onnx`` of :mod:`jdistill.export.formats`; onnxruntime runs it."""
     file = out / "policy.onnx"
-    onnx.save(to_onnx(student.layers), str(file))
+    model = to_onnx(student.layers)
+    helper.set_model_props(model, metadata(student.header))
+    onnx.save(model, str(file))
     session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
 
     def start() -> Step:

@@ -52,7 +52,12 @@ def save_policy(path: Path, policy: Policy, state: PolicyState, description: Map
         **description,
         "format": FORMAT,
         "checksum": _checksum(arrays),
-        "network": {f.name: getattr(policy, f.name) for f in _network_fields()},
+        "network": {
+            # Encoders are newer than the format, and other policies are to be read by older versions.
+            name: value
+            for name, value in ((f.name, getattr(policy, f.name)) for f in _network_fields())
+            if value or not name.startswith("encoder_")
+        },
         "obs_size": describe(policy, state).obs_size,
         "normalizer": None if state.normalizer is None else Normalizer.FORMULA,
     }

@@ -20,12 +20,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from jdistill.core.networks import Policy, PolicyState
-from jdistill.errors import PolicyFileError
+from jdistill.errors import ExportError, PolicyFileError
 from jdistill.export.layers import (
     GATES,
     STATES,
@@ -72,7 +73,7 @@ STUDENT = Names(
     rf"{DISTRIBUTION}|(teacher|memory_t|teacher_obs_normalizer)\..*",
 )
 """In ``model_state_dict`` (2.x, 3.x)."""
-PRE, INITIAL = "pre", "rnn.initial"
+PRE, INITIAL, ENCODER = "pre", "rnn.initial", "encoder"
 
 # -- in ------------------------------------------------------------------------------------------------------------
 
@@ -108,6 +109,11 @@ def layers_from_tensors(
     if not _places(tensors, names.mlp):
         raise PolicyFileError(f"no tensor '{names.mlp}.0.weight'")
     size = width = _input_size(tensors, names)
+    encoder: tuple[DenseLayer, ...] = ()
+    if _places(tensors, ENCODER):
+        encoder, latent = _dense_layers(tensors, ENCODER, _shape(tensors, f"{ENCODER}.0.weight")[1], activation)
+        encoder = (*encoder[:-1], replace(encoder[-1], activation="identity"))
+        size += encoder[0].inputs - latent
     pre, width = _dense_layers(tensors, PRE, width, activation)
     recurrent, width = _recurrent_layers(tensors, names.rnn, width)
     mlp, _ = _dense_layers(tensors, names.mlp, width, activation)
@@ -117,6 +123,7 @@ def layers_from_tensors(
         recurrent=recurrent,
         mlp=(*mlp[:-1], _without_deviations(tensors, mlp[-1], names, output_activation, num_actions)),
         learned_initial_state=bool(recurrent) and f"{INITIAL}_h" in tensors,
+        encoder=encoder,
     )
     known = _tensors(layers, names)
     if extra := sorted(t for t in tensors if t not in known and not re.fullmatch(names.others, t)):
@@ -248,14 +255,19 @@ def to_tensors(policy: Policy, state: PolicyState, names: Names = MODEL) -> dict
     """The inverse of :func:`from_tensors`: rsl_rl's tensors by name.
 
     Without recurrent layers, the dense ones before and after them are one MLP.
+
+    Raises:
+        ExportError: rsl_rl has no such model.
     """
+    if policy.encoder_dims:
+        raise ExportError("rsl_rl has no model with an encoder, as this run's teacher is: export in another format")
     return {k: np.array(v, order="C") for k, v in _tensors(describe(policy, state), names).items()}
 
 
 def _tensors(layers: PolicyLayers, names: Names) -> dict[str, Any]:
     tensors: dict[str, Any] = {}
     pre, mlp = (layers.pre, layers.mlp) if layers.recurrent else ((), layers.dense)
-    for prefix, dense in ((PRE, pre), (names.mlp, mlp)):
+    for prefix, dense in ((PRE, pre), (names.mlp, mlp), (ENCODER, layers.encoder)):
         for i, layer in enumerate(dense):
             # torch counts the activations between the layers too.
             tensors |= {f"{prefix}.{2 * i}.weight": layer.weight, f"{prefix}.{2 * i}.bias": layer.bias}

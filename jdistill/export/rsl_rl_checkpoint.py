@@ -20,7 +20,7 @@ from jdistill.core.activations import ACTIVATIONS
 from jdistill.core.networks import Policy, PolicyState
 from jdistill.errors import PolicyFileError
 from jdistill.export.layers import build
-from jdistill.export.other_trainers import as_rsl_rl, plain_names
+from jdistill.export.other_trainers import as_rsl_rl, encoder_policy, plain_names
 from jdistill.export.rsl_rl import ACTOR, MODEL, STUDENT, TEACHER, Names, Tensors, layers_from_tensors
 from jdistill.files import refuse_pointer
 
@@ -131,6 +131,13 @@ def _find_network(file: Path, checkpoint: dict[str, Any]) -> tuple[str, Names, T
     if other:
         return other[0], MODEL, _numpy(file, *other)
     inside = checkpoint
+    model = checkpoint.get("model_state_dict", checkpoint)
+    try:
+        encoded = encoder_policy(model) if isinstance(model, Mapping) else None
+    except PolicyFileError as e:
+        raise PolicyFileError(f"{file}: {e}") from e
+    if encoded:
+        return "RMA", MODEL, _numpy(file, "RMA", encoded)
     if "model_state_dict" in checkpoint:
         inside = _numpy(file, "model_state_dict", checkpoint["model_state_dict"])
         names = next((n for n in (TEACHER, ACTOR) if any(name.startswith(f"{n.mlp}.") for name in inside)), None)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import jax
 import numpy as np
 
+from jdistill.core import observations
 from jdistill.core.rollout import Transition
 from jdistill.core.schedule import PhaseInfo
 from jdistill.core.statistics import BROKEN, is_first_step
@@ -218,6 +219,14 @@ class Profile(Callback):
         self._profiler.close()
 
 
+def _names(runner: DistillationRunner) -> dict[str, list[str]]:
+    """What the numbers of a recording's observation groups and actions are called, where the environment says."""
+    env, sets = runner.env, runner.cfg.agent.obs_groups
+    groups = observations.group_names([entry for entries in sets.values() for entry in entries])
+    known = {name: observations.names(name, env.obs_specs) for name in groups}
+    return {name: x for name, x in {**known, "actions": list(env.action_layout.get("layout", ()))}.items() if x}
+
+
 class Record(Callback):
     """Records every whole episode to a new HDF5 file."""
 
@@ -235,6 +244,8 @@ class Record(Callback):
             "type": "jdistill",
             "env_kwargs": dataclasses.asdict(runner.cfg.env),
             "step_dt": runner.env.step_dt,
+            "obs_groups": runner.cfg.agent.obs_groups,
+            "names": _names(runner),
         }
         is_first = np.asarray(is_first_step(runner.mesh.own(runner.state.env_state, BY_ENV)))
         self._recorder = Recorder(self.file, env_args, is_first, runner.cfg.agent.clip_actions)

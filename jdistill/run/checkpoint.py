@@ -38,6 +38,7 @@ DROPPED = "teacher."
 """How leaves of version 0.1 begin that are no part of the state any more: the teacher has a file of its own."""
 ENV = "env_state."
 """How the simulator's leaves begin. Another version of a simulator may have others; learning goes on without them."""
+CARRY = "teacher_carry"
 OF_ENVIRONMENTS = ("env_state", "student_carry", "teacher_carry", "teacher_acts", "history")
 """What goes with the environments, and cannot be gone on with where there are more or fewer of them."""
 
@@ -221,11 +222,17 @@ def _left_out(arrays: dict[str, np.ndarray], expected: dict[str, Any]) -> tuple[
     done = f"{ENV}done"
     if done in arrays and arrays[done].shape != expected[done].shape:
         return OF_ENVIRONMENTS
-    here, there = (
-        {name: tuple(x.shape) for name, x in leaves.items() if name.startswith(ENV)}
-        for leaves in ({k: jax.eval_shape(_data, x) for k, x in expected.items() if x.size}, arrays)
-    )
-    return () if here == there else OF_ENVIRONMENTS[:1]
+
+    def differs(prefix: str) -> bool:
+        here, there = (
+            {name: tuple(x.shape) for name, x in leaves.items() if name.startswith(prefix)}
+            for leaves in ({k: jax.eval_shape(_data, x) for k, x in expected.items() if x.size}, arrays)
+        )
+        return here != there
+
+    if differs(CARRY):  # Another teacher remembers other things; its episodes begin anew.
+        return ("env_state", "teacher_carry")
+    return ("env_state",) if differs(ENV) else ()
 
 
 def _by_name(tree: Any) -> dict[str, Any]:

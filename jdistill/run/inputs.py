@@ -85,10 +85,17 @@ def make_algorithm(env: TrainingEnv, agent: AgentCfg, shards: Shards = WHOLE) ->
 
 
 def resolve_obs_groups(agent: AgentCfg, env: TrainingEnv) -> None:
-    """Where the environment has no group of the set's own name, let the set be ``policy``, as rsl_rl does."""
+    """Where the environment has no group of the set's own name, let the set be ``policy``, as rsl_rl does.
+
+    A group that is a dictionary becomes its members, in the environment's order.
+    """
     for name in ("student", "teacher"):
-        if agent.obs_groups[name] == [name] and name not in env.obs_specs and "policy" in env.obs_specs:
+        own, policy = (observations.members(group, env.obs_specs) for group in (name, "policy"))
+        if agent.obs_groups[name] == [name] and own[0] not in env.obs_specs and policy[0] in env.obs_specs:
             agent.obs_groups[name] = ["policy"]
+        agent.obs_groups[name] = [
+            x for entry in agent.obs_groups[name] for x in observations.members(entry, env.obs_specs)
+        ]
 
 
 def load_recording(env: TrainingEnv, cfg: RunCfg, teacher: Teacher, shards: Shards = WHOLE) -> Recording | None:

@@ -12,6 +12,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from bridge.env import TrainingEnv
 from jdistill.core import observations
@@ -22,8 +23,8 @@ from jdistill.core.rollout import Transition
 from jdistill.core.schedule import PhaseInfo
 from jdistill.core.statistics import BROKEN, Metrics
 from jdistill.data.dataset import Recording
-from jdistill.errors import CheckpointError, TrainingError, UserError
-from jdistill.export.policy_file import save_policy
+from jdistill.errors import CheckpointError, PolicyFileError, TrainingError, UserError
+from jdistill.export.policy_file import load_policy, save_policy
 from jdistill.run import processes
 from jdistill.run.callbacks import BrokenWatch, Callback, Checkpoint, Console, Iteration, LossWatch, Scalars
 from jdistill.run.checkpoint import Checkpoints
@@ -255,9 +256,13 @@ class DistillationRunner:
         if processes.is_main():  # Kept with the run, so that a resume needs no other file.
             save_policy(self.run_dir / "teacher.safetensors", *self.teacher)
 
-    def load(self, fallback: bool = False) -> None:
-        """Go on from the newest checkpoint of the run folder; with ``fallback``, from the newest that is whole."""
+    def load(self, fallback: bool = False, teacher_file: Path | None = None) -> None:
+        """Go on from the newest checkpoint of the run folder; with ``fallback``, from the newest that is whole.
+
+        ``teacher_file`` is what the teacher was read from. Where it is another than the run's, it takes its place.
+        """
         state, is_best = self.checkpoints.restore(self.programs.whole(), fallback)
+        another = teacher_file is not None and not processes.told_by_main(self._is_kept_teacher)
         self.state = self.mesh.put(state, specs := self.programs.specs_of(state))
         if state.student_carry is None:
             forgotten = "" if self.programs.part.history is None else ", and the history is empty"
@@ -266,11 +271,27 @@ class DistillationRunner:
             self.print(
                 "The checkpoint's environments are others (settings, version or devices): all episodes begin anew."
             )
-        if state.env_state is None or not self.env.restorable:
+        remembers = another and bool(jax.tree.leaves(self.programs.part.teacher_carry))
+        if state.env_state is None or not self.env.restorable or remembers:
             self.state = self.env.drive(self.programs.restart_episodes(specs), self.state, self.actor)
         self.current_learning_iteration = int(self.state.iteration)
         self.phase1_end = int(self.alg.phase1_end(self.state))
+        if another:
+            kept = "" if self.programs.part.history is None else "; the history keeps what the one before taught"
+            self.print(f"From iteration {self.current_learning_iteration} on, {teacher_file} teaches{kept}.")
+            if processes.is_main():
+                save_policy(self.run_dir / "teacher.safetensors", *self.teacher)
         self._save_students(is_best)  # Those of the folder may be older or newer than the checkpoint.
+
+    def _is_kept_teacher(self) -> bool:
+        """Whether the teacher is the one that the run folder holds."""
+        try:
+            policy, state, _ = load_policy(self.run_dir / "teacher.safetensors")
+        except PolicyFileError:
+            return False
+        kept, ours = (dict(jax.tree_util.tree_leaves_with_path(tree)) for tree in (state, self.teacher.state))
+        same = policy == self.teacher.policy and kept.keys() == ours.keys()
+        return same and all(np.array_equal(x, ours[path]) for path, x in kept.items())
 
     def save(self, mean_return: float | None) -> None:
         """Write a checkpoint and the student's policy file (the best student's too, when this one is).

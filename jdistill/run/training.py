@@ -146,12 +146,23 @@ def configure(job: Job, beginning: Beginning, started: Started) -> RunCfg:
     cfg = composed([*beginning.layers, job.settings()], job.overrides)
     if run:
         before = composed(beginning.layers[:1])
-        for name in ("teacher", "seed"):
-            if getattr(cfg.agent, name) != getattr(before.agent, name):
-                raise ConfigError(f"--resume: {run} has its {name} already; leave agent.{name} out, or begin a new run")
+        if cfg.agent.teacher.file != before.agent.teacher.file:  # What was said of the one does not hold for the other.
+            cfg = composed(
+                [_without_teacher(beginning.layers[0]), *beginning.layers[1:], job.settings()], job.overrides
+            )
+        elif cfg.agent.teacher != before.agent.teacher:
+            raise ConfigError(
+                f"--resume: {run} has its teacher already; leave agent.teacher out, or name another --teacher"
+            )
+        if cfg.agent.seed != before.agent.seed:
+            raise ConfigError(f"--resume: {run} has its seed already; leave agent.seed out, or begin a new run")
         for change in changes(before, cfg) if processes.is_main() else ():
             print(f"Changed: {change}")
     return cfg
+
+
+def _without_teacher(settings: Mapping[str, Any]) -> dict[str, Any]:
+    return {**settings, "agent": {k: v for k, v in (settings.get("agent") or {}).items() if k != "teacher"}}
 
 
 def changes(before: RunCfg, after: RunCfg) -> list[str]:
@@ -179,32 +190,66 @@ def _experiment(job: Job, layers: Sequence[dict[str, Any]]) -> str:
 
 
 def named_file(flag: str, name: str | Path) -> Path:
-    """The policy's file that ``flag`` names: a file, or the newest ``model_N.pt`` of a folder, as rsl_rl leaves it.
+    """The policy's file that ``flag`` names: a file, the newest ``model_N.pt`` of a folder, as rsl_rl leaves it, or
+    ``latest``, that of the newest run in ``logs/rsl_rl``.
 
     Raises:
         ConfigError: there is none.
     """
     path = Path(name)
+    if str(name) == "latest" and not path.exists():
+        path = latest_run(flag)
     if path.is_dir():
         models = {int(m[1]): x for x in path.iterdir() if (m := re.fullmatch(r"model_(\d+)\.pt", x.name))}
         own = path / "student.safetensors"
         if not models and not own.is_file():
             raise ConfigError(f"{flag} {path}: holds no model_N.pt and no student.safetensors; name the policy's file")
         return models[max(models)] if models else own
-    if not path.is_file():
-        hint = "" if path.suffix else "; name a file (model_1499.pt, *.safetensors) or the run folder that holds it"
-        raise ConfigError(f"{path}: no such file{hint}")
-    return path
+    if path.is_file():
+        return path
+    if match := _WANDB.match(str(name)):
+        raise ConfigError(
+            f"{flag} {name}: is a run of W&B; download it first with 'wandb pull --entity {match['entity']} --project "
+            f"{match['project']} {match['run']}', and name the model_N.pt file"
+        )
+    if "://" in str(name):
+        raise ConfigError(f"{flag} {name}: is an address; download the file first, and name it")
+    hint = "" if path.suffix else "; name a file (model_1499.pt, *.safetensors) or the run folder that holds it"
+    raise ConfigError(f"{path}: no such file{hint}")
 
 
-def teacher_path(cfg: RunCfg, task: Task, job: Job, run: Path | None) -> Path:
+_WANDB = re.compile(
+    r"(wandb:(//)?|https?://[^/]*wandb\.ai/)(?P<entity>[^/]+)/(?P<project>[^/]+)/(runs/)?(?P<run>[^/?#]+)"
+)
+"""A run of W&B, as Isaac Lab's ``--checkpoint`` takes it."""
+
+
+def latest_run(flag: str, logs: Path = Path("logs/rsl_rl")) -> Path:
+    """The newest run folder with a checkpoint in ``logs/<experiment>/<timestamp>``, where rsl_rl's trainers leave them.
+
+    Raises:
+        ConfigError: there is none, or there are several experiments, of which one does not say what it learned.
+    """
+    runs = {file.parent for file in logs.glob("*/*/model_*.pt")}
+    experiments = sorted({run.parent.name for run in runs})
+    if len(experiments) != 1:
+        found = f"runs of {', '.join(experiments)}" if experiments else "no run with a model_N.pt"
+        raise ConfigError(f"{flag} latest: {logs} holds {found}; name the run folder")
+    return max(runs, key=lambda run: run.name)
+
+
+def teacher_path(cfg: RunCfg, task: Task, job: Job, beginning: Beginning) -> Path:
     """The teacher's file: the one named, the one a resumed run kept, or the task's; bundled ones go by their names.
+
+    A run goes on under another teacher where another is named.
 
     Raises:
         ConfigError: there is none.
     """
-    if run and not job.teacher:
-        return run / "teacher.safetensors"
+    if (run := beginning.run) and not job.teacher:
+        before = (beginning.layers[0].get("agent") or {}).get("teacher") or {}
+        if cfg.agent.teacher.file == before.get("file"):
+            return run / "teacher.safetensors"
     if not (name := cfg.agent.teacher.file or task.teacher):
         raise ConfigError(f"{task.name}: name its teacher with --teacher FILE (or --checkpoint FILE)")
     bundled = Path(str(files("jdistill"))) / "teachers" / f"{name}.safetensors"
@@ -238,7 +283,7 @@ def train(job: Job, beginning: Beginning, started: Started, command: str, open_f
         profile.check(0, cfg.agent.max_iterations)
     check_logger(cfg.agent)
     student = named_file("--student", job.student) if job.student else None
-    teacher = teacher_path(cfg, started.task, job, run)
+    teacher = teacher_path(cfg, started.task, job, beginning)
     record = processes.own_file(Path(job.record)) if job.record else None
     if record and cfg.agent.algorithm.dataset:
         raise ConfigError("--record writes rollouts, and a dataset has none: leave one of the two out")
@@ -332,7 +377,7 @@ def make_runner(
         print(f"Logging to {run}", flush=True)
         runner.start(student)
         return runner
-    runner.load(fallback)
+    runner.load(fallback, teacher_file)
     done, goal = runner.current_learning_iteration, cfg.agent.max_iterations
     if done >= goal:
         raise ConfigError(f"{run} already has {done} iterations, --max_iterations is {goal}: raise it")

@@ -190,6 +190,20 @@ def test_groups_of_any_form(mode):
     assert all((again.obs[name] == value).all() for name, value in state.obs.items())
 
 
+def test_a_dictionary_stands_for_its_members_in_their_order():
+    """JAX sorts what is in a dictionary; a policy must see it as the simulator has it."""
+    env = IsaacLabEnv(
+        Dressed(lambda obs: {"policy": {"velocity": obs["policy"][:, 3:5], "joint": obs["policy"][:, :3]}})
+    )
+    agent = AgentCfg(obs_groups={"student": ["policy"], "teacher": ["teacher"]})
+    resolve_obs_groups(agent, env)
+    assert agent.obs_groups["student"] == agent.obs_groups["teacher"] == ["policy/velocity", "policy/joint"]
+    state = env.drive(jax.jit(env.reset), jax.random.key(0))
+    seen = observations.select(state.obs, agent.obs_groups["student"])
+    np.testing.assert_allclose(seen, env.env._state[:, [3, 4, 0, 1, 2]])
+    assert IsaacLabEnv(env.env, groups=["policy"]).groups == agent.obs_groups["student"]
+
+
 def test_pictures_are_there_and_no_policy_can_take_them():
     env = IsaacLabEnv(Dressed(everything), groups=["policy/joint"])
     assert set(env.drive(jax.jit(env.reset), jax.random.key(0)).obs) == {"policy/joint"}, "the others cost nothing"

@@ -4,12 +4,21 @@ from __future__ import annotations
 
 import functools
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
+from isaaclab.managers import (
+    ActionManager,
+    ActionTerm,
+    ActionTermCfg,
+    ObservationGroupCfg,
+    ObservationManager,
+    ObservationTermCfg,
+)
 from scipy.spatial.transform import Rotation
 
 from bridge.crazyflie import PointControl, PointControlCfg, dynamics
@@ -19,6 +28,7 @@ from bridge.crazyflie.cfg import RandomizationCfg, ResetCfg, TargetCfg
 from bridge.crazyflie.dynamics import Craft
 from bridge.crazyflie.random import Stream
 from bridge.crazyflie.vectors import Vector
+from bridge.isaaclab.managers import Names, names_of
 from bridge.isaaclab_tasks.point_control import TASK_ID
 from bridge.isaaclab_tasks.point_control import dynamics as rotors
 from bridge.isaaclab_tasks.point_control import target as targets
@@ -368,3 +378,56 @@ def test_settings_that_make_no_sense_are_named(make_isaaclab_env):
     for override, named in (("env.frame=moon", "env.frame"), ("env.drone=cf9", "env.drone")):
         with pytest.raises(ValueError, match=named):
             make_isaaclab_env(TASK_ID, "env.scene.num_envs=2", override)
+
+
+def test_the_names_of_managers_are_read(env):
+    """Isaac Lab's own managers on the running simulation, in the forms that the stock tasks do not have."""
+
+    def term(width: int, **settings) -> ObservationTermCfg:
+        return ObservationTermCfg(func=lambda env: torch.zeros(env.num_envs, width), **settings)
+
+    class Thrust(ActionTerm):
+        """Two numbers that belong to no joint."""
+
+        action_dim, raw_actions, processed_actions, _scale = 2, None, None, 0.5
+
+        def process_actions(self, actions):
+            pass
+
+        apply_actions = process_actions
+
+    class Managed:
+        """The running environment with managers."""
+
+        num_envs, device, step_dt, physics_dt = env.num_envs, env.device, env.step_dt, env.physics_dt
+        scene, sim = env.scene, env.sim
+
+    policy = ObservationGroupCfg(concatenate_terms=False)
+    policy.velocity, policy.attitude = term(3, scale=(1.0, 2.0, 3.0)), term(4)
+    timely = ObservationGroupCfg(history_length=2, history_order="time")
+    timely.velocity, timely.attitude = term(3), term(4)
+    managed = Managed()
+    managed.observation_manager = ObservationManager({"policy": policy, "timely": timely}, managed)
+    asset = next(name for name in env.scene.keys() if hasattr(env.scene[name], "data"))  # noqa: SIM118
+    actions = SimpleNamespace(thrust=ActionTermCfg(class_type=Thrust, asset_name=asset))
+    managed.action_manager = ActionManager(actions, managed)
+    names = names_of(managed)
+    assert names.layouts == {
+        "policy/velocity": (("velocity", 3, ""),),
+        "policy/attitude": (("attitude", 4, ""),),
+        "timely": (("velocity", 3, ""), ("attitude", 4, "")) * 2,
+    }
+    assert names.terms["policy/velocity"]["velocity"]["scale"] == [1.0, 2.0, 3.0]
+    assert names.terms["timely"]["attitude"]["history_order"] == "time"
+    assert names.action_layout["layout"] == ["thrust[0]", "thrust[1]"]
+    assert names.action_layout["terms"] == [{"name": "thrust", "type": "Thrust", "size": 2, "scale": [0.5, 0.5]}]
+    assert "robot" not in names.deployment and names.deployment["decimation"] == env.cfg.decimation
+
+
+def test_managers_of_another_kind_are_told_and_cost_nothing_else(env, capsys):
+    env.observation_manager = env.action_manager = SimpleNamespace(active_terms=None)
+    try:
+        assert names_of(env) == Names()
+    finally:
+        del env.observation_manager, env.action_manager
+    assert capsys.readouterr().err.startswith("No names in policy.json: the environment's managers are others (")

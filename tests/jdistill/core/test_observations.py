@@ -79,3 +79,54 @@ def test_truth_values_are_numbers():
     np.testing.assert_array_equal(chosen, [[1.0, 0.0, 0.0]])
     assert observations.select(contact, ["contact"]).dtype == jnp.float32
     assert observations.size(["contact"], {"contact": ObservationSpec((2,), np.dtype(bool))}) == 2
+
+
+class Described:
+    """An environment, as far as its description goes."""
+
+    num_actions, action_layout, step_dt = 1, {"layout": ["motor"]}, 0.5
+    deployment = {"decimation": 4}  # noqa: RUF012
+    layout = (("position", 2, "m"), ("contact", 1, ""), ("past", 4, ""))
+    terms = {"position": {"scale": [2.0, 3.0], "clip": [-1.0, 1.0]}, "past": {"history_length": 2}}  # noqa: RUF012
+    obs_specs = {"policy": ObservationSpec((7,), layout=layout, terms=terms), "critic": ObservationSpec((2,))}  # noqa: RUF012
+
+
+@pytest.mark.parametrize(
+    ("entry", "parts"),
+    [
+        ("policy", [("position", 2), ("contact", 1), ("past", 4)]),
+        ("policy[:3]", [("position", 2), ("contact", 1)]),
+        ("policy[1:5]", [("position[1:2]", 1), ("contact", 1), ("past[0:2]", 2)]),
+        ("policy[2,0,1]", [("contact", 1), ("position", 2)]),
+        ("policy[1,0]", [("position[1:2]", 1), ("position[0:1]", 1)]),
+        ("critic", []),
+    ],
+)
+def test_the_parts_of_an_entry_are_named(entry, parts):
+    described = observations.describe(Described, [entry])
+    (group,) = described["observation"]["groups"]
+    assert [(part["name"], part["size"]) for part in group["layout"]] == parts
+    assert (
+        described["decimation"] == 4
+        and described["control_rate_hz"] == 2
+        and described["action"]["layout"] == ["motor"]
+    )
+
+
+def test_what_is_known_of_a_part_goes_with_its_numbers():
+    (group,) = observations.describe(Described, ["policy[1:5]"])["observation"]["groups"]
+    position, _, past = group["layout"]
+    assert position == {"name": "position[1:2]", "size": 1, "unit": "m", "scale": [3.0], "clip": [-1.0, 1.0]}
+    assert past == {"name": "past[0:2]", "size": 2, "unit": ""}, "half of a history is none"
+
+
+def test_every_number_has_a_name():
+    terms = {"joint": {"history_length": 2, "elements": ["hip", "knee"]}, "contact": {"elements": ["left", "right"]}}
+    layout = (("joint", 4, ""), ("contact", 2, ""), ("height", 1, "m"), ("force", 2, "N"))
+    specs = {"policy": ObservationSpec((9,), layout=layout, terms=terms), "critic": ObservationSpec((2,))}
+    assert observations.names("policy", specs) == [
+        *("joint.hip@-1", "joint.knee@-1", "joint.hip", "joint.knee"),
+        *("contact.left", "contact.right", "height", "force[0]", "force[1]"),
+    ]
+    assert observations.names("policy[5:7]", specs) == ["contact[1:2].right", "height"]
+    assert observations.names("critic", specs) == []

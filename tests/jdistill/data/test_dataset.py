@@ -254,8 +254,37 @@ def test_demonstrations_have_actions_alone(recorded, tmp_path):
         wanted = file["data/demo_0/actions"][()]
         for demo in file["data"].values():
             del demo["student_actions"]
-    history = load(AlgorithmCfg(dataset=[str(path)]), ["student"], (5, 2), 1, 1).history
-    np.testing.assert_array_equal(history.teacher_action[: len(wanted), 0], wanted)
+    recording = load(AlgorithmCfg(dataset=[str(path)]), ["student"], (5, 2), 1, 1)
+    np.testing.assert_array_equal(recording.history.teacher_action[: len(wanted), 0], wanted)
+    assert recording.summary.endswith("; the labels are the actions of the demonstrations")
+    both = load(AlgorithmCfg(dataset=[str(path), str(recorded[0])]), ["student"], (5, 2), 1, 1).summary
+    assert re.search(r"; the labels are the actions of \d+ episodes, which have no teacher_actions$", both)
+
+
+def test_members_of_a_group_by_the_names_that_others_give_them(recorded, tmp_path):
+    """Isaac Lab Mimic's recorder leaves the group's name out; ours has a point in place of the slash."""
+    with h5py.File(path := tmp_path / "mimic.hdf5", "w") as file:
+        demo = file.create_group("data/demo_0")
+        demo["actions"], demo["obs/eef_pos"] = np.ones((4, 2)), np.full((4, 3), 2.0)
+        demo["obs/policy.gripper"] = np.full((4, 1), 3.0)
+    entries = ["policy/eef_pos", "policy/gripper"]
+    history = load(AlgorithmCfg(dataset=[str(path)]), entries, (4, 2), 1, 1).history
+    np.testing.assert_array_equal(history.obs[:4, 0], [[2, 2, 2, 3]] * 4)
+    with pytest.raises(DatasetError, match=r"no observation group 'critic/eef_pos'; there are eef_pos, policy.gripper"):
+        load(AlgorithmCfg(dataset=[str(path)]), ["critic/eef_pos"], (3, 2), 1, 1)
+
+
+def test_all_that_robomimics_loader_reads(recorded):
+    """What robomimic 0.3 asks of a file, whose packages do not go with ours: the number of an episode behind its
+    name's underscore, whole lengths, no groups within ``obs``, a reader in SWMR mode."""
+    with h5py.File(recorded[0], "r", swmr=True, libver="latest") as file:
+        assert {"env_name", "type", "env_kwargs"} >= json.loads(file["data"].attrs["env_args"]).keys() - {"states"}
+        for number, name in enumerate(sorted(file["data"], key=lambda name: int(name[5:]))):
+            demo = file["data"][name]
+            assert name == f"demo_{number}" and list(range(demo.attrs["num_samples"]))
+            for array in (*demo["obs"].values(), demo["actions"], demo["rewards"], demo["dones"]):
+                assert isinstance(array, h5py.Dataset) and len(array) == demo.attrs["num_samples"]
+            assert demo["rewards"].ndim == demo["dones"].ndim == 1 and demo["actions"].ndim == 2
 
 
 @pytest.mark.parametrize("kind", ["link", "raw", "virtual", "huge"])

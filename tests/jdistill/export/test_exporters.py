@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
+from onnxruntime import InferenceSession
 from rsl_rl.runners import DistillationRunner, OnPolicyRunner
 from tensordict import TensorDict
 
@@ -141,6 +142,9 @@ def test_all_formats_of_a_run(run, capsys):
     assert sidecar["control_rate_hz"] == 100.0 and sidecar["action"]["rate_hz"] == 100
     assert sidecar["versions"]["jax"] == jax.__version__
     assert all(entry["largest_difference"] <= 1e-5 for entry in sidecar["files"].values())
+    known = InferenceSession(str(run / "exported" / "policy.onnx")).get_modelmeta().custom_metadata_map
+    assert known["action_names"].startswith("front_right,") and known["control_rate_hz"] == "100"
+    assert known["observation_names"] == ",".join(part["name"] for part in group["layout"])
 
 
 def test_rsl_rls_own_runners_take_the_student(run, motors):

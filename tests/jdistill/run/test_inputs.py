@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -10,11 +11,14 @@ import pytest
 import torch
 
 from jdistill.cli.main import run_command
+from jdistill.core import networks
+from jdistill.core.networks import Policy
 from jdistill.errors import ConfigError, PolicyFileError
 from jdistill.export.policy_file import load_policy
 from jdistill.export.rsl_rl_checkpoint import read_torch
 from jdistill.export.rsl_rl_export import distillation_checkpoint
-from jdistill.run.inputs import load_student
+from jdistill.run.inputs import Teacher, load_student
+from jdistill.run.runner import DistillationRunner
 from jdistill.run.training import named_file
 from tests.jdistill.run.test_faults import make_runner
 
@@ -75,8 +79,56 @@ def test_a_run_folder_stands_for_its_newest_policy(tmp_path):
         named_file("--teacher", empty)
     (empty / "student.safetensors").touch()
     assert named_file("--teacher", empty).name == "student.safetensors"
-    with pytest.raises(ConfigError, match=r"latest: no such file; name a file \(model_1499.pt"):
-        named_file("--teacher", "latest")
+    with pytest.raises(ConfigError, match=r"newest: no such file; name a file \(model_1499.pt"):
+        named_file("--teacher", "newest")
+
+
+def test_latest_is_the_newest_run_of_the_only_experiment(tmp_path, monkeypatch):
+    """As Isaac Lab's own scripts take it."""
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match=r"--checkpoint latest: logs/rsl_rl holds no run with a model_N.pt"):
+        named_file("--checkpoint", "latest")
+    for run, number in (("walk/2026-01-02", 9), ("walk/2026-01-02", 10), ("walk/2026-01-01", 99)):
+        (folder := tmp_path / "logs" / "rsl_rl" / run).mkdir(parents=True, exist_ok=True)
+        (folder / f"model_{number}.pt").touch()
+    assert named_file("--checkpoint", "latest") == Path("logs/rsl_rl/walk/2026-01-02/model_10.pt")
+    (other := tmp_path / "logs" / "rsl_rl" / "jump" / "2026-02-01").mkdir(parents=True)
+    (other / "model_1.pt").touch()
+    with pytest.raises(ConfigError, match="logs/rsl_rl holds runs of jump, walk; name the run folder"):
+        named_file("--checkpoint", "latest")
+
+
+@pytest.mark.parametrize("name", ["wandb:me/walk/ab12", "https://wandb.ai/me/walk/runs/ab12?checkpoint=100"])
+def test_runs_of_wandb_are_downloaded_by_its_own_tool(name, capsys):
+    with pytest.raises(ConfigError) as error:
+        named_file("--teacher", name)
+    told = "is a run of W&B; download it first with 'wandb pull --entity me --project walk ab12', and name"
+    assert f"--teacher {name}: {told}" in str(error.value)
+    assert run_command("convert", [name, "t.safetensors"]) == 1
+    assert f"CHECKPOINT {name}: {told}" in capsys.readouterr().err
+    with pytest.raises(ConfigError, match="is an address; download the file first"):
+        named_file("--teacher", "https://example.org/model_1.pt")
+
+
+@pytest.mark.parametrize("rnn_type", [None, "gru"])
+def test_a_run_goes_on_under_another_teacher(learnt, capsys, rnn_type):
+    """One that remembers, too; and it stays the run's teacher."""
+    before, _ = learnt
+    policy = Policy(1, (8,), rnn_type=rnn_type, rnn_hidden_dim=4, output_activation="tanh")
+    other = Teacher(policy, networks.init(policy, jax.random.key(9), 2, normalize=False), {"obs_size": 2})
+    cfg = dataclasses.replace(before.cfg, agent=dataclasses.replace(before.cfg.agent, max_iterations=3))
+    for done in (2, 3):
+        runner = DistillationRunner(before.env, cfg, other, before.run_dir)
+        runner.load(teacher_file=Path("other.pt"))
+        said = "From iteration 2 on, other.pt teaches." in capsys.readouterr().out
+        assert said == (done == 2), "once"
+        assert runner.current_learning_iteration == done
+        kept, state, _ = load_policy(before.run_dir / "teacher.safetensors")
+        assert kept == policy
+        assert_same(state, other.state)
+        if done == 2:
+            assert_same(runner.state.student, before.state.student)
+            runner.learn()
 
 
 def test_a_pointer_of_git_is_called_one(tmp_path):
