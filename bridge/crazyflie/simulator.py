@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -10,6 +10,7 @@ from bridge.tasks import Session, Simulator, Task
 
 if TYPE_CHECKING:
     from bridge.env import TrainingEnv
+    from bridge.quadrotors import QuadrotorSpec
 
 
 class Crazyflow(Simulator):
@@ -40,5 +41,13 @@ def point_control() -> Task:
         preset="crazyflie",
         teacher="crazyflie",
         old_teacher_output_activation="tanh",
+        quadrotors=drones,
         main_metric="position_error",
     )
+
+
+def drones() -> Sequence[QuadrotorSpec]:
+    """Crazyflow's drones as rows of a file."""
+    from bridge.crazyflie.airframe import Airframe
+
+    return [Airframe.load(name).spec(i, name) for i, name in enumerate(Airframe.names())]
