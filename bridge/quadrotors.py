@@ -23,6 +23,8 @@ REQUIRED = ("id", "mass", "arm_length", "Ixx", "Iyy", "Izz", "twr", "motor_tau")
 """Columns that every file has."""
 ALIASES = {"thrust_to_weight": "twr", "motor_tau_up": "motor_tau"}
 """Other names of columns."""
+OF_TEACHERS = ("survival", "steady_error", "passed")
+"""Further columns that a file may have: what the craft's teacher is worth. They are nothing of the craft's."""
 NOT_NEGATIVE = ("thrust_c0", "drag_x", "drag_y", "drag_z")
 """Numbers that may be zero; ``thrust_c1`` may be negative too, and all others are positive."""
 MAX_ID = 2**31 - 1
@@ -184,7 +186,7 @@ def read_csv(path: str | Path) -> list[QuadrotorSpec]:
 def _columns(path: str | Path, header: Sequence[str]) -> list[str]:
     names = [ALIASES.get(name, name) for name in header]
     for name in names:
-        if name not in COLUMNS:
+        if name not in COLUMNS + OF_TEACHERS:
             raise SettingError(f"{path}: unknown column {name!r}{nearest(name, COLUMNS)}; known: {', '.join(COLUMNS)}")
         if names.count(name) > 1:
             raise SettingError(f"{path}: two columns {name}")
@@ -198,7 +200,7 @@ def _parse(where: str, names: Sequence[str], row: Sequence[str]) -> QuadrotorSpe
         raise SettingError(f"{where}: {len(row)} cells, the first line names {len(names)} columns")
     values: dict[str, Any] = {}
     for name, cell in zip(names, row, strict=True):
-        if not cell and name not in REQUIRED:
+        if name in OF_TEACHERS or (not cell and name not in REQUIRED):
             continue
         kind: Any = {"id": int, "seed": int, "name": str}.get(name, float)
         try:

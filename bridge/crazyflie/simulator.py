@@ -26,6 +26,7 @@ def point_control() -> Task:
     """Point control of a Crazyflie."""
     from bridge.crazyflie import PointControl, PointControlCfg
     from bridge.crazyflie.scenarios import scenarios
+    from bridge.crazyflie.teaching import PointControlLesson
     from bridge.env import AutoReset
 
     @contextmanager
@@ -42,6 +43,8 @@ def point_control() -> Task:
         teacher="crazyflie",
         old_teacher_output_activation="tanh",
         quadrotors=drones,
+        lesson=PointControlLesson,
+        generalist="quadrotors",
         main_metric="position_error",
     )
 

@@ -266,6 +266,13 @@ class PointControl:
         sim = state.pipeline_state
         return {"position": sim.craft.pos.array, "target": sim.target.pos.array}
 
+    def tracking(self, state: State) -> dict[str, Array]:
+        """Where craft and target are and how they move, each (B, 3): ``position``, ``target`` (m), ``velocity``,
+        ``target_velocity`` (m/s), world frame."""
+        craft, target = state.pipeline_state.craft, state.pipeline_state.target
+        found = {"position": craft.pos, "target": target.pos, "velocity": craft.vel, "target_velocity": target.vel}
+        return {name: vector.array for name, vector in found.items()}
+
     def _limits(self, craft: Craft) -> dict[str, Array]:
         """Which limits the craft (B) breaks, by name."""
         limit = self.cfg.termination
