@@ -66,6 +66,8 @@ class Task:
     """What the task is evaluated in, given settings of ``cfg_cls``: at least one scenario, by name."""
     quadrotors: Callable[[], Sequence[QuadrotorSpec]] | None = None
     """The quadrotors that its simulator knows by name; None where the task flies none out of files."""
+    with_quadrotors: Callable[[Any, str], Any] | None = None
+    """Its settings, with the quadrotors of a file, which fly in turn and exactly as they are."""
     lesson: Callable[[Any, float], Lesson] | None = None
     """The task as teachers are trained on it, from its settings and the distance (m) below which being closer is worth
     less; None where it is not differentiable."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from bridge.tasks import Session, Simulator, Task
 
 if TYPE_CHECKING:
+    from bridge.crazyflie.cfg import PointControlCfg
     from bridge.env import TrainingEnv
     from bridge.quadrotors import QuadrotorSpec
 
@@ -43,10 +45,19 @@ def point_control() -> Task:
         teacher="crazyflie",
         old_teacher_output_activation="tanh",
         quadrotors=drones,
+        with_quadrotors=with_quadrotors,
         lesson=PointControlLesson,
         generalist="quadrotors",
         main_metric="position_error",
     )
+
+
+def with_quadrotors(cfg: PointControlCfg, file: str) -> PointControlCfg:
+    """The settings ``cfg`` under which the quadrotors of ``file`` fly in turn, nothing about them randomized."""
+    from bridge.crazyflie.cfg import RandomizationCfg
+
+    exact = RandomizationCfg(mass=0.0, inertia=0.0, thrust=0.0, motor=0.0)
+    return dataclasses.replace(cfg, quadrotors=file, quadrotor_assignment="cycle", randomization=exact)
 
 
 def drones() -> Sequence[QuadrotorSpec]:

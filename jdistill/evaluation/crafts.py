@@ -20,6 +20,7 @@ from bridge.tasks import Task, make_env
 from jdistill.core import networks, observations
 from jdistill.core.actor import Actor
 from jdistill.core.networks import Policy, PolicyState
+from jdistill.errors import ConfigError
 from jdistill.evaluation.evaluate import SEED
 from jdistill.run.teaching import Judge, Numbers
 
@@ -106,18 +107,31 @@ class CraftTeachers(struct.PyTreeNode):
         return carry, actions.swapaxes(0, 1).reshape(selected.shape[0], -1)
 
 
-def fly(env: Any, actor: Actor, seed: int) -> Flights:
-    """One whole episode in every environment under ``actor``."""
-    program = jax.jit(lambda actor, rng: _episode(env, actor, rng))
-    is_active, survived, tracked = jax.device_get(program(actor, jax.random.key(seed)))
-    return Flights(
-        env.step_dt,
-        is_active,
-        survived.any(axis=0),
-        tracked["position_error"],
-        tracked["velocity_error"],
-        tracked["course"],
-    )
+class Flyer:
+    """Flies whole episodes; environments of one structure share a program."""
+
+    def __init__(self) -> None:
+        self._programs: dict[Any, Any] = {}
+
+    def fly(self, env: Any, actor: Actor, seed: int) -> Flights:
+        """One whole episode in every environment under ``actor``.
+
+        Raises:
+            ConfigError: the task follows no targets.
+        """
+        if not hasattr(getattr(env, "env", None), "tracking"):
+            raise ConfigError(
+                "the task says nothing of targets that its craft follow, so there are no errors to measure"
+            )
+        if env.structure not in self._programs:
+
+            def program(actor: Actor, parameters: Any, rng: Array) -> Any:
+                return _episode(env.with_parameters(parameters), actor, rng)
+
+            self._programs[env.structure] = jax.jit(program)
+        flown = self._programs[env.structure](actor, env.parameters, jax.random.key(seed))
+        is_active, survived, tracked = jax.device_get(flown)
+        return Flights(env.step_dt, is_active, survived.any(axis=0), **tracked)
 
 
 def _episode(env: Any, actor: Actor, rng: Array) -> Any:
@@ -148,7 +162,8 @@ def make_judge(task: Task, env: Any, number: int, group: str) -> Judge:
         scenarios = task.scenarios(dataclasses.replace(env, num_envs=number * EPISODES))
         teachers = CraftTeachers(policy, states, (group,))
         cfgs = [scenarios[name].cfg for name in SCENARIOS if name in scenarios]
-        flown = [fly(make_env(task, cfg), teachers, SEED) for cfg in cfgs]
+        flyer = Flyer()
+        flown = [flyer.fly(make_env(task, cfg), teachers, SEED) for cfg in cfgs]
         return [_numbers([flights.of(i, number) for flights in flown]) for i in range(number)]
 
     return judge
