@@ -28,7 +28,8 @@ Color = tuple[float, float, float]
 EPISODE_METRIC_PREFIX = "Episode_"
 """Metrics whose name starts like this speak of a whole episode and are read at its last step only; all other
 metrics are averaged over all steps."""
-
+EPISODE_INFO = ("teacher_id",)
+"""Entries of ``info``, each (B,), that belong to an episode: ``teacher_id`` (int32) is that of its craft's teacher."""
 
 Layout = tuple[tuple[str, int, str], ...]
 """Parts of an observation group in order: name, size, unit."""
@@ -315,7 +316,8 @@ class AutoReset:
         sums, counts = count_episodes(state.info, stepped.reward, done)
 
         starts = self._enough_starts(state.info["starts"], done)
-        pipeline_state, obs = self._observed(where_done(done, starts.fresh, self._start(stepped)))
+        pipeline_state, obs, of_episode = where_done(done, starts.fresh, self._start(stepped))
+        obs = self._observe(pipeline_state) if self._observe else obs
         return stepped.replace(
             pipeline_state=pipeline_state,
             obs=obs,
@@ -323,6 +325,7 @@ class AutoReset:
             metrics={**stepped.metrics, **sums},
             info={
                 **stepped.info,
+                **of_episode,
                 **counts,
                 "starts": starts.replace(used=starts.used | done),
                 "time_outs": time_outs,
@@ -357,11 +360,8 @@ class AutoReset:
 
     def _start(self, state: State) -> Any:
         """What an episode begins with, of those that ``state`` is in: all that is needed to go on from there."""
-        return (state.pipeline_state, () if self._observe else state.obs)
-
-    def _observed(self, start: Any) -> tuple[Any, dict[str, Array]]:
-        pipeline_state, obs = start
-        return pipeline_state, self._observe(pipeline_state) if self._observe else obs
+        of_episode = {name: state.info[name] for name in EPISODE_INFO if name in state.info}
+        return (state.pipeline_state, () if self._observe else state.obs, of_episode)
 
     def randomize_episode_length(self, state: State, rng: Array) -> State:
         """See :class:`TrainingEnv`: afterwards time-outs do not fall together."""

@@ -8,6 +8,9 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+ENV_AXIS = "env"
+"""The axis of a mesh of devices along which environments are divided."""
+
 
 def split_keys(rng: Array) -> tuple[Array, Array]:
     """Two keys of every key: a single one, or (B,)."""
@@ -34,3 +37,12 @@ def random_ages(rng: Array, num_envs: int, max_episode_length: int) -> Array:
         return jax.random.randint(key, shape, 0, max_episode_length, jnp.int32)
 
     return jax.vmap(lambda key: draw(key, ()))(rng) if rng.ndim else draw(rng, (num_envs,))
+
+
+def env_numbers(num_envs: int) -> Array:
+    """(num_envs,) int32, the numbers of this device's environments among those of all devices."""
+    own = jnp.arange(num_envs, dtype=jnp.int32)
+    try:
+        return own + jax.lax.axis_index(ENV_AXIS) * num_envs
+    except NameError:  # No such axis: they are not divided.
+        return own

@@ -16,6 +16,8 @@ from bridge.errors import SettingError
 
 if TYPE_CHECKING:
     from bridge.env import TrainingEnv
+    from bridge.quadrotors import QuadrotorSpec
+    from bridge.teaching import Lesson
 
 
 class Session(NamedTuple):
@@ -62,6 +64,15 @@ class Task:
     """What ends this task's actors in checkpoints of rsl_rl 2.x and 3.x, which do not say."""
     scenarios: Callable[[Any], Mapping[str, Scenario]] = lambda cfg: {"default": Scenario("the task as it is", cfg)}
     """What the task is evaluated in, given settings of ``cfg_cls``: at least one scenario, by name."""
+    quadrotors: Callable[[], Sequence[QuadrotorSpec]] | None = None
+    """The quadrotors that its simulator knows by name; None where the task flies none out of files."""
+    with_quadrotors: Callable[[Any, str], Any] | None = None
+    """Its settings, with the quadrotors of a file, which fly in turn and exactly as they are."""
+    lesson: Callable[[Any, float], Lesson] | None = None
+    """The task as teachers are trained on it, from its settings and the distance (m) below which being closer is worth
+    less; None where it is not differentiable."""
+    generalist: str | None = None
+    """Name of the bundled policy for all craft that teachers of single ones may begin with."""
     main_metric: str | None = None
     """The metric (``Metrics/<name>`` of a State) that tells most about a policy on this task: tables, reports and films
     speak of it. None takes the first by name."""

@@ -18,7 +18,7 @@ BELOW = {
     "bridge": set(),
     "jdistill.errors": {"bridge.errors"},
     "jdistill.files": set(),
-    "jdistill.core": {"jdistill.errors", "bridge.env", "bridge.errors"},
+    "jdistill.core": {"jdistill.errors", "bridge.env", "bridge.errors", "bridge.keys", "bridge.teaching"},
     "jdistill.data": {"jdistill.core", "jdistill.errors", "jdistill.files", "bridge.errors"},
     "jdistill.export": {"jdistill.core", "jdistill.errors", "jdistill.files", "bridge.env", "bridge.errors"},
     "jdistill.run": {

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from bridge.errors import SettingError
+from bridge.quadrotors import QuadrotorSpec
 
 
 @dataclass(frozen=True)
@@ -78,6 +79,35 @@ class Airframe:
         """Rotor speed in rpm at which one motor pulls ``thrust`` N."""
         c0, c1, c2 = self.rpm2thrust
         return (-c1 + math.sqrt(c1**2 - 4 * c2 * (c0 - thrust))) / (2 * c2)
+
+    def spec(self, id: int, name: str) -> QuadrotorSpec:
+        """As a row of a file of quadrotors: motors and drag torque linearized at hover, no angular momentum of the
+        propellers."""
+        low, span = self.rotor_min, self.rotor_max - self.rotor_min
+        c0, c1, c2 = self.rpm2thrust
+        thrust = c0 + c1 * low + c2 * low**2, (c1 + 2 * c2 * low) * span, c2 * span**2
+        hover = self.rotor_vel(-self.mass * self.gravity_vec[2] / 4)
+        up, up2, down, down2 = self.rotor_dyn_coef
+        k0, k1, k2 = self.rpm2torque
+        return QuadrotorSpec(
+            id=id,
+            mass=self.mass,
+            arm_length=self.arm_length,
+            Ixx=self.J[0][0],
+            Iyy=self.J[1][1],
+            Izz=self.J[2][2],
+            twr=4 * self.thrust_max / (-self.mass * self.gravity_vec[2]),
+            motor_tau=1 / (up + 2 * up2 * hover),
+            motor_tau_down=1 / (down + 2 * down2 * hover),
+            torque_coefficient=(k0 + hover * (k1 + hover * k2)) / (c0 + hover * (c1 + hover * c2)),
+            thrust_c0=thrust[0] / self.thrust_max,
+            thrust_c1=thrust[1] / self.thrust_max,
+            thrust_c2=thrust[2] / self.thrust_max,
+            drag_x=-self.drag_matrix[0][0],
+            drag_y=-self.drag_matrix[1][1],
+            drag_z=-self.drag_matrix[2][2],
+            name=name,
+        )
 
 
 def _tables() -> tuple[dict[str, Any], dict[str, Any]]:

@@ -27,6 +27,8 @@ MOTORS = ("front_right", "back_right", "back_left", "front_left")
 """Order of the motor commands."""
 TARGETS = ("mixed", "fixed", "langevin", "figure_eight", "step")
 """Kinds of targets."""
+ASSIGNMENTS = ("cycle", "random")
+"""Ways to share quadrotors out among environments."""
 
 
 @dataclass
@@ -168,6 +170,11 @@ class PointControlCfg:
 
     drone: str = "cf2x_L250"
     """Crazyflow's name of the airframe."""
+    quadrotors: str = ""
+    """CSV file of quadrotors to be flown in place of ``drone``, see :mod:`bridge.quadrotors`; empty flies ``drone``."""
+    quadrotor_assignment: str = "cycle"
+    """Which of them an environment flies: ``cycle``, one after the other along the environments, the same in every
+    episode; or ``random``, any, drawn anew at every reset."""
     num_envs: int = 100
     """Number of environments; ``--num_envs`` sets it."""
     episode_length_s: float = 10.0
@@ -205,6 +212,9 @@ class PointControlCfg:
         for name in ("frame", "teacher_frame"):
             if getattr(self, name) not in ("body", "world", "start"):
                 raise SettingError(f"env.{name}={getattr(self, name)!r}: expected body, world or start")
+        if self.quadrotor_assignment not in ASSIGNMENTS:
+            known = ", ".join(ASSIGNMENTS)
+            raise SettingError(f"env.quadrotor_assignment={self.quadrotor_assignment!r}: expected one of {known}")
         if self.num_envs < 1:
             raise SettingError(f"env.num_envs={self.num_envs}: expected a positive number")
         self._validate_times()

@@ -46,6 +46,6 @@ def scenarios(cfg: PointControlCfg) -> Mapping[str, Scenario]:
     text = "beyond the training range: " + ", ".join(f"{name} ± {width:.0%}" for name, width in widths.items())
     found["dynamics"] = Scenario(text, replace(plain, randomization=RandomizationCfg(**widths)))
     for drone in CRAZYFLIES:
-        craft = replace(plain, drone=drone, randomization=RandomizationCfg())
+        craft = replace(plain, drone=drone, quadrotors="", randomization=RandomizationCfg())
         found[drone] = Scenario(f"hold a point, the craft {drone} ± 1 %", craft)
     return found

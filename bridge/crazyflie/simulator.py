@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import dataclasses
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from bridge.tasks import Session, Simulator, Task
 
 if TYPE_CHECKING:
+    from bridge.crazyflie.cfg import PointControlCfg
     from bridge.env import TrainingEnv
+    from bridge.quadrotors import QuadrotorSpec
 
 
 class Crazyflow(Simulator):
@@ -25,6 +28,7 @@ def point_control() -> Task:
     """Point control of a Crazyflie."""
     from bridge.crazyflie import PointControl, PointControlCfg
     from bridge.crazyflie.scenarios import scenarios
+    from bridge.crazyflie.teaching import PointControlLesson
     from bridge.env import AutoReset
 
     @contextmanager
@@ -40,5 +44,24 @@ def point_control() -> Task:
         preset="crazyflie",
         teacher="crazyflie",
         old_teacher_output_activation="tanh",
+        quadrotors=drones,
+        with_quadrotors=with_quadrotors,
+        lesson=PointControlLesson,
+        generalist="quadrotors",
         main_metric="position_error",
     )
+
+
+def with_quadrotors(cfg: PointControlCfg, file: str) -> PointControlCfg:
+    """The settings ``cfg`` under which the quadrotors of ``file`` fly in turn, nothing about them randomized."""
+    from bridge.crazyflie.cfg import RandomizationCfg
+
+    exact = RandomizationCfg(mass=0.0, inertia=0.0, thrust=0.0, motor=0.0)
+    return dataclasses.replace(cfg, quadrotors=file, quadrotor_assignment="cycle", randomization=exact)
+
+
+def drones() -> Sequence[QuadrotorSpec]:
+    """Crazyflow's drones as rows of a file."""
+    from bridge.crazyflie.airframe import Airframe
+
+    return [Airframe.load(name).spec(i, name) for i, name in enumerate(Airframe.names())]

@@ -24,6 +24,7 @@ from bridge.crazyflie import wind as winds
 from bridge.crazyflie.airframe import Airframe
 from bridge.crazyflie.cfg import MOTORS, OBSERVATION, PHYSICS, PointControlCfg
 from bridge.crazyflie.dynamics import Craft, Motors, Quadrotor
+from bridge.crazyflie.fleet import Fleet
 from bridge.crazyflie.physics import Physics, felt
 from bridge.crazyflie.random import Stream
 from bridge.crazyflie.sensor import Measurement, Sensors
@@ -32,6 +33,7 @@ from bridge.crazyflie.vectors import Quaternion, Rotation, Vector, in_memory
 from bridge.crazyflie.wind import Wind
 from bridge.env import Color, ObservationSpec, Renderer, State, Viewer
 from bridge.keys import split_keys
+from bridge.quadrotors import read_csv
 
 DELAY_ROOM_S = 0.03
 """Delay of the measurements that a program for any parameters has room for, s; that of the longest scenario."""
@@ -42,6 +44,7 @@ class Purpose(enum.IntEnum):
 
     TARGET, WIND, SENSOR, DELAY, PHYSICS = range(5)
     ON_TARGET, ATTITUDE, POSITION, VELOCITY, RATE = range(5, 10)
+    QUADROTOR = 10
 
 
 class PhysicalState(struct.PyTreeNode):
@@ -61,6 +64,8 @@ class PhysicalState(struct.PyTreeNode):
     """What blows; None in calm air."""
     sensors: Sensors | None = None
     """What the student has measured; None where its sensors are perfect."""
+    row: Array | None = None
+    """(B,) int32, the row of the quadrotor that flies; None where all are ``cfg.drone``."""
 
 
 class PointControl:
@@ -78,6 +83,8 @@ class PointControl:
     The student sees what ``cfg.sensor`` lets it measure, the teacher the truth.
 
     Actions (B, 4) in [-1, 1] are motor commands; -1 is the slowest and 1 the fastest rotor speed.
+
+    With ``cfg.quadrotors`` each environment flies a craft of that file, whose id is ``info["teacher_id"]`` (B,) int32.
     """
 
     num_actions = 4
@@ -96,7 +103,9 @@ class PointControl:
         self.step_dt = 1.0 / cfg.policy_freq
         self.max_episode_length = round(cfg.episode_length_s * cfg.policy_freq)
         self.quadrotor = Quadrotor.of(Airframe.load(cfg.drone))
-        """The nominal craft."""
+        """The nominal craft, where no file says otherwise."""
+        self.fleet = Fleet.of(read_csv(cfg.quadrotors)) if cfg.quadrotors else None
+        """The craft of the file."""
         self._keeps_heading = "start" in (cfg.frame, cfg.teacher_frame)
         self._is_windy, self._is_sensing = cfg.wind.force > 0, not cfg.sensor.is_perfect
         self._delay_room = cfg.sensor.delay_steps
@@ -109,19 +118,20 @@ class PointControl:
     @property
     def structure(self) -> Hashable:
         """See :class:`bridge.env.Parametric`; drones, kinds of targets, disturbances and widths are no part of it."""
-        _, fixed = _split(dataclasses.replace(self.cfg, drone=""))
-        return json.dumps([fixed, self.max_episode_length, self._longest_delay])
+        _, fixed = _split(dataclasses.replace(self.cfg, drone="", quadrotors=""))
+        size = None if self.fleet is None else self.fleet.ids.shape[0]
+        return json.dumps([fixed, self.max_episode_length, self._longest_delay, size])
 
     @property
     def parameters(self) -> dict[str, Any]:
         """See :class:`bridge.env.Parametric`."""
-        return {"cfg": _split(self.cfg)[0], "quadrotor": self.quadrotor}
+        return {"cfg": _split(self.cfg)[0], "quadrotor": self.quadrotor, "fleet": self.fleet}
 
     def with_parameters(self, parameters: dict[str, Any]) -> PointControl:
         """See :class:`bridge.env.Parametric`. It has wind and sensors, whatever their strength."""
         other = copy.copy(self)
         other.cfg = _joined(self.cfg, parameters["cfg"])
-        other.quadrotor = parameters["quadrotor"]
+        other.quadrotor, other.fleet = parameters["quadrotor"], parameters["fleet"]
         other._is_windy = other._is_sensing = True
         other._delay_room = self._longest_delay
         return other
@@ -135,18 +145,22 @@ class PointControl:
         """Draw targets, physical parameters and start states; ``rng`` is one key or (B,)."""
         start_key, rng = split_keys(rng)
         n, start = self.num_envs, Stream.create(start_key, self.num_envs)
-        craft = self._initial_craft(start)
+        row = None if self.fleet is None else self.fleet.assign(self.cfg.quadrotor_assignment, start, Purpose.QUADROTOR)
+        quadrotor = self.quadrotor_in(row)
+        hover = quadrotor.hover_rotor_vel
+        craft = self._initial_craft(start, quadrotor)
         purposes = (Purpose.SENSOR, Purpose.DELAY)
         sim = PhysicalState(
             craft=craft,
             target=targets.reset(self.cfg.target, start, Purpose.TARGET),
             physics=Physics.sample(self.cfg.randomization, start, Purpose.PHYSICS),
-            last_action=(jnp.full(n, self.hover_action),) * 4,
+            last_action=(jnp.full(n, quadrotor.motor_speeds(hover)),) * 4,
             heading=_heading(craft) if self._keeps_heading else None,
             wind=winds.reset(n) if self._is_windy else None,
             sensors=sensors.reset(self.cfg.sensor, craft, start, purposes, self._delay_room)
             if self._is_sensing
             else None,
+            row=row,
         )
         limits = dict.fromkeys(self._limits(sim.craft), jnp.zeros(n, bool))
         return State(
@@ -155,20 +169,20 @@ class PointControl:
             reward=jnp.zeros(n),
             done=jnp.zeros(n, bool),
             metrics=self._metrics(sim, limits),
-            info={"random": Stream.create(rng, n)},
+            info={"random": Stream.create(rng, n), **self._teacher_id(sim)},
         )
 
     def step(self, state: State, action: Array) -> State:
         """Advance by one control step; ``action`` (B, 4) is clipped to [-1, 1]."""
         cfg, before, stream = self.cfg, state.pipeline_state, state.info["random"]
         command: Any = tuple(0.5 * (jnp.clip(action[:, i], -1.0, 1.0) + 1.0) for i in range(4))
-        wind = before.wind
+        wind, quadrotor = before.wind, self.quadrotor_in(before.row)
         if wind is not None:
-            wind = winds.step(cfg.wind, wind, stream, Purpose.WIND, self.quadrotor.weight, self.step_dt)
+            wind = winds.step(cfg.wind, wind, stream, Purpose.WIND, quadrotor.weight, self.step_dt)
         craft = dynamics.step(
-            before.physics.apply(self.quadrotor),
+            before.physics.apply(quadrotor),
             before.craft,
-            self.quadrotor.command(command),
+            quadrotor.command(command),
             None if wind is None else wind.force,
             1.0 / cfg.physics_freq,
             cfg.physics_freq // cfg.policy_freq,
@@ -199,8 +213,15 @@ class PointControl:
             reward=reward,
             done=done,
             metrics=metrics,
-            info={**state.info, "random": stream.next()},
+            info={**state.info, "random": stream.next(), **self._teacher_id(sim)},
         )
+
+    def quadrotor_in(self, row: Array | None) -> Quadrotor:
+        """The nominal craft of each environment, ``row`` being its row of the file, or of all."""
+        return self.quadrotor if row is None or self.fleet is None else self.fleet.take(row)
+
+    def _teacher_id(self, sim: PhysicalState) -> dict[str, Array]:
+        return {} if self.fleet is None else {"teacher_id": jnp.asarray(self.fleet.ids)[sim.row]}
 
     def renderer(self, width: int, height: int, color: Color) -> Renderer:
         """See :class:`bridge.env.Renderer`; ``color`` is the path's."""
@@ -222,9 +243,10 @@ class PointControl:
         teacher = student
         if measured is not craft or self.cfg.frame != self.cfg.teacher_frame:
             teacher = in_memory(self._observe_without_motors(sim, craft, self.cfg.teacher_frame))
-        teacher = [*teacher, *self.quadrotor.motor_speeds(craft.rotor_vel)]
+        quadrotor = self.quadrotor_in(sim.row)
+        teacher = [*teacher, *quadrotor.motor_speeds(craft.rotor_vel)]
         if self.cfg.teacher_sees_physics:
-            teacher += felt(sim.physics.apply(self.quadrotor))
+            teacher += felt(sim.physics.apply(quadrotor))
         return {"student": jnp.stack(student, axis=-1), "teacher": jnp.stack(teacher, axis=-1)}
 
     def _observe_without_motors(self, sim: PhysicalState, craft: Craft | Measurement, frame: str) -> list[Array]:
@@ -244,6 +266,13 @@ class PointControl:
         sim = state.pipeline_state
         return {"position": sim.craft.pos.array, "target": sim.target.pos.array}
 
+    def tracking(self, state: State) -> dict[str, Array]:
+        """Where craft and target are and how they move, each (B, 3): ``position``, ``target`` (m), ``velocity``,
+        ``target_velocity`` (m/s), world frame."""
+        craft, target = state.pipeline_state.craft, state.pipeline_state.target
+        found = {"position": craft.pos, "target": target.pos, "velocity": craft.vel, "target_velocity": target.vel}
+        return {name: vector.array for name, vector in found.items()}
+
     def _limits(self, craft: Craft) -> dict[str, Array]:
         """Which limits the craft (B) breaks, by name."""
         limit = self.cfg.termination
@@ -261,18 +290,18 @@ class PointControl:
         ended = {f"Episode_Termination/{name}": hit.astype(jnp.float32) for name, hit in limits.items()}
         return {"Metrics/position_error": jnp.where(limits["nan"], 0.0, error), **ended}
 
-    def _initial_craft(self, stream: Stream) -> Craft:
+    def _initial_craft(self, stream: Stream, quadrotor: Quadrotor) -> Craft:
         cfg = self.cfg.reset
         (chance,) = stream.uniform(Purpose.ON_TARGET, 1)
         away = (chance >= cfg.on_target_fraction).astype(jnp.float32)
         roll, pitch, yaw = (2.0 * u - 1.0 for u in stream.uniform(Purpose.ATTITUDE, 3))
         tilt = away * jnp.deg2rad(cfg.tilt)
         craft = Craft(
-            pos=stream.in_unit_ball(Purpose.POSITION) * (away * cfg.position * self.quadrotor.arm_length),
+            pos=stream.in_unit_ball(Purpose.POSITION) * (away * cfg.position * quadrotor.arm_length),
             quat=Quaternion.of_euler(tilt * roll, tilt * pitch, jnp.deg2rad(cfg.yaw) * yaw),
             vel=stream.in_unit_ball(Purpose.VELOCITY) * (away * cfg.linear_velocity),
             ang_vel=stream.in_unit_ball(Purpose.RATE) * (away * cfg.angular_velocity),
-            rotor_vel=(jnp.full(self.num_envs, self.quadrotor.hover_rotor_vel),) * 4,
+            rotor_vel=(jnp.full(self.num_envs, quadrotor.hover_rotor_vel),) * 4,
         )
         return in_memory(craft)
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 from jdistill.cli import parser as shared
 from jdistill.cli.parser import Parser, add
 from jdistill.cli.simulator import parse, start_run
@@ -25,6 +28,12 @@ def make_parser() -> Parser:
     )
     parser.add_argument(
         "--scenario", type=shared.names, default=[], metavar="NAMES", help="some only, separated by commas"
+    )
+    parser.add_argument(
+        "--quadrotors",
+        type=Path,
+        metavar="FILE",
+        help="craft by craft: the episodes are shared out among the quadrotors of a CSV file",
     )
     parser.add_argument("--raptor", action="store_true", help="the published RAPTOR policy beside them")
     add(parser, "--best")
@@ -55,6 +64,9 @@ def run(argv: list[str]) -> None:
     devices = choose_devices(args.devices, started.simulator)
     request = EvaluationRequest(folder, args.episodes, args.seed, args.scenario, args.raptor, args.best, devices)
     out = args.out or folder / "evaluation"
+    if args.quadrotors:
+        craft_by_craft(args.quadrotors, request, cfg, started.task, out)
+        return
     results = evaluate_run(request, cfg, started.task)
     write(results, out)
     print(f"{out / 'evaluation.json'} and evaluation.csv")
@@ -62,3 +74,17 @@ def run(argv: list[str]) -> None:
         print(write_report(folder, finite(results)))
     except ReportError as e:
         print(f"No report.html: {e}")
+
+
+def craft_by_craft(file: Path, request: Any, cfg: Any, task: Any, out: Path) -> None:
+    """Fly the quadrotors of ``file``."""
+    from bridge.quadrotors import read_csv
+    from jdistill.evaluation import held_out
+
+    records = held_out.evaluate_quadrotors(request, cfg, task, file, read_csv(file), out)
+    print(held_out.craft_table(records))
+    print(held_out.write(records, out))
+    try:
+        print(held_out.write_page(request.run, records, out))
+    except ReportError as e:
+        print(f"No quadrotors.html: {e}")

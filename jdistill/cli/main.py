@@ -29,6 +29,8 @@ COMMANDS = {
     "export": "a run's student as ONNX, TorchScript, safetensors or for rsl_rl",
     "convert": "an rsl_rl checkpoint as a policy that needs no torch",
     "dataset": "what is in a recording",
+    "teach": "train a teacher for every quadrotor of a file",
+    "quadrotors": "files of quadrotors: drawn at random, known by name, looked at",
 }
 """Each is the module of that name; only the one that is asked for is imported."""
 

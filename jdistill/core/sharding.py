@@ -19,7 +19,9 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jax.flatten_util import ravel_pytree
 
-AXIS = "env"
+from bridge.keys import ENV_AXIS
+
+AXIS = ENV_AXIS
 """The mesh's axis."""
 
 

@@ -18,15 +18,17 @@ from jax import Array
 from bridge.env import EPISODE_METRIC_PREFIX, Parametric, State, TrainingEnv
 from jdistill.core.actor import Actor
 from jdistill.evaluation.metrics import find_main_metric
-from jdistill.run.mesh import BY_ENV, SAME, EnvMesh
+from jdistill.run.mesh import SAME, EnvMesh
 
 METRIC, TERMINATION = "Metrics/", "Episode_Termination/"
 TRACES = 3
 """Episodes whose course is kept."""
 TRACE_POINTS = 500
 """Points of such a course, at most."""
-BY_FLIGHT = BY_ENV
-"""Divided among the devices along the first axis, which is that of the flights here."""
+FLIGHTS = "flight"
+"""The axis along which flights are divided among the devices; their environments are not."""
+BY_FLIGHT = jax.sharding.PartitionSpec(FLIGHTS)
+"""Divided along the first axis, which is that of the flights."""
 
 
 class EpisodeStatistics(NamedTuple):
@@ -103,7 +105,7 @@ class Evaluator:
         """
         env = flights[0][0]
         can_share = isinstance(env, Parametric)
-        mesh = EnvMesh(self.devices[: len(flights) if can_share else 1])
+        mesh = EnvMesh(self.devices[: len(flights) if can_share else 1], FLIGHTS)
         share = -(-len(flights) // mesh.shards.count) if can_share and flies_batches(mesh.devices[0]) else 1
         at_once = mesh.shards.count * share
         actors, rng = mesh.put((list(self.actors.values()), jax.random.key(seed)), SAME)

@@ -30,13 +30,13 @@ BY_TIME_AND_ENV: Any = PartitionSpec(None, AXIS)
 
 
 class EnvMesh:
-    """One axis of devices, along which the environments are divided equally."""
+    """One axis of devices, along which the environments, or whatever ``axis`` names, are divided equally."""
 
-    def __init__(self, devices: Sequence[jax.Device] | None = None):
+    def __init__(self, devices: Sequence[jax.Device] | None = None, axis: str = AXIS):
         """``devices`` are those of all processes; None takes the first one of this process."""
         self.devices = list(devices or jax.local_devices()[:1])
-        self.shards = Shards(len(self.devices))
-        self.mesh = Mesh(np.array(self.devices), (AXIS,))
+        self.shards = Shards(len(self.devices), axis)
+        self.mesh = Mesh(np.array(self.devices), (axis,))
 
     def program(self, function: Callable[..., Any], ins: Any, outs: Any, donate: tuple[int, ...] = ()) -> Any:
         """``function`` compiled to run on every device with its part; ``ins`` and ``outs`` say how all is divided.
