@@ -17,7 +17,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from bridge.env import ObservationSpec
+from bridge.env import ObservationSpec, State
 from jdistill.errors import ObservationError
 
 _ENTRY = re.compile(r"(?P<name>[^\[\]]+)(\[(?P<part>[^\[\]]*)\])?")
@@ -55,6 +55,35 @@ def select(obs: Mapping[str, Any], entries: Sequence[str]) -> Any:
     if len(parts) == 1:
         return parts[0]
     return (np if isinstance(parts[0], np.ndarray) else jnp).concatenate(parts, axis=-1)
+
+
+def visible(state: State) -> dict[str, Any]:
+    """The observation groups of ``state``, and of its ``info`` the integers (B,), one of which may say who teaches."""
+    batch = state.done.shape
+    numbers = {
+        name: value
+        for name, value in state.info.items()
+        if getattr(value, "shape", None) == batch and jnp.issubdtype(value.dtype, jnp.integer)
+    }
+    return {**numbers, **state.obs}
+
+
+def teacher_ids(obs: Mapping[str, Any], entry: str, axes: int) -> Any:
+    """The ids (...) int32 that ``entry`` means, an observation group, a part of one or an entry of ``State.info``.
+
+    ``axes`` is the number of leading axes: 1 for (B,), 2 for (T, B). A group of one number has one axis more.
+
+    Raises:
+        ObservationError: there is nothing of that name, or more than one number for each environment.
+    """
+    name = _parse(entry)[0]
+    if name not in obs:
+        raise ObservationError(f"nothing says which teacher an environment has: no '{name}' here")
+    ids = obs[name] if obs[name].ndim == axes else select(obs, [entry])
+    if ids.ndim > axes and ids.shape[-1] != 1:
+        raise ObservationError(f"'{entry}' has {ids.shape[-1]} numbers, the id of a teacher is one: name a part of it")
+    ids = ids.reshape(ids.shape[:axes])
+    return (ids if jnp.issubdtype(ids.dtype, jnp.integer) else ids.round()).astype(np.int32)
 
 
 def describe(env: Any, entries: Sequence[str]) -> dict[str, Any]:

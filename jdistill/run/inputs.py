@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax.numpy as jnp
+
 from bridge.env import TrainingEnv
 from jdistill.core import observations
 from jdistill.core.actor import PolicyActor
@@ -12,6 +14,7 @@ from jdistill.core.config import AgentCfg, StudentCfg
 from jdistill.core.distillation import Distillation
 from jdistill.core.networks import Normalizer, Policy, PolicyState, summary
 from jdistill.core.sharding import WHOLE, Shards
+from jdistill.core.teachers import TeacherBank
 from jdistill.data.dataset import Recording, Relabeler, load
 from jdistill.errors import ConfigError, ObservationError
 from jdistill.export.policy_file import load_policy
@@ -20,15 +23,27 @@ from jdistill.run.compose import RunCfg
 
 
 class Teacher(NamedTuple):
-    """A frozen policy as :func:`jdistill.export.policy_file.load_policy` gives it."""
+    """A frozen policy as :func:`jdistill.export.policy_file.load_policy` gives it, or many, with their
+    ``teacher_ids`` in the description."""
 
     policy: Policy
     state: PolicyState
     description: dict[str, Any]
 
-    def actor(self, agent: AgentCfg) -> PolicyActor:
+    def actor(self, agent: AgentCfg) -> PolicyActor | TeacherBank:
         """The teacher as the training's argument."""
-        return PolicyActor(self.policy, self.state, tuple(agent.obs_groups["teacher"]))
+        return make_actor("teacher", self, agent)
+
+
+def make_actor(
+    name: str, saved: tuple[Policy, PolicyState, dict[str, Any]], agent: AgentCfg, clip_actions: float | None = None
+) -> PolicyActor | TeacherBank:
+    """The policy ``saved`` as the ``student`` or the ``teacher`` of a run; several teachers are a bank of them."""
+    policy, state, header = saved
+    groups = tuple(agent.obs_groups[name])
+    if (ids := header.get("teacher_ids")) is None:
+        return PolicyActor(policy, state, groups, clip_actions)
+    return TeacherBank(policy, state, jnp.asarray(ids, jnp.int32), groups, agent.teacher.id_group, clip_actions)
 
 
 def make_student(cfg: StudentCfg, num_actions: int) -> Policy:
@@ -97,7 +112,7 @@ def load_recording(env: TrainingEnv, cfg: RunCfg, teacher: Teacher, shards: Shar
     sizes = (observations.size(groups["student"], env.obs_specs), env.num_actions)
     relabeler = None
     if algorithm.relabel:
-        relabeler = Relabeler(teacher.policy, teacher.state, groups["teacher"], teacher.description["obs_size"])
+        relabeler = Relabeler(teacher.actor(cfg.agent), teacher.description["obs_size"])
     horizon = cfg.agent.num_steps_per_env
     return load(algorithm, groups["student"], sizes, env.num_envs, horizon, relabeler, shards.count)
 
@@ -116,7 +131,7 @@ def load_teacher(file: Path, env: TrainingEnv, cfg: RunCfg, old_output_activatio
         asked = cfg.agent.teacher.activation, cfg.agent.teacher.output_activation
         teacher = Teacher(*load_teacher_checkpoint(file, env.num_actions, *asked, old_output_activation))
     else:
-        teacher = Teacher(*load_policy(file))
+        teacher = Teacher(*load_policy(file, many=True))
     expected = {}
     for name in ("student", "teacher"):
         try:

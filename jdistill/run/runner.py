@@ -31,9 +31,10 @@ from jdistill.run.compose import RunCfg
 from jdistill.run.console import Clock, Timing
 from jdistill.run.held import HeldRun
 from jdistill.run.inputs import Teacher, make_algorithm
-from jdistill.run.mesh import SAME, EnvMesh, Programs, history_specs
+from jdistill.run.mesh import BY_ENV, SAME, EnvMesh, Programs, history_specs
 from jdistill.run.output import nobody_reads
 from jdistill.run.signals import caught_signals
+from jdistill.run.teachers import check_assigned
 
 
 class Interrupted(Exception):
@@ -244,8 +245,15 @@ class DistillationRunner:
             normalizer = self.mesh.put(jax.tree.map(jnp.copy, self.recording.normalizer), SAME)
             state = state.replace(student=state.student.replace(normalizer=normalizer))
         self.state = state
+        self._check_teachers()
         if processes.is_main():  # Kept with the run, so that a resume needs no other file.
             save_policy(self.run_dir / "teacher.safetensors", *self.teacher)
+
+    def _check_teachers(self) -> None:
+        """See that every environment has a teacher."""
+        assert self.state is not None
+        if not self.recording:
+            check_assigned(self.mesh.own(self.state.env_state, BY_ENV), self.actor, self.cfg.agent)
 
     def load(self, fallback: bool = False) -> None:
         """Go on from the newest checkpoint of the run folder; with ``fallback``, from the newest that is whole."""
@@ -260,6 +268,7 @@ class DistillationRunner:
             )
         if state.env_state is None or not self.env.restorable:
             self.state = self.env.drive(self.programs.restart_episodes(specs), self.state, self.actor)
+        self._check_teachers()
         self.current_learning_iteration = int(self.state.iteration)
         self.phase1_end = int(self.alg.phase1_end(self.state))
         self._save_students(is_best)  # Those of the folder may be older or newer than the checkpoint.

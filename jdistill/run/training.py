@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from jdistill.run.callbacks import Callback
     from jdistill.run.mesh import EnvMesh
     from jdistill.run.runner import DistillationRunner
+    from jdistill.run.teachers import Teachers
 
 _EXPERIMENT = "agent.experiment_name="
 
@@ -47,7 +48,10 @@ class Job:
     max_iterations: int | None = None
     phase1: int | None = None
     seed: int | None = None
-    teacher: str | Path | None = None
+    teacher: str | Path | Sequence[str | Path] | None = None
+    """One file, or several, whose ids are 0, 1, ..."""
+    teacher_dir: str | Path | None = None
+    teacher_id: int | None = None
     student: str | Path | None = None
     resume: bool = False
     load_run: str | Path | None = None
@@ -79,8 +83,10 @@ class Job:
         """What the flags say, as a config."""
         names = ("max_iterations", "seed", "experiment_name", "run_name", "logger", "log_project_name")
         agent = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
-        if self.teacher:
-            agent["teacher"] = {"file": str(self.teacher)}
+        if self.teacher or self.teacher_dir:
+            agent["teacher"] = self._named_teachers()
+        if self.teacher_id is not None:
+            agent["teacher"] = {**agent.get("teacher", {}), "id": self.teacher_id}
         algorithm: dict[str, Any] = {}
         if self.phase1 is not None:
             algorithm |= {"use_two_stage_training": True, "phase1_iterations": self.phase1}
@@ -89,6 +95,14 @@ class Job:
         if algorithm:
             agent["algorithm"] = algorithm
         return {"agent": agent, **({} if self.num_envs is None else {"env": {"num_envs": self.num_envs}})}
+
+    def _named_teachers(self) -> dict[str, Any]:
+        """The settings that name the teachers, in place of all that a config or a preset says of that."""
+        named = [self.teacher] if isinstance(self.teacher, str | Path) else self.teacher or ()
+        files = [str(name) for name in named]
+        folder = str(self.teacher_dir) if self.teacher_dir else None
+        one = files[0] if len(files) == 1 else None
+        return {"file": one, "files": [] if one else files, "dir": folder, "id": None}
 
 
 class Beginning(NamedTuple):
@@ -197,18 +211,37 @@ def named_file(flag: str, name: str | Path) -> Path:
     return path
 
 
-def teacher_path(cfg: RunCfg, task: Task, job: Job, run: Path | None) -> Path:
+def teacher_path(cfg: RunCfg, task: Task, job: Job, run: Path | None) -> Path | Teachers:
     """The teacher's file: the one named, the one a resumed run kept, or the task's; bundled ones go by their names.
+
+    Of several teachers, or one of a folder, all that is known of them.
 
     Raises:
         ConfigError: there is none.
     """
-    if run and not job.teacher:
+    from jdistill.run.teachers import Teachers, teachers_in
+
+    if run and not (job.teacher or job.teacher_dir):
         return run / "teacher.safetensors"
-    if not (name := cfg.agent.teacher.file or task.teacher):
+    asked = cfg.agent.teacher
+    if asked.dir is not None:
+        return teachers_in(Path(asked.dir), asked.id)
+    if asked.files:
+        return Teachers({key: _named_teacher(name) for key, name in enumerate(asked.files)})
+    if not (name := asked.file or task.teacher):
         raise ConfigError(f"{task.name}: name its teacher with --teacher FILE (or --checkpoint FILE)")
+    return _named_teacher(name)
+
+
+def _named_teacher(name: str) -> Path:
     bundled = Path(str(files("jdistill"))) / "teachers" / f"{name}.safetensors"
     return bundled if bundled.is_file() and not Path(name).exists() else named_file("--teacher", name)
+
+
+def folder_suffix(cfg: RunCfg) -> str:
+    """What the run folder's name ends with: the run's name, and which teacher of a folder it learns from alone."""
+    alone = [] if cfg.agent.teacher.id is None else [f"distill_T{cfg.agent.teacher.id}"]
+    return "_".join([*([cfg.agent.run_name] if cfg.agent.run_name else []), *alone])
 
 
 OpenFilm = Callable[[TrainingEnv], "Callback"]
@@ -231,6 +264,7 @@ def train(job: Job, beginning: Beginning, started: Started, command: str, open_f
     from jdistill.run.loggers import check_logger
     from jdistill.run.profiling import ProfileWindow
     from jdistill.run.runner import Interrupted
+    from jdistill.run.teachers import flying, keep_quadrotors, quadrotors
 
     cfg, run = configure(job, beginning, started), beginning.run
     profile = ProfileWindow.parse(job.profile) if job.profile else None
@@ -239,12 +273,13 @@ def train(job: Job, beginning: Beginning, started: Started, command: str, open_f
     check_logger(cfg.agent)
     student = named_file("--student", job.student) if job.student else None
     teacher = teacher_path(cfg, started.task, job, run)
+    craft = None if run or isinstance(teacher, Path) else quadrotors(cfg, teacher)
     record = processes.own_file(Path(job.record)) if job.record else None
     if record and cfg.agent.algorithm.dataset:
         raise ConfigError("--record writes rollouts, and a dataset has none: leave one of the two out")
     if record:
         check_new(record)
-    planned = run or planned_folder(job.logdir, cfg.agent.experiment_name, cfg.agent.run_name)
+    planned = run or planned_folder(job.logdir, cfg.agent.experiment_name, folder_suffix(cfg))
     planned = Path(processes.told_by_main(lambda: str(planned)))
     callbacks: list[Callback] = [Record(record)] if record else []
     if profile and processes.is_main():
@@ -252,6 +287,7 @@ def train(job: Job, beginning: Beginning, started: Started, command: str, open_f
     mesh = make_mesh(cfg, started, job.devices)
     with ExitStack() as stack:
         held = hold(stack, run) if run else None
+        stack.enter_context(flying(cfg, craft))
         env = stack.enter_context(open_env(cfg, started.task, video_dir=str(planned), parts=mesh.shards.count))
         if open_film and processes.is_main():
             callbacks.append(open_film(env))
@@ -262,6 +298,7 @@ def train(job: Job, beginning: Beginning, started: Started, command: str, open_f
         if run and profile:
             profile.check(first, cfg.agent.max_iterations)
         if processes.is_main():
+            keep_quadrotors(cfg, craft, runner.run_dir)
             cfg.save(runner.run_dir / "config.yaml")
             note_start(runner.run_dir, command, first, device_facts(mesh))
         try:
@@ -291,7 +328,7 @@ def make_runner(
     env: TrainingEnv,
     cfg: RunCfg,
     task: Task,
-    files: tuple[Path, Path | None],
+    files: tuple[Path | Teachers, Path | None],
     planned: Path,
     resume: bool,
     callbacks: Sequence[Callback],
@@ -307,18 +344,19 @@ def make_runner(
         UserError: teacher, dataset, memory or checkpoint do not fit; one line, and nothing is written.
     """
     from jdistill.core.memory import check_rollout, plan_history
-    from jdistill.core.networks import summary
-    from jdistill.run.inputs import load_recording, load_student, load_teacher, make_algorithm, resolve_obs_groups
+    from jdistill.run.inputs import load_recording, load_student, make_algorithm, resolve_obs_groups
     from jdistill.run.runner import DistillationRunner
+    from jdistill.run.teachers import check_ids, describe, load_named
 
     resolve_obs_groups(cfg.agent, env)
     shards = mesh.shards
     cfg.env.num_envs = shards.count * env.num_envs
-    teacher_file, student_file = files
+    named, student_file = files
     student = load_student(student_file, env, cfg.agent) if student_file else None
-    teacher = load_teacher(teacher_file, env, cfg, task.old_teacher_output_activation)
+    teacher = load_named(named, env, cfg, task.old_teacher_output_activation)
+    check_ids(env, teacher, cfg.agent)
     print(describe_devices(device_facts(mesh), env.num_envs))
-    print(f"Teacher: {teacher_file}: {summary(teacher.policy, teacher.state, teacher.description['obs_size'])}")
+    print(describe(teacher, named, cfg.env.num_envs))
     recording = load_recording(env, cfg, teacher, shards)
     algorithm, local_devices = make_algorithm(env, cfg.agent, shards), len(mesh.mesh.local_devices)
     if not recording:
