@@ -46,9 +46,10 @@ class Relabeler(NamedTuple):
         return self.actor.obs_groups
 
     @property
-    def id_group(self) -> str | None:
-        """What says which teacher an episode has, where there are several."""
-        return self.actor.id_group if isinstance(self.actor, TeacherBank) else None
+    def arrays(self) -> dict[str, tuple[int, np.dtype[Any]]]:
+        """Width and type of what is read for it: its observation, and of several teachers which one it is."""
+        numbers = {"teacher_number": (1, np.dtype(np.int32))} if isinstance(self.actor, TeacherBank) else {}
+        return {"teacher_obs": (self.obs_size, np.dtype(np.float32)), **numbers}
 
 
 class Recording(NamedTuple):
@@ -126,9 +127,7 @@ def load(
     rows = -(-int(filled.max()) // horizon) * horizon
     dtype = np.dtype(jnp.dtype(cfg.history_dtype))
     arrays: dict[str, tuple[int, Any]] = {"obs": (sizes[0], dtype), "teacher_action": (sizes[1], dtype)}
-    if teacher:
-        arrays["teacher_obs"] = (teacher.obs_size, np.dtype(np.float32))
-        arrays |= {"teacher_number": (1, np.dtype(np.int32))} if teacher.id_group else {}
+    arrays |= teacher.arrays if teacher else {}
     nbytes = rows * num_columns * (sum(width * kind.itemsize for width, kind in arrays.values()) + 1)
     # It is read into the host's memory first, and copied to the device from there.
     what = f"--dataset {', '.join(cfg.dataset)}: with {sum(lengths)} steps the dataset"
@@ -273,8 +272,8 @@ def _episode(
     steps = len(episode["obs"])
     if teacher:
         episode["teacher_obs"] = _observation(where, group, teacher.entries, teacher.obs_size)
-        if teacher.id_group:
-            episode["teacher_number"] = _teacher_numbers(where, group, teacher)
+        if isinstance(teacher.actor, TeacherBank):
+            episode["teacher_number"] = _teacher_numbers(where, group, teacher.actor)
     else:
         label = _label(group) or "teacher_actions"
         actions = _array(where, group, label)
@@ -307,10 +306,8 @@ def _observation(where: str, group: h5py.Group, entries: Sequence[str], size: in
     return value
 
 
-def _teacher_numbers(where: str, group: h5py.Group, teacher: Relabeler) -> np.ndarray:
+def _teacher_numbers(where: str, group: h5py.Group, bank: TeacherBank) -> np.ndarray:
     """(T, 1) int32: the places among the teachers of those that an episode was recorded with."""
-    bank = teacher.actor
-    assert isinstance(bank, TeacherBank)
     (name,) = bank.groups
     item = group.get(f"obs/{name}")
     if not is_numeric(item) or item.ndim not in (1, 2) or not item.size:

@@ -291,8 +291,9 @@ def train(job: Job, beginning: Beginning, started: Started, command: str, open_f
         env = stack.enter_context(open_env(cfg, started.task, video_dir=str(planned), parts=mesh.shards.count))
         if open_film and processes.is_main():
             callbacks.append(open_film(env))
-        policies = teacher, student
-        runner = make_runner(env, cfg, started.task, policies, planned, run is not None, callbacks, mesh, job.fallback)
+        runner = make_runner(
+            env, cfg, started.task, (teacher, student), planned, run is not None, callbacks, mesh, job.fallback
+        )
         runner.held, runner.survives_hangup = held or hold(stack, runner.run_dir), job.on_hangup == "ignore"
         first = runner.current_learning_iteration
         if run and profile:
