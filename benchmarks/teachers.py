@@ -16,6 +16,7 @@ import os
 import statistics
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +59,7 @@ def make_teachers() -> TeacherBank:
     """Random ones."""
     keys = jax.random.split(jax.random.key(1), TEACHERS)
     state = jax.vmap(lambda key: networks.init(NETWORK, key, 26, normalize=True))(keys)
-    return TeacherBank(NETWORK, state, jnp.arange(TEACHERS, dtype=jnp.int32), ("teacher",))
+    return TeacherBank.of(NETWORK, state, range(TEACHERS), ("teacher",))
 
 
 def programs(num_envs: int, steps: int) -> dict[str, dict[str, Callable[[], Any]]]:
@@ -78,12 +79,12 @@ def programs(num_envs: int, steps: int) -> dict[str, dict[str, Callable[[], Any]
         iteration = jax.jit(lambda *args, alg=alg: alg.iteration(*args)[:2]).lower(state, teacher).compile()
         for phase, number in PHASES.items():
             then = state.replace(iteration=jnp.asarray(number, jnp.int32))
-            found.setdefault(f"iteration, {phase}", {})[variant] = lambda p=iteration, s=then, t=teacher: p(s, t)
+            found.setdefault(f"iteration, {phase}", {})[variant] = partial(iteration, then, teacher)
         obs = {"teacher": jax.random.normal(jax.random.key(3), (steps, num_envs, 26))}
         obs["teacher_id"] = jnp.broadcast_to(ids, (steps, num_envs))
         for name, function in {"step by step": by_step, "a whole rollout": at_once}.items():
             program = jax.jit(function).lower(teacher, obs).compile()
-            found.setdefault(f"the teachers alone, {name}", {})[variant] = lambda p=program, t=teacher, o=obs: p(t, o)
+            found.setdefault(f"the teachers alone, {name}", {})[variant] = partial(program, teacher, obs)
     return found
 
 

@@ -14,7 +14,7 @@ Both cost about what one teacher does for as many observations; ``python -m benc
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -29,13 +29,17 @@ from jdistill.core.networks import Policy, PolicyState
 
 BLOCK_ROWS = 1024
 """Rows of one teacher that :meth:`TeacherBank.follow` takes at once, at most."""
+LANES = 8
+"""Last layers get so many outputs, or a multiple: a CPU takes three times as long for batched products of four."""
 
 
 class TeacherBank(struct.PyTreeNode):
     """An :class:`jdistill.core.actor.Actor` that is ``N`` teachers, chosen by what the environments say."""
 
     policy: Policy = struct.field(pytree_node=False)
-    """The network of them all."""
+    """The network of them all, its last layer widened to a multiple of :data:`LANES`."""
+    num_actions: int = struct.field(pytree_node=False)
+    """A; what its actions have beyond is zero parameters' and thrown away."""
     state: PolicyState
     """Their parameters and normalizers, each leaf (N, ...)."""
     ids: Array
@@ -48,24 +52,44 @@ class TeacherBank(struct.PyTreeNode):
     clip_actions: float | None = struct.field(pytree_node=False, default=None)
     """Actions are clipped to [-clip_actions, clip_actions]; None leaves them as they are."""
 
+    @staticmethod
+    def of(policy: Policy, state: PolicyState, ids: Any, obs_groups: Sequence[str], **fields: Any) -> TeacherBank:
+        """The bank of teachers of one network, each leaf of ``state`` (N, ...), with ``ids`` (N,), ascending.
+
+        ``fields`` are the bank's others.
+        """
+        is_beta = policy.output_activation == "beta"  # Its outputs are two an action.
+        width = policy.num_actions if is_beta else -(-policy.num_actions // LANES) * LANES
+        last = f"mlp_{len(policy.hidden_dims)}"
+
+        def widened(x: Array) -> Array:
+            return jnp.pad(jnp.asarray(x), [(0, 0)] * (x.ndim - 1) + [(0, width - policy.num_actions)])
+
+        params = {**state.params, last: jax.tree.map(widened, state.params[last])}
+        return TeacherBank(
+            policy=policy.clone(num_actions=width),
+            num_actions=policy.num_actions,
+            state=state.replace(params=params),
+            ids=jnp.asarray(ids, jnp.int32),
+            obs_groups=tuple(obs_groups),
+            **fields,
+        )
+
     @property
     def groups(self) -> list[str]:
         """What is read of observations and ``info`` to know the teachers."""
         return observations.group_names([self.id_group])
 
-    @property
-    def num_parameters(self) -> int:
-        """Trainable numbers of one teacher."""
-        return networks.num_parameters(self.state) // self.ids.shape[0]
-
     def teacher(self, index: int) -> PolicyActor:
         """The teacher of ``ids[index]`` alone."""
-        state = jax.tree.map(lambda x: x[index], self.state)
-        return PolicyActor(self.policy, state, self.obs_groups, self.clip_actions)
+        state, last = jax.tree.map(lambda x: x[index], self.state), f"mlp_{len(self.policy.hidden_dims)}"
+        policy = self.policy.clone(num_actions=self.num_actions)
+        params = {**state.params, last: jax.tree.map(lambda x: x[..., : policy.num_outputs], state.params[last])}
+        return PolicyActor(policy, state.replace(params=params), self.obs_groups, self.clip_actions)
 
     def initial_carry(self, batch: int) -> Any:
         """See :class:`jdistill.core.actor.Actor`; the same for all teachers."""
-        return self.teacher(0).initial_carry(batch)
+        return networks.initial_carry(self.policy, jax.tree.map(lambda x: x[0], self.state), batch)
 
     def act(self, carry: Any, obs: Mapping[str, Array]) -> tuple[Any, Array]:
         """See :class:`jdistill.core.actor.Actor`; ``obs`` also holds what says the ids.
@@ -96,7 +120,7 @@ class TeacherBank(struct.PyTreeNode):
         return index, self.ids[index] == ids
 
     def _checked(self, action: Array, known: Array) -> Array:
-        clip = self.clip_actions
+        action, clip = action[..., : self.num_actions], self.clip_actions
         action = action if clip is None else jnp.clip(action, -clip, clip)
         checked: Array = jnp.where(known[..., None], action, jnp.nan)
         return checked

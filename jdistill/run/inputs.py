@@ -5,8 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax.numpy as jnp
-
 from bridge.env import TrainingEnv
 from jdistill.core import observations
 from jdistill.core.actor import PolicyActor
@@ -43,7 +41,8 @@ def make_actor(
     groups = tuple(agent.obs_groups[name])
     if (ids := header.get("teacher_ids")) is None:
         return PolicyActor(policy, state, groups, clip_actions)
-    return TeacherBank(policy, state, jnp.asarray(ids, jnp.int32), groups, agent.teacher.id_group, clip_actions)
+    id_group = agent.teacher.id_group
+    return TeacherBank.of(policy, state, ids, groups, id_group=id_group, clip_actions=clip_actions)
 
 
 def make_student(cfg: StudentCfg, num_actions: int) -> Policy:

@@ -34,7 +34,7 @@ def make_bank(policy: Policy = MLP, obs_size: int = 26, **fields) -> TeacherBank
         return state.replace(normalizer=state.normalizer.update(3 * jax.random.normal(key, (50, obs_size)) + 1))
 
     states = jax.device_get(jax.jit(jax.vmap(one))(jax.random.split(jax.random.key(1), len(IDS))))
-    return TeacherBank(policy, states, np.array(IDS, np.int32), ("teacher",), **fields)
+    return TeacherBank.of(policy, states, IDS, ("teacher",), **fields)
 
 
 @pytest.mark.parametrize("policy", [MLP, GRU], ids=["mlp", "gru"])
