@@ -62,6 +62,9 @@ class Task:
     """What ends this task's actors in checkpoints of rsl_rl 2.x and 3.x, which do not say."""
     scenarios: Callable[[Any], Mapping[str, Scenario]] = lambda cfg: {"default": Scenario("the task as it is", cfg)}
     """What the task is evaluated in, given settings of ``cfg_cls``: at least one scenario, by name."""
+    obs_groups: Mapping[str, Mapping[str, Sequence[str]]] = field(default_factory=dict)
+    """Named values of the setting ``agent.obs_groups``, for policies that see the task's numbers in another order than
+    it observes them: entries of ``student`` and ``teacher`` by the name."""
     main_metric: str | None = None
     """The metric (``Metrics/<name>`` of a State) that tells most about a policy on this task: tables, reports and films
     speak of it. None takes the first by name."""

@@ -27,6 +27,8 @@ MOTORS = ("front_right", "back_right", "back_left", "front_left")
 """Order of the motor commands."""
 TARGETS = ("mixed", "fixed", "langevin", "figure_eight", "step")
 """Kinds of targets."""
+ORIENTATION_COSTS = ("tilt", "quaternion")
+"""What the reward counts as the orientation's cost."""
 
 
 @dataclass
@@ -101,7 +103,10 @@ class RewardCfg:
     position: float = 1.0
     """Times the distance to the target, m."""
     orientation: float = 0.5
-    """Times ``1 - cos(tilt)``."""
+    """Times ``1 - cos(tilt)``, or what ``orientation_cost`` says."""
+    orientation_cost: str = "tilt"
+    """``tilt``: ``1 - cos(tilt)``; ``quaternion``: ``arccos(1 - |z|)`` with the quaternion's z, as in the fork that the
+    task comes from, which punishes the heading and hardly the tilt."""
     action_change: float = 0.1
     """Times the norm of the change of the motor commands (0..1)."""
     termination: float = 100.0
@@ -167,7 +172,7 @@ class PointControlCfg:
     """Point control of a Crazyflie on the Crazyflow simulator."""
 
     drone: str = "cf2x_L250"
-    """Crazyflow's name of the airframe."""
+    """Crazyflow's name of the airframe, or ``foundation``, that of the fork which the task comes from."""
     num_envs: int = 100
     """Number of environments; ``--num_envs`` sets it."""
     episode_length_s: float = 10.0
@@ -205,6 +210,9 @@ class PointControlCfg:
         for name in ("frame", "teacher_frame"):
             if getattr(self, name) not in ("body", "world", "start"):
                 raise SettingError(f"env.{name}={getattr(self, name)!r}: expected body, world or start")
+        if self.reward.orientation_cost not in ORIENTATION_COSTS:
+            known = ", ".join(ORIENTATION_COSTS)
+            raise SettingError(f"env.reward.orientation_cost={self.reward.orientation_cost!r}: expected one of {known}")
         if self.num_envs < 1:
             raise SettingError(f"env.num_envs={self.num_envs}: expected a positive number")
         self._validate_times()

@@ -12,6 +12,10 @@ if TYPE_CHECKING:
     from bridge.env import TrainingEnv
 
 
+FOUNDATION = {"student": ["student[0:3,6:15,3:6,15:22]"], "teacher": ["teacher[0:3,6:15,3:6,15:26]"]}
+"""The order in which policies of the fork that the task comes from see it: the rotation matrix before the velocity."""
+
+
 class Crazyflow(Simulator):
     """Quadrotors in JAX."""
 
@@ -40,5 +44,6 @@ def point_control() -> Task:
         preset="crazyflie",
         teacher="crazyflie",
         old_teacher_output_activation="tanh",
+        obs_groups={"foundation": FOUNDATION},
         main_metric="position_error",
     )

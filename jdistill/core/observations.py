@@ -11,7 +11,7 @@ stand side by side, in their order.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -86,6 +86,23 @@ def teacher_ids(obs: Mapping[str, Any], entry: str, axes: int) -> Any:
     return (ids if jnp.issubdtype(ids.dtype, jnp.integer) else ids.round()).astype(np.int32)
 
 
+def parts(entries: Sequence[str], specs: Mapping[str, ObservationSpec]) -> list[str] | None:
+    """What each number of an observation is, ``velocity_error[0]`` for one; None where a group does not say."""
+    found = []
+    for entry in entries:
+        spec = specs[_parse(entry)[0]]
+        named = part_names((name, size) for name, size, _ in spec.layout)
+        if not named:
+            return None
+        found += [named[i] for i in _columns(entry, len(named))]
+    return found
+
+
+def part_names(layout: Iterable[tuple[str, int]]) -> list[str]:
+    """The same for the numbers of a layout: names and sizes."""
+    return [f"{name}[{i}]" for name, size in layout for i in range(size)]
+
+
 def describe(env: Any, entries: Sequence[str]) -> dict[str, Any]:
     """What goes into a policy that sees ``entries`` of ``env`` and what comes out, for the header of its file."""
     groups = []
@@ -93,8 +110,8 @@ def describe(env: Any, entries: Sequence[str]) -> dict[str, Any]:
         name = _parse(entry)[0]
         spec = env.obs_specs[name]
         layout = spec.layout if entry == name else ()
-        parts = [dict(zip(("name", "size", "unit"), part, strict=True)) for part in layout]
-        groups.append({"name": entry, "size": size([entry], env.obs_specs), "frame": spec.frame, "layout": parts})
+        named = [dict(zip(("name", "size", "unit"), part, strict=True)) for part in layout]
+        groups.append({"name": entry, "size": size([entry], env.obs_specs), "frame": spec.frame, "layout": named})
     return {
         "observation": {"groups": groups, "frame": groups[0]["frame"], "size": size(entries, env.obs_specs)},
         "action": {"size": env.num_actions, **env.action_layout},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -153,4 +154,17 @@ def load_teacher(file: Path, env: TrainingEnv, cfg: RunCfg, old_output_activatio
     actual = (spec and spec.frame) or frame
     if frame is not None and frame != actual:
         raise ConfigError(f"{file}: the teacher sees in the {frame} frame, '{groups[0]}' is in the {actual} frame")
+    _check_order(file, teacher.description.get("observation", {}), groups, env)
     return teacher
+
+
+def _check_order(file: Path, seen: dict[str, Any], groups: Sequence[str], env: TrainingEnv) -> None:
+    """Raise :class:`ConfigError` where a teacher has ``seen`` the same numbers in another order; sizes would fit."""
+    known = [part for group in seen.get("groups", [seen]) for part in group.get("layout") or ()]
+    theirs, ours = (
+        observations.part_names((p["name"], p["size"]) for p in known),
+        observations.parts(groups, env.obs_specs),
+    )
+    if ours and theirs != ours and sorted(theirs) == sorted(ours):
+        order, given = (", ".join(dict.fromkeys(n.partition("[")[0] for n in names)) for names in (theirs, ours))
+        raise ConfigError(f"{file}: the teacher sees {order}; agent.obs_groups.teacher={','.join(groups)} is {given}")

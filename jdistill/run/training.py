@@ -20,7 +20,7 @@ from bridge.tasks import DEFAULT_TASK, Request, Task
 from jdistill.core.config import AlgorithmCfg
 from jdistill.errors import ConfigError
 from jdistill.run import processes
-from jdistill.run.compose import RunCfg, compose_task, flatten, load_file
+from jdistill.run.compose import RunCfg, compose_task, flatten, load_file, with_obs_groups
 from jdistill.run.devices import Placement, describe_devices, device_facts, make_mesh
 from jdistill.run.folders import find_run, new_run, note_start, planned_folder, settings_of
 from jdistill.run.held import HeldRun
@@ -155,7 +155,8 @@ def configure(job: Job, beginning: Beginning, started: Started) -> RunCfg:
         defaults.insert(0, {"agent": load_file(preset(task.preset))["agent"]})
 
     def composed(layers: Sequence[dict[str, Any]], overrides: Sequence[str] = ()) -> RunCfg:
-        return compose_task(task.name, task.cfg_cls, started.simulator, [*defaults, *layers], overrides)
+        layers, overrides = with_obs_groups([*defaults, *layers], overrides, task)
+        return compose_task(task.name, task.cfg_cls, started.simulator, layers, overrides)
 
     cfg = composed([*beginning.layers, job.settings()], job.overrides)
     if run:
