@@ -125,9 +125,11 @@ def compile_iteration(num_envs: int, num_steps: int, overrides: list[str]) -> tu
     from jax.experimental import topologies
     from jax.sharding import SingleDeviceSharding
 
-    from jdistill.run.inputs import load_teacher, make_algorithm, resolve_obs_groups
+    from jdistill.run.inputs import make_algorithm, resolve_obs_groups
+    from jdistill.run.policy_paths import teacher_path
     from jdistill.run.session import open_env, start
-    from jdistill.run.training import Job, begin, configure, teacher_path
+    from jdistill.run.teachers import load_named
+    from jdistill.run.training import Job, begin, configure
 
     settings = (f"agent.num_steps_per_env={num_steps}", *overrides)
     job = Job(device="cpu", devices="1", num_envs=num_envs, overrides=settings)
@@ -137,7 +139,7 @@ def compile_iteration(num_envs: int, num_steps: int, overrides: list[str]) -> tu
     cfg = configure(job, beginning, started)
     with open_env(cfg, started.task) as env:
         resolve_obs_groups(cfg.agent, env)
-        teacher = load_teacher(teacher_path(cfg, started.task, job, beginning), env, cfg).actor(cfg.agent)
+        teacher = load_named(teacher_path(cfg, started.task, job, beginning), env, cfg).actor(cfg.agent)
         algorithm = make_algorithm(env, cfg.agent)
     device = topologies.get_topology_desc(platform="cuda", target_config=DEVICE.read_text(), topology="1x1x1").devices[
         0

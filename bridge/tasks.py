@@ -73,6 +73,9 @@ class Task:
     less; None where it is not differentiable."""
     generalist: str | None = None
     """Name of the bundled policy for all craft that teachers of single ones may begin with."""
+    obs_groups: Mapping[str, Mapping[str, Sequence[str]]] = field(default_factory=dict)
+    """Named values of the setting ``agent.obs_groups``, for policies that see the task's numbers in another order than
+    it observes them: entries of ``student`` and ``teacher`` by the name."""
     main_metric: str | None = None
     """The metric (``Metrics/<name>`` of a State) that tells most about a policy on this task: tables, reports and films
     speak of it. None takes the first by name."""

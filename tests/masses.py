@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 from typing import NamedTuple
 
 import jax
@@ -103,3 +104,37 @@ class Motors:
         """The student sees places and speeds."""
         seen = jnp.concatenate(state[:2], axis=1)
         return {"student": seen, "teacher": jnp.concatenate([seen, state.last_action], axis=1)}
+
+
+class Swarm(Motors):
+    """The motors, each environment with a teacher of its own: ``info`` and the group ``who`` say its id.
+
+    That of ``info`` is the same in every episode, that of the group is drawn anew.
+    """
+
+    max_episode_length = 12
+
+    def __init__(self, num_envs: int, ids: tuple[int, ...] = (2, 3, 5, 7)):
+        super().__init__(num_envs)
+        self.ids = jnp.asarray(ids, jnp.int32)
+
+    def reset(self, rng: jax.Array) -> State:
+        """``rng`` is (B,) keys; the first environments have the first ids."""
+        state = super().reset(rng)
+        drawn = jax.vmap(lambda key: jax.random.choice(key, self.ids))(rng)
+        mine = self.ids[jnp.arange(self.num_envs) % len(self.ids)]
+        who = jnp.stack([jnp.zeros(self.num_envs), drawn], axis=1)
+        return state.replace(obs={**state.obs, "who": who}, info={"teacher_id": mine})
+
+    def step(self, state: State, action: jax.Array) -> State:
+        """Nobody changes teachers within an episode."""
+        after = super().step(state, action)
+        return after.replace(obs={**after.obs, "who": state.obs["who"]})
+
+
+def swarm(num_envs: int = 8, quadrotors: str = "") -> Swarm:
+    """The task; ``quadrotors`` is a CSV file with a column ``id``."""
+    if not quadrotors:
+        return Swarm(num_envs)
+    with open(quadrotors) as file:
+        return Swarm(num_envs, tuple(int(row["id"]) for row in csv.DictReader(file)))

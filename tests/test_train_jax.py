@@ -31,7 +31,7 @@ from jdistill.core import networks
 from jdistill.core.networks import Policy
 from jdistill.export import rsl_rl
 from jdistill.export.policy_file import load_policy, save_policy
-from jdistill.run import session, training
+from jdistill.run import policy_paths, session, training
 from jdistill.run.folders import starts
 from jdistill.run.progress import read_progress
 from tests.conftest import BUNDLED_TEACHER, CACHE, ROOT
@@ -375,12 +375,12 @@ def test_a_bundled_teacher_goes_by_its_name(tmp_path, monkeypatch):
     beginning = training.begin(job)
     started = session.start(beginning.request)
     cfg = training.configure(job, beginning, started)
-    file = training.teacher_path(cfg, started.task, job, beginning)
+    file = policy_paths.teacher_path(cfg, started.task, job, beginning)
     policy, _, header = load_policy(file)
     assert file.parent == BUNDLED_TEACHER.parent and header["obs_size"] == 30 and policy.hidden_dims == (64, 64, 64)
     monkeypatch.chdir(tmp_path)
     (tmp_path / "quadrotors").write_bytes(b"mine")
-    assert training.teacher_path(cfg, started.task, job, beginning) == Path("quadrotors"), (
+    assert policy_paths.teacher_path(cfg, started.task, job, beginning) == Path("quadrotors"), (
         "a file of that name comes first"
     )
 

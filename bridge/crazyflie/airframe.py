@@ -5,12 +5,15 @@ from __future__ import annotations
 import importlib.util
 import math
 import tomllib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from bridge.errors import SettingError
 from bridge.quadrotors import QuadrotorSpec
+
+FOUNDATION = "foundation"
+"""The one airframe that is not Crazyflow's."""
 
 
 @dataclass(frozen=True)
@@ -47,11 +50,13 @@ class Airframe:
         """The airframe ``drone``.
 
         Raises:
-            SettingError: Crazyflow has no first-principles model of that name.
+            SettingError: Crazyflow has no first-principles model of that name, and neither have we.
         """
+        if drone == FOUNDATION:
+            return _foundation()
         shared, models = _tables()
         if drone not in models:
-            raise SettingError(f"env.drone={drone!r}: expected one of {', '.join(sorted(models))}")
+            raise SettingError(f"env.drone={drone!r}: expected one of {', '.join(sorted([*models, FOUNDATION]))}")
         params = shared | models[drone]
         return cls(**{name: _frozen(params[name]) for name in cls.__dataclass_fields__})
 
@@ -108,6 +113,34 @@ class Airframe:
             drag_z=-self.drag_matrix[2][2],
             name=name,
         )
+
+
+def _foundation() -> Airframe:
+    """The Crazyflie of the fork of rsl_rl that point control comes from, as its code flies it at 100 Hz.
+
+    A motor at the share u of its full speed pulls with 2.25 m g / 4 times ``0.038 + 0.154 u + 0.987 u^2``. These sum to
+    1.179, so the ratio of thrust to weight is 2.65 and not 2.25, and a motor at rest still pulls. The drag torque is
+    0.016 m times the thrust. In a step of 0.01 s a motor with the time constant 0.05 s goes 0.01 / (0.01 + 0.05) of the
+    way, which is what the rate below does in one physics step of that length.
+    """
+    mass, full_speed, tau, dt = 0.0282, 24_000.0, 0.05, 0.01
+    full_thrust = 2.25 * mass * 9.81 / 4
+    curve = (0.038, 0.154, 0.987)
+    thrust = tuple(full_thrust * c / full_speed**i for i, c in enumerate(curve))
+    no = (0.0, 0.0, 0.0)
+    return replace(
+        Airframe.load("cf2x_L250"),
+        mass=mass,
+        J=((2.44864e-5, 0.0, 0.0), (0.0, 2.44864e-5, 0.0), (0.0, 0.0, 3.61504e-5)),
+        L=0.04384 / math.sqrt(2),
+        prop_inertia=0.0,
+        thrust_min=thrust[0],
+        thrust_max=full_thrust * sum(curve),
+        rpm2thrust=thrust,
+        rpm2torque=tuple(0.016 * c for c in thrust),
+        rotor_dyn_coef=(1 / (tau + dt), 0.0, 1 / (tau + dt), 0.0),
+        drag_matrix=(no, no, no),
+    )
 
 
 def _tables() -> tuple[dict[str, Any], dict[str, Any]]:

@@ -29,6 +29,8 @@ TARGETS = ("mixed", "fixed", "langevin", "figure_eight", "step")
 """Kinds of targets."""
 ASSIGNMENTS = ("cycle", "random")
 """Ways to share quadrotors out among environments."""
+ORIENTATION_COSTS = ("tilt", "quaternion")
+"""What the reward counts as the orientation's cost."""
 
 
 @dataclass
@@ -103,7 +105,10 @@ class RewardCfg:
     position: float = 1.0
     """Times the distance to the target, m."""
     orientation: float = 0.5
-    """Times ``1 - cos(tilt)``."""
+    """Times ``1 - cos(tilt)``, or what ``orientation_cost`` says."""
+    orientation_cost: str = "tilt"
+    """``tilt``: ``1 - cos(tilt)``; ``quaternion``: ``arccos(1 - |z|)`` with the quaternion's z, as in the fork that the
+    task comes from, which punishes the heading and hardly the tilt."""
     action_change: float = 0.1
     """Times the norm of the change of the motor commands (0..1)."""
     termination: float = 100.0
@@ -169,7 +174,7 @@ class PointControlCfg:
     """Point control of a Crazyflie on the Crazyflow simulator."""
 
     drone: str = "cf2x_L250"
-    """Crazyflow's name of the airframe."""
+    """Crazyflow's name of the airframe, or ``foundation``, that of the fork which the task comes from."""
     quadrotors: str = ""
     """CSV file of quadrotors to be flown in place of ``drone``, see :mod:`bridge.quadrotors`; empty flies ``drone``."""
     quadrotor_assignment: str = "cycle"
@@ -215,6 +220,9 @@ class PointControlCfg:
         if self.quadrotor_assignment not in ASSIGNMENTS:
             known = ", ".join(ASSIGNMENTS)
             raise SettingError(f"env.quadrotor_assignment={self.quadrotor_assignment!r}: expected one of {known}")
+        if self.reward.orientation_cost not in ORIENTATION_COSTS:
+            known = ", ".join(ORIENTATION_COSTS)
+            raise SettingError(f"env.reward.orientation_cost={self.reward.orientation_cost!r}: expected one of {known}")
         if self.num_envs < 1:
             raise SettingError(f"env.num_envs={self.num_envs}: expected a positive number")
         self._validate_times()

@@ -23,6 +23,8 @@ import mujoco
 import numpy as np
 
 from bridge import SCIPY_WITHOUT_ARRAY_API
+from bridge.crazyflie.airframe import Airframe
+from bridge.crazyflie.cfg import PointControlCfg
 from bridge.env import Color, State
 from bridge.errors import RenderError
 
@@ -187,7 +189,9 @@ class LiveViewer:
 @functools.cache
 def scene_model(drone: str, count: int) -> mujoco.MjModel:
     """Crazyflow's model of ``count`` craft, in daylight and over a pale floor, so that ten centimetres stand out."""
-    model = build_sim(drone, 1, 500, count).mj_model
+    # An airframe that Crazyflow does not have is drawn as one that it has.
+    shape = drone if drone in Airframe.names() else PointControlCfg.drone
+    model = build_sim(shape, 1, 500, count).mj_model
     model.mat_reflectance[:] = 0.0
     for i, kind in enumerate(model.tex_type):
         start = model.tex_adr[i]

@@ -15,6 +15,10 @@ if TYPE_CHECKING:
     from bridge.quadrotors import QuadrotorSpec
 
 
+FOUNDATION = {"student": ["student[0:3,6:15,3:6,15:22]"], "teacher": ["teacher[0:3,6:15,3:6,15:26]"]}
+"""The order in which policies of the fork that the task comes from see it: the rotation matrix before the velocity."""
+
+
 class Crazyflow(Simulator):
     """Quadrotors in JAX."""
 
@@ -48,6 +52,7 @@ def point_control() -> Task:
         with_quadrotors=with_quadrotors,
         lesson=PointControlLesson,
         generalist="quadrotors",
+        obs_groups={"foundation": FOUNDATION},
         main_metric="position_error",
     )
 

@@ -202,7 +202,7 @@ class PointControl:
         reward = (
             weights.alive
             - weights.position * metrics["Metrics/position_error"]
-            - weights.orientation * (1.0 - _vertical(sim.craft))
+            - weights.orientation * _orientation_cost(weights.orientation_cost, sim.craft)
             - weights.action_change * jnp.sqrt(change)
         )
         # A state that is not finite must not reach the reward either: only the penalty is left of it.
@@ -345,6 +345,13 @@ def _turn_back(heading: tuple[Array, Array], v: Vector) -> Vector:
 def _vertical(craft: Craft) -> Array:
     """Cosine of the tilt (B,): the world's z component of the body's z axis."""
     return 1.0 - 2.0 * (craft.quat.x * craft.quat.x + craft.quat.y * craft.quat.y)
+
+
+def _orientation_cost(kind: str, craft: Craft) -> Array:
+    """(B,), see :class:`bridge.crazyflie.cfg.RewardCfg`."""
+    if kind == "tilt":
+        return 1.0 - _vertical(craft)
+    return jnp.arccos(jnp.clip(1.0 - jnp.abs(craft.quat.normalized().z), -1.0, 1.0))
 
 
 def _parts(vector: Vector) -> tuple[Array, Array, Array]:

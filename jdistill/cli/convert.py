@@ -40,7 +40,7 @@ def make_parser() -> Parser:
 def run(argv: list[str]) -> None:
     """The command."""
     args = make_parser().parse_args(argv)
-    from jdistill.run.training import named_file
+    from jdistill.run.policy_paths import named_file
 
     policy, state, header = load_teacher_checkpoint(
         named_file("CHECKPOINT", args.checkpoint),

@@ -7,6 +7,7 @@ import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import fields
+from pathlib import Path
 from typing import Any
 
 from bridge import registry
@@ -56,8 +57,15 @@ def _add_what_to_train(parser: Parser, every: dict[str, Any], others: str) -> No
     argument(
         "--teacher",
         metavar="FILE",
-        help="the teacher: a .safetensors policy, an rsl_rl .pt, its run folder, or 'latest' (default: the task's own)",
+        nargs="+",
+        action="extend",
+        help="the teacher: a .safetensors policy, an rsl_rl .pt, its run folder, or 'latest' (default: the task's own);"
+        " several are those of the environments with teacher_id 0, 1, ...",
     )
+    argument(
+        "--teacher_dir", metavar="DIR", help="a teacher per quadrotor: teacher_dynamics.csv and teacher_0000/, ..."
+    )
+    argument("--teacher_id", type=count, metavar="K", help="of --teacher_dir this quadrotor and its teacher alone")
     argument("--checkpoint", metavar="FILE", help="the same as --teacher, by rsl_rl's name")
     argument("--student", metavar="FILE", help="the student to begin with: a policy, or rsl_rl's distillation .pt")
     argument(
@@ -106,8 +114,13 @@ def parse(parser: Parser, argv: Sequence[str]) -> argparse.Namespace:
     explicit = [x for a, b in zip(argv, [*argv[1:], ""], strict=True) for x in _explicit_resume(a, b)]
     args, unknown = parser.parse_known_intermixed_args(explicit)
     args.unknown, args.argv = unknown, list(argv)
+    _separate_teachers(args)
     if args.teacher and args.checkpoint and args.teacher != args.checkpoint:
         parser.error("--teacher and --checkpoint both name the teacher: give one of them")
+    if args.teacher_dir and (args.teacher or args.checkpoint):
+        parser.error("--teacher_dir names the teachers, and so does --teacher (or --checkpoint): give one of them")
+    if args.teacher_id is not None and not args.teacher_dir:
+        parser.error("--teacher_id is that of a folder: add --teacher_dir DIR")
     if (args.video_interval or args.video_length) and not args.video:
         parser.error("--video_interval and --video_length are a film's: add --video")
     if args.load_run and not args.resume:
@@ -117,6 +130,16 @@ def parse(parser: Parser, argv: Sequence[str]) -> argparse.Namespace:
     if args.fallback and not args.resume:
         parser.error("--fallback chooses the checkpoint to go on from: add --resume")
     return args
+
+
+def _separate_teachers(args: argparse.Namespace) -> None:
+    """Behind the teachers' files stand overrides too, as far as argparse knows they are files."""
+    files: list[str] = []
+    settings: list[str] = []
+    for name in args.teacher or ():
+        (settings if "=" in name and not Path(name).exists() else files).append(name)
+    args.overrides = [*args.overrides, *settings]
+    args.teacher = (files[0] if len(files) == 1 else files) or None
 
 
 def _explicit_resume(argument: str, following: str) -> list[str]:

@@ -32,6 +32,15 @@ class Actor(Protocol):
         ...
 
 
+@runtime_checkable
+class Follower(Actor, Protocol):
+    """An actor that takes the steps of a whole rollout at once."""
+
+    def follow(self, carry: Any, obs: Mapping[str, Array], is_first: Array) -> tuple[Any, Array]:
+        """See :func:`follow` of this module."""
+        ...
+
+
 class PolicyActor(struct.PyTreeNode):
     """The deterministic actor of a :class:`jdistill.core.networks.Policy`."""
 
@@ -71,7 +80,7 @@ def follow(actor: Actor, carry: Any, obs: Mapping[str, Array], is_first: Array) 
     """What ``actor`` does along observations that come from elsewhere.
 
     Args:
-        actor: whoever; a ``follow`` of its own takes the steps at once.
+        actor: whoever; a :class:`Follower` takes the steps at once.
         carry: its recurrent state before the first step.
         obs: observation groups, each (T, B, ...).
         is_first: (T, B) bool, whether an episode begins with the step.
@@ -79,7 +88,7 @@ def follow(actor: Actor, carry: Any, obs: Mapping[str, Array], is_first: Array) 
     Returns:
         The carry after the last step, and the actions (T, B, A).
     """
-    if isinstance(actor, PolicyActor):
+    if isinstance(actor, Follower):
         return actor.follow(carry, obs, is_first)
     carry, actions, _ = follow_step_by_step(actor, carry, obs, is_first)
     return carry, actions

@@ -120,6 +120,16 @@ class TeacherCfg:
     file: str | None = None
     """A jdistill policy (``.safetensors``), an rsl_rl checkpoint (``.pt``), or the name of a bundled teacher
     (``crazyflie``, ``quadrotors``); null takes the task's own."""
+    files: list[str] = field(default_factory=list)
+    """In place of ``file`` several teachers, whose ids are 0, 1, ... in this order."""
+    dir: str | None = None
+    """In place of ``file`` a folder of teachers: ``teacher_dynamics.csv`` has a row for each with its ``id``, whose
+    policy is in the folder ``teacher_0000``, ``teacher_0001``, ... of that id (:mod:`jdistill.run.teachers`)."""
+    id: int | None = None
+    """Of that folder this teacher alone."""
+    id_group: str = "teacher_id"
+    """Where there are several teachers: the observation group, a part of one (``policy[45]``), or the entry of the
+    State's ``info`` that holds the id of each environment's."""
     activation: str | None = None
     """Of the hidden layers of an rsl_rl checkpoint, by rsl_rl's names; null takes what ``params/agent.yaml`` beside the
     checkpoint says, else ``elu``."""

@@ -12,13 +12,13 @@ stands for all, in the environment's order (see :func:`members`).
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 
-from bridge.env import ObservationSpec
+from bridge.env import ObservationSpec, State
 from jdistill.errors import ObservationError
 
 _ENTRY = re.compile(r"(?P<name>[^\[\]]+)(\[(?P<part>[^\[\]]*)\])?")
@@ -61,6 +61,52 @@ def select(obs: Mapping[str, Any], entries: Sequence[str]) -> Any:
 def members(entry: str, specs: Mapping[str, ObservationSpec]) -> list[str]:
     """What ``entry`` stands for: a dictionary's members, in the environment's order; else itself."""
     return [entry] if entry in specs else [name for name in specs if name.startswith(f"{entry}/")] or [entry]
+
+
+def visible(state: State) -> dict[str, Any]:
+    """The observation groups of ``state``, and of its ``info`` the integers (B,), one of which may say who teaches."""
+    batch = state.done.shape
+    numbers = {
+        name: value
+        for name, value in state.info.items()
+        if getattr(value, "shape", None) == batch and jnp.issubdtype(value.dtype, jnp.integer)
+    }
+    return {**numbers, **state.obs}
+
+
+def teacher_ids(obs: Mapping[str, Any], entry: str, axes: int) -> Any:
+    """The ids (...) int32 that ``entry`` means, an observation group, a part of one or an entry of ``State.info``.
+
+    ``axes`` is the number of leading axes: 1 for (B,), 2 for (T, B). A group of one number has one axis more.
+
+    Raises:
+        ObservationError: there is nothing of that name, or more than one number for each environment.
+    """
+    name = _parse(entry)[0]
+    if name not in obs:
+        raise ObservationError(f"nothing says which teacher an environment has: no '{name}' here")
+    ids = obs[name] if obs[name].ndim == axes else select(obs, [entry])
+    if ids.ndim > axes and ids.shape[-1] != 1:
+        raise ObservationError(f"'{entry}' has {ids.shape[-1]} numbers, the id of a teacher is one: name a part of it")
+    ids = ids.reshape(ids.shape[:axes])
+    return (ids if jnp.issubdtype(ids.dtype, jnp.integer) else ids.round()).astype(np.int32)
+
+
+def parts(entries: Sequence[str], specs: Mapping[str, ObservationSpec]) -> list[str] | None:
+    """What each number of an observation is, ``velocity_error[0]`` for one; None where a group does not say."""
+    found = []
+    for entry in entries:
+        spec = specs[_parse(entry)[0]]
+        named = part_names((name, size) for name, size, _ in spec.layout)
+        if not named:
+            return None
+        found += [named[i] for i in _columns(entry, len(named))]
+    return found
+
+
+def part_names(layout: Iterable[tuple[str, int]]) -> list[str]:
+    """The same for the numbers of a layout: names and sizes."""
+    return [f"{name}[{i}]" for name, size in layout for i in range(size)]
 
 
 def describe(env: Any, entries: Sequence[str]) -> dict[str, Any]:

@@ -8,6 +8,7 @@ cannot be had, both act in every step.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -17,6 +18,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from bridge.env import State, TrainingEnv, where_done
+from jdistill.core import observations
 from jdistill.core.actor import Actor, follow, follow_step_by_step
 from jdistill.core.networks import Carry
 from jdistill.core.schedule import Schedule
@@ -30,7 +32,7 @@ class Transition(NamedTuple):
     pipeline_state: Any
     """The simulator's state before the step."""
     obs: dict[str, Array]
-    """The observation groups that the two policies use, before the step."""
+    """The observation groups that the two policies use, before the step; of many teachers also what chooses one."""
     is_first: Array
     """(B,) bool, whether an episode begins with the step."""
     student_action: Array
@@ -73,7 +75,7 @@ class Collector:
     env: TrainingEnv
     schedule: Schedule
     groups: Sequence[str]
-    """The observation groups that the two policies use."""
+    """The observation groups that the two policies use. A teacher may have ``groups`` of its own beside them."""
     num_steps: int
     """T."""
     clip_actions: float | None
@@ -91,9 +93,10 @@ class Collector:
 
     def collect(self, start: Loop, student: Actor, teacher: Actor, beta: Array, rng: Array) -> tuple[Loop, Transition]:
         """The loop after ``num_steps`` steps, and the steps (T, B, ...); ``beta`` () is the teacher's share of them."""
+        collector = dataclasses.replace(self, groups=[*self.groups, *getattr(teacher, "groups", ())])
         if self.both_act:
-            return self._mixed(start, student, teacher, beta, rng)
-        return self._one_acts(start, student, teacher, beta, rng)
+            return collector._mixed(start, student, teacher, beta, rng)
+        return collector._one_acts(start, student, teacher, beta, rng)
 
     def _one_acts(
         self, start: Loop, student: Actor, teacher: Actor, beta: Array, rng: Array
@@ -177,7 +180,8 @@ class Collector:
 
         def step(carried: Any, inputs: Any) -> Any:
             env_state, loop = carried
-            obs = {group: env_state.obs[group] for group in self.groups}
+            seen = observations.visible(env_state)
+            obs = {group: seen[group] for group in self.groups}
             is_first = is_first_step(env_state)
             loop, action, kept = act(loop, obs, is_first, inputs)
             if self.clip_actions is not None:

@@ -88,6 +88,7 @@ RANGES = (
     Range("student.init_noise_std", lambda x: x >= 0, "must not be negative"),
     Range("clip_actions", lambda x: x > 0, "must be positive, or null"),
     Range("save_minutes", lambda x: x > 0, "must be positive, or null"),
+    Range("teacher.id", lambda x: 0 <= x < 2**31, "expected the id of a teacher, 0 or more"),
     Range("seed", lambda x: 0 <= x < 2**32, f"expected a number from 0 to {2**32 - 1}"),
 )
 
@@ -115,6 +116,21 @@ class Conflict(NamedTuple):
 
 
 CONFLICTS = (
+    Conflict(
+        "teacher.dir",
+        lambda c: c.teacher.dir is not None and bool(c.teacher.file or c.teacher.files),
+        "agent.teacher.file or files names the teacher already, leave one of them out",
+    ),
+    Conflict(
+        "teacher.files",
+        lambda c: bool(c.teacher.file and c.teacher.files),
+        "agent.teacher.file names the teacher already, leave one of them out",
+    ),
+    Conflict(
+        "teacher.id",
+        lambda c: c.teacher.id is not None and c.teacher.dir is None,
+        "chooses one teacher of a folder, name that with --teacher_dir DIR",
+    ),
     Conflict(
         "algorithm.phase1_until_return",
         lambda c: (

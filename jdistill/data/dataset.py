@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,11 +20,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from jdistill.core import networks, observations
+from jdistill.core import observations
+from jdistill.core.actor import PolicyActor, follow
 from jdistill.core.config import AlgorithmCfg
 from jdistill.core.history import History
 from jdistill.core.memory import GIB, check_memory
-from jdistill.core.networks import Normalizer, Policy, PolicyState
+from jdistill.core.networks import Normalizer
+from jdistill.core.teachers import TeacherBank
 from jdistill.data.integrity import check_sums, check_total, damage, is_numeric, refuse_links, stored, whole
 from jdistill.data.write_ahead_log import recover
 from jdistill.errors import ConfigError, DatasetError, ObservationError
@@ -34,12 +36,20 @@ from jdistill.files import refuse_pointer
 class Relabeler(NamedTuple):
     """A teacher whose actions on a dataset's observations replace the recorded ones (DAgger's relabelling)."""
 
-    policy: Policy
-    state: PolicyState
-    entries: Sequence[str]
-    """The entries of its observation, see :mod:`jdistill.core.observations`."""
+    actor: PolicyActor | TeacherBank
     obs_size: int
     """Numbers in its observation."""
+
+    @property
+    def entries(self) -> Sequence[str]:
+        """The entries of its observation, see :mod:`jdistill.core.observations`."""
+        return self.actor.obs_groups
+
+    @property
+    def arrays(self) -> dict[str, tuple[int, np.dtype[Any]]]:
+        """Width and type of what is read for it: its observation, and of several teachers which one it is."""
+        numbers = {"teacher_number": (1, np.dtype(np.int32))} if isinstance(self.actor, TeacherBank) else {}
+        return {"teacher_obs": (self.obs_size, np.dtype(np.float32)), **numbers}
 
 
 class Recording(NamedTuple):
@@ -118,7 +128,7 @@ def load(
     rows = -(-int(filled.max()) // horizon) * horizon
     dtype = np.dtype(jnp.dtype(cfg.history_dtype))
     arrays: dict[str, tuple[int, Any]] = {"obs": (sizes[0], dtype), "teacher_action": (sizes[1], dtype)}
-    arrays |= {"teacher_obs": (teacher.obs_size, np.dtype(np.float32))} if teacher else {}
+    arrays |= teacher.arrays if teacher else {}
     nbytes = rows * num_columns * (sum(width * kind.itemsize for width, kind in arrays.values()) + 1)
     what = f"--dataset {', '.join(cfg.dataset)}: with {sum(lengths)} steps the dataset"
     check_memory(nbytes, what, "train on fewer files", copies=1)  # In the host's memory, from where it is copied.
@@ -136,7 +146,7 @@ def load(
         is_first[start, column] = True
         for name, value in episode.items():
             packed[name][start : start + len(value), column] = value
-    teacher_action = _relabel(teacher, packed["teacher_obs"], is_first) if teacher else packed["teacher_action"]
+    teacher_action = _relabel(teacher, packed, is_first) if teacher else packed["teacher_action"]
     history = History(
         obs=jax.device_put(packed["obs"]),
         teacher_action=jnp.asarray(teacher_action, dtype),
@@ -185,10 +195,17 @@ def _of_all[T](files: Sequence[str], read: Callable[[str, h5py.Group], T], check
                 yield read(where, group)
 
 
-def _relabel(teacher: Relabeler, obs: np.ndarray, is_first: np.ndarray) -> Array:
-    """The teacher's actions (P, B, A) on its observations ``obs`` (P, B, D), recurrent along each column."""
-    replay = jax.jit(networks.replay, static_argnums=0)
-    return replay(teacher.policy, teacher.state, obs, is_first)
+def _relabel(teacher: Relabeler, packed: Mapping[str, np.ndarray], is_first: np.ndarray) -> Array:
+    """The teacher's actions (P, B, A) on its observations (P, B, D), recurrent along each column."""
+    actor = teacher.actor.replace(obs_groups=("teacher_obs",))
+    if isinstance(actor, TeacherBank):
+        actor = actor.replace(id_group="teacher_number", ids=jnp.arange(len(actor.ids)))
+    obs = {name: packed[name] for name in ("teacher_obs", "teacher_number") if name in packed}
+
+    def replay(actor: PolicyActor | TeacherBank, obs: dict[str, Array], is_first: Array) -> Array:
+        return follow(actor, actor.initial_carry(is_first.shape[1]), obs, is_first)[1]
+
+    return jax.jit(replay)(actor, obs, is_first)
 
 
 def _places(lengths: Sequence[int], num_columns: int) -> tuple[list[tuple[int, int]], np.ndarray]:
@@ -261,6 +278,8 @@ def _episode(
     steps = len(episode["obs"])
     if teacher:
         episode["teacher_obs"] = _observation(where, group, teacher.entries, teacher.obs_size)
+        if isinstance(teacher.actor, TeacherBank):
+            episode["teacher_number"] = _teacher_numbers(where, group, teacher.actor)
     else:
         label = _label(group) or "teacher_actions"
         actions = _array(where, group, label)
@@ -291,6 +310,21 @@ def _observation(where: str, group: h5py.Group, entries: Sequence[str], size: in
             f"{where}: obs {'+'.join(names)} is {list(value.shape)}, expected {[len(value), size]} as in this task"
         )
     return value
+
+
+def _teacher_numbers(where: str, group: h5py.Group, bank: TeacherBank) -> np.ndarray:
+    """(T, 1) int32: the places among the teachers of those that an episode was recorded with."""
+    (name,) = bank.groups
+    item = group.get(f"obs/{name}")
+    if not is_numeric(item) or item.ndim not in (1, 2) or not item.size:
+        raise DatasetError(f"{where}: has no obs/{name}, which says which teacher's it is (agent.teacher.id_group)")
+    try:
+        ids = observations.teacher_ids({name: stored(where, item)[()]}, bank.id_group, 1)
+    except ObservationError as e:
+        raise DatasetError(f"{where}: {e}") from e
+    if (unknown := np.setdiff1d(ids, np.asarray(bank.ids))).size:
+        raise DatasetError(f"{where}: obs/{name} is {unknown[0]}, and no teacher has this id")
+    return np.searchsorted(np.asarray(bank.ids), ids)[:, None]
 
 
 def _float32(array: h5py.Dataset) -> np.ndarray:

@@ -7,7 +7,8 @@ array, by its name, as JSON; before it that of this text, in hexadecimal digits)
 their numbers). Arrays have the time as their first axis:
 
 - ``obs/<group>``: the observation groups that teacher and student see, before the step; for the sake of robomimic's
-  loader, which allows no more slashes, ``policy/joint_pos`` is ``obs/policy.joint_pos``;
+  loader, which allows no more slashes, ``policy/joint_pos`` is ``obs/policy.joint_pos``; of a run with many teachers
+  also which of them was asked, ``obs/teacher_id`` (int32) unless ``agent.teacher.id_group`` is another;
 - ``actions``: what stepped the environment; ``student_actions``, ``teacher_actions``: what each policy chose;
 - ``rewards``, ``dones`` (1 at the last step), ``phase`` (1 where the teacher's action stepped, 2 where the student's);
 - ``states``: the simulator's state before the step, flat; ``env_args["states"]`` names its parts.
@@ -37,8 +38,8 @@ import numpy as np
 from jdistill.data.shared_buffer import SharedBuffer
 from jdistill.data.write_ahead_log import CrashSafeFile
 
-TYPES = {np.dtype(kind): h5py.h5t.py_create(np.dtype(kind)) for kind in (np.float32, np.uint8)}
-"""All that is written is one of these two."""
+TYPES = {np.dtype(kind): h5py.h5t.py_create(np.dtype(kind)) for kind in (np.float32, np.uint8, np.int32)}
+"""All that is written is one of these."""
 COUNT, SCALAR = h5py.h5t.NATIVE_INT64, h5py.h5s.create(h5py.h5s.SCALAR)
 PARENTS = h5py.h5p.create(h5py.h5p.LINK_CREATE)
 """Creates the groups on the way to a path."""

@@ -24,12 +24,14 @@ from bridge.tasks import Scenario, Simulator, Task
 from jdistill.core import observations
 from jdistill.core.actor import Actor, PolicyActor
 from jdistill.core.networks import Policy, PolicyState
+from jdistill.core.teachers import TeacherBank
 from jdistill.errors import ConfigError, SettingError, nearest
 from jdistill.evaluation.metrics import find_main_metric
 from jdistill.evaluation.rollouts import EpisodeStatistics, Evaluator, inference_cost
 from jdistill.files import replace_file
 from jdistill.run.compose import RunCfg
 from jdistill.run.devices import parse_devices
+from jdistill.run.inputs import make_actor
 from jdistill.run.provenance import machine, versions
 from jdistill.run.saved_run import Saved, load_student, load_teacher
 from jdistill.run.session import open_env
@@ -180,7 +182,9 @@ class Flights:
 
     def _make_evaluator(self, env: TrainingEnv) -> Evaluator:
         actors = make_actors(self.request, self.cfg, env, self.saved)
-        self.costs = {key: inference_cost(actor, shapes(env)) for key, actor in actors.items()}
+        # Of one action in one environment, which has one teacher.
+        single = {k: actor.teacher(0) if isinstance(actor, TeacherBank) else actor for k, actor in actors.items()}
+        self.costs = {key: inference_cost(actor, shapes(env)) for key, actor in single.items()}
         return Evaluator(actors, "teacher", main_metric=self.task.main_metric, devices=self.request.devices)
 
 
@@ -212,7 +216,7 @@ def make_actors(
         size = observations.size(entries, env.obs_specs)
         if header["obs_size"] != size:
             raise ConfigError(f"the {name} takes {header['obs_size']} observations, {'+'.join(entries)} has {size}")
-        actors[name] = PolicyActor(policy, state, tuple(entries), cfg.agent.clip_actions)
+        actors[name] = make_actor(name, (policy, state, header), cfg.agent, cfg.agent.clip_actions)
     if request.raptor:
         from jdistill.export import raptor
 

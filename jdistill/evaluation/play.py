@@ -14,10 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from bridge.env import TrainingEnv
-from jdistill.core.actor import Actor, PolicyActor
+from jdistill.core.actor import Actor
 from jdistill.errors import RenderError
 from jdistill.evaluation import video
 from jdistill.run.compose import RunCfg
+from jdistill.run.inputs import make_actor
 from jdistill.run.saved_run import load_student, load_teacher
 
 PANEL = 480
@@ -27,10 +28,7 @@ PANEL = 480
 def load_actors(run: Path, cfg: RunCfg, best: bool) -> dict[str, Actor]:
     """The run's student and teacher."""
     agent, saved = cfg.agent, {"student": load_student(run, best), "teacher": load_teacher(run)}
-    return {
-        name: PolicyActor(policy, state, tuple(agent.obs_groups[name]), agent.clip_actions)
-        for name, (policy, state, _) in saved.items()
-    }
+    return {name: make_actor(name, policy, agent, agent.clip_actions) for name, policy in saved.items()}
 
 
 def film(

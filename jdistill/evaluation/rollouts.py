@@ -17,6 +17,7 @@ from jax import Array
 
 from bridge.env import EPISODE_METRIC_PREFIX, Parametric, State, TrainingEnv
 from jdistill.core.actor import Actor
+from jdistill.core.observations import visible
 from jdistill.evaluation.metrics import find_main_metric
 from jdistill.run.mesh import SAME, EnvMesh
 
@@ -151,7 +152,8 @@ class Evaluator:
 
             def step(loop: Any, _: None) -> Any:
                 state, carries, before, is_active = loop
-                acted = [actor.act(carry, state.obs) for actor, carry in zip(actors, carries, strict=True)]
+                seen = visible(state)
+                acted = [actor.act(carry, seen) for actor, carry in zip(actors, carries, strict=True)]
                 actions = jnp.stack([action for _, action in acted])  # (P, B, A)
                 action = actions[acting]
                 after = world.step(state, action)

@@ -16,6 +16,7 @@ from jax import Array
 
 from bridge.env import Color, Renderer, State, TrainingEnv, where_done
 from jdistill.core.actor import Actor
+from jdistill.core.observations import visible
 from jdistill.errors import RenderError
 from jdistill.evaluation.metrics import find_main_metric
 from jdistill.evaluation.rollouts import step_metrics
@@ -59,7 +60,7 @@ class StepwiseRollout:
         while True:
             ended = np.zeros(self._env.num_envs, bool)
             for _ in range(stride):
-                carry, action = self._act(actor, carry, state.obs, state.done)
+                carry, action = self._act(actor, carry, visible(state), state.done)
                 state = self._env.drive(self._step, state, action)
                 ended |= np.asarray(state.done)
             yield state.replace(done=ended)

@@ -5,6 +5,9 @@ The header's ``jdistill`` entry is a JSON object: ``format`` (this page's versio
 the bytes of all tensors in alphabetical order; absent in files of version 0.1), and whatever the writer adds:
 ``observation`` (group and layout), ``action``, ``trained_by``, ``numbers``. Tensors are ``params/<path>`` and
 ``normalizer/{mean,var,count}``.
+
+The teachers of a run with many of them are one such file too: its header has their ``teacher_ids``, ascending, and
+every tensor has one more axis, the first, along which they lie in that order.
 """
 
 from __future__ import annotations
@@ -44,9 +47,12 @@ def export(student: Student, out: Path) -> Exported:
 def save_policy(path: Path, policy: Policy, state: PolicyState, description: Mapping[str, Any]) -> None:
     """Write ``policy`` with its parameters; ``description`` joins the JSON header. Replaces ``path`` whole.
 
+    With ``teacher_ids`` in the description, ``state`` is that of as many teachers, each leaf (N, ...).
+
     Raises:
         OSError: it cannot be written; what ``path`` held before is still there.
     """
+    one = jax.tree.map(lambda x: x[0], state) if "teacher_ids" in description else state
     arrays = {k: np.array(v, order="C") for k, v in _tensors(state).items()}
     header = {
         **description,
@@ -58,17 +64,20 @@ def save_policy(path: Path, policy: Policy, state: PolicyState, description: Map
             for name, value in ((f.name, getattr(policy, f.name)) for f in _network_fields())
             if value or not name.startswith("encoder_")
         },
-        "obs_size": describe(policy, state).obs_size,
+        "obs_size": describe(policy, one).obs_size,
         "normalizer": None if state.normalizer is None else Normalizer.FORMULA,
     }
     replace_file(path, save(arrays, metadata={"jdistill": json.dumps(header, indent=1)}))
 
 
-def load_policy(path: Path) -> tuple[Policy, PolicyState, dict[str, Any]]:
+def load_policy(path: Path, many: bool = False) -> tuple[Policy, PolicyState, dict[str, Any]]:
     """Read what :func:`save_policy` wrote: the network, its state, the JSON header.
 
+    With ``many`` the file may hold several teachers, whose ``teacher_ids`` are in the header.
+
     Raises:
-        PolicyFileError: the file is missing, damaged, of another kind, or its tensors do not fit its header.
+        PolicyFileError: the file is missing, damaged, of another kind, or its tensors do not fit its header; or it
+            holds several teachers where one policy is wanted.
     """
     if not path.is_file():
         raise PolicyFileError(f"{path}: no such file")
@@ -87,9 +96,12 @@ def load_policy(path: Path) -> tuple[Policy, PolicyState, dict[str, Any]]:
     try:
         network: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in header["network"].items()}
         policy = Policy(**network)
-        expected = _expected_tensors(policy, header["obs_size"], header["normalizer"] is not None)
-    except (KeyError, TypeError) as e:
+        axes = np.array(header["teacher_ids"], np.int32).shape if "teacher_ids" in header else ()
+        expected = _expected_tensors(policy, header["obs_size"], header["normalizer"] is not None, axes)
+    except (KeyError, TypeError, ValueError, OverflowError) as e:
         raise PolicyFileError(f"{path}: its header describes no policy ({e})") from e
+    if axes and not many:
+        raise PolicyFileError(f"{path}: holds {axes[0]} teachers, expected one policy")
     for name in sorted(expected.keys() | tensors.keys()):
         shapes = [list(group[name].shape) if name in group else "missing" for group in (tensors, expected)]
         if shapes[0] != shapes[1]:
@@ -110,10 +122,10 @@ def _checksum(arrays: Mapping[str, np.ndarray]) -> int:
     return total
 
 
-def _expected_tensors(policy: Policy, obs_size: int, normalize: bool) -> dict[str, Any]:
-    """Shapes of all tensors by their names in the file."""
+def _expected_tensors(policy: Policy, obs_size: int, normalize: bool, axes: tuple[int, ...]) -> dict[str, Any]:
+    """Shapes of all tensors by their names in the file; ``axes`` come before those of one policy."""
     state = jax.eval_shape(lambda: networks.init(policy, jax.random.key(0), obs_size, normalize))
-    return _tensors(state)
+    return _tensors(jax.tree.map(lambda x: jax.ShapeDtypeStruct((*axes, *x.shape), x.dtype), state))
 
 
 def _tensors(state: PolicyState) -> dict[str, Any]:

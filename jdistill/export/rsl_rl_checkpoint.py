@@ -19,6 +19,7 @@ import yaml
 from jdistill.core.activations import ACTIVATIONS
 from jdistill.core.networks import Policy, PolicyState
 from jdistill.errors import PolicyFileError
+from jdistill.export import point_control
 from jdistill.export.layers import build
 from jdistill.export.other_trainers import as_rsl_rl, encoder_policy, plain_names
 from jdistill.export.rsl_rl import ACTOR, MODEL, STUDENT, TEACHER, Names, Tensors, layers_from_tensors
@@ -49,9 +50,12 @@ def load_teacher_checkpoint(
         PolicyFileError: the file cannot be read, is no such checkpoint, or its tensors do not fit together.
     """
     checkpoint = read_torch(file)
-    entry, names, tensors = _find_student(file, checkpoint) if role == "student" else _find_network(file, checkpoint)
+    found = _find_student(file, checkpoint) if role == "student" else _find_network(file, checkpoint)
+    entry, names, tensors = found[:3]
     recorded = _recorded_settings(file, entry)
-    output_activation = output_activation or recorded.output_activation
+    if found.is_certain:
+        activation, output_activation = found.activation, found.output_activation
+    output_activation = output_activation or recorded.output_activation or found.output_activation
     if names is not MODEL and output_activation is None:
         if old_output_activation is None:
             raise PolicyFileError(
@@ -64,7 +68,7 @@ def load_teacher_checkpoint(
         raise PolicyFileError(f"{file}: no tensor '{missing}', though params/agent.yaml tells of a normalizer")
     if num_actions is None and recorded.state_dependent_std:
         num_actions = _outputs(tensors, names) // 2
-    activation = activation or recorded.activation or "elu"
+    activation = activation or recorded.activation or found.activation
     try:
         layers = layers_from_tensors(tensors, names, activation, output_activation, num_actions)
     except PolicyFileError as e:
@@ -119,17 +123,33 @@ def read_torch(file: Path) -> dict[str, Any]:
     return plain_names(content)
 
 
-def _find_network(file: Path, checkpoint: dict[str, Any]) -> tuple[str, Names, Tensors]:
-    """The entry with the teacher or the actor, its names, its tensors."""
+class Found(NamedTuple):
+    """A network in a checkpoint."""
+
+    entry: str
+    """Where it stands."""
+    names: Names
+    tensors: Tensors
+    activation: str = "elu"
+    """What its kind of checkpoint goes without saying."""
+    output_activation: str | None = None
+    is_certain: bool = False
+    """Whether all such networks have these two, whatever anyone says."""
+
+
+def _find_network(file: Path, checkpoint: dict[str, Any]) -> Found:
+    """The teacher or the actor."""
     for entry in ("teacher_state_dict", "actor_state_dict"):
         if entry in checkpoint:
-            return entry, MODEL, _numpy(file, entry, checkpoint[entry])
+            return Found(entry, MODEL, _numpy(file, entry, checkpoint[entry]))
+    if bare := point_control.bare_student(checkpoint):
+        return _bare(file, bare)
     try:
         other = as_rsl_rl(checkpoint)
     except PolicyFileError as e:
         raise PolicyFileError(f"{file}: {e}") from e
     if other:
-        return other[0], MODEL, _numpy(file, *other)
+        return Found(other[0], MODEL, _numpy(file, *other))
     inside = checkpoint
     model = checkpoint.get("model_state_dict", checkpoint)
     try:
@@ -137,27 +157,52 @@ def _find_network(file: Path, checkpoint: dict[str, Any]) -> tuple[str, Names, T
     except PolicyFileError as e:
         raise PolicyFileError(f"{file}: {e}") from e
     if encoded:
-        return "RMA", MODEL, _numpy(file, "RMA", encoded)
+        return Found("RMA", MODEL, _numpy(file, "RMA", encoded))
     if "model_state_dict" in checkpoint:
-        inside = _numpy(file, "model_state_dict", checkpoint["model_state_dict"])
+        inside = point_control.unwrapped(_numpy(file, "model_state_dict", checkpoint["model_state_dict"]))
         names = next((n for n in (TEACHER, ACTOR) if any(name.startswith(f"{n.mlp}.") for name in inside)), None)
         if names:
             entry = "privileged_obs_norm_state_dict" if names is TEACHER else "obs_norm_state_dict"
-            separate = _numpy(file, entry, checkpoint.get(entry) or {})
-            return "model_state_dict", names, {**inside, **{f"{names.normalizer}.{k}": v for k, v in separate.items()}}
+            separate = _normalizer(file, checkpoint, entry, names)
+            # A custom student's tensors may stand beside a teacher's, whose class ends it as it ends the student.
+            custom = [k for k in inside if names is TEACHER and point_control.OWN.fullmatch(k)]
+            own = {k: v for k, v in inside.items() if k not in custom}
+            end = point_control.OUTPUT_ACTIVATION if custom else None
+            return Found("model_state_dict", names, {**own, **separate}, output_activation=end)
     entries = ", ".join(sorted(map(str, inside))[:6]) or "nothing"
     raise PolicyFileError(f"{file}: no teacher and no actor in it; its entries are {entries}")
 
 
-def _find_student(file: Path, checkpoint: dict[str, Any]) -> tuple[str, Names, Tensors]:
-    """The entry with the student of a distillation, its names, its tensors."""
+def _find_student(file: Path, checkpoint: dict[str, Any]) -> Found:
+    """The student of a distillation."""
     if (entry := "student_state_dict") in checkpoint:
-        return entry, MODEL, _numpy(file, entry, checkpoint[entry])
+        return Found(entry, MODEL, _numpy(file, entry, checkpoint[entry]))
+    if bare := point_control.bare_student(checkpoint):
+        return _bare(file, bare)
     inside = _numpy(file, "model_state_dict", checkpoint.get("model_state_dict") or {})
     if not any(name.startswith(f"{STUDENT.mlp}.") for name in inside):
         raise PolicyFileError(f"{file}: no student in it, it is no checkpoint of a distillation")
-    separate = _numpy(file, "obs_norm_state_dict", checkpoint.get("obs_norm_state_dict") or {})
-    return "model_state_dict", STUDENT, {**inside, **{f"{STUDENT.normalizer}.{k}": v for k, v in separate.items()}}
+    try:
+        custom = point_control.custom_student(inside)
+    except PolicyFileError as e:
+        raise PolicyFileError(f"{file}: {e}") from e
+    names = STUDENT if custom is None else MODEL
+    separate = _normalizer(file, checkpoint, "obs_norm_state_dict", names)
+    if custom is None:
+        return Found("model_state_dict", names, {**inside, **separate})
+    ends = point_control.ACTIVATION, point_control.OUTPUT_ACTIVATION
+    return Found("model_state_dict", names, {**custom, **separate}, *ends)
+
+
+def _bare(file: Path, tensors: dict[str, Any]) -> Found:
+    """A student without a checkpoint around it."""
+    return Found("state_dict", MODEL, _numpy(file, "state_dict", tensors), "tanh", "identity", True)
+
+
+def _normalizer(file: Path, checkpoint: dict[str, Any], entry: str, names: Names) -> dict[str, np.ndarray]:
+    """The tensors of a normalizer that stands in an entry of its own."""
+    tensors = _numpy(file, entry, checkpoint.get(entry) or {})
+    return {f"{names.normalizer}.{k}": v for k, v in tensors.items()}
 
 
 def _numpy(file: Path, entry: str, state_dict: Any) -> dict[str, np.ndarray]:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from jdistill.core.networks import Policy, PolicyState
+from jdistill.errors import ExportError
 from jdistill.export import torchscript
 from jdistill.export.formats import Exported, Student
 from jdistill.export.policy_file import load_policy
@@ -23,7 +24,11 @@ def export(student: Student, out: Path) -> Exported:
     Where rsl_rl is installed, its own models read both files, teacher included, and its student is what is compared.
     """
     ours, agent, iteration = (student.policy, student.state), student.agent, student.header.get("iteration", 0)
-    teacher = load_policy(student.teacher_file)[:2]
+    policy, state, header = load_policy(student.teacher_file, many=True)
+    if "teacher_ids" in header:
+        many = f"its checkpoints hold one teacher, the run has {len(header['teacher_ids'])}"
+        raise ExportError(f"rsl_rl: {many}; --format safetensors,onnx,jit take the student alone")
+    teacher = policy, state
     settings = agent.student.init_noise_std, agent.algorithm.optimizer, agent.algorithm.learning_rate
     file = out / f"model_{iteration}.pt"
     actor_file = file.with_name(f"{file.stem}_actor.pt")

@@ -16,7 +16,7 @@ import yaml
 from omegaconf import OmegaConf, StringNode
 from omegaconf.errors import OmegaConfBaseException
 
-from bridge.tasks import Simulator
+from bridge.tasks import Simulator, Task
 from jdistill.core.config import AgentCfg, one_of
 from jdistill.errors import ConfigError, nearest
 from jdistill.files import replace_file
@@ -68,6 +68,29 @@ def load_file(path: Path) -> dict[str, Any]:
     if not well_formed or not isinstance(data.get("task", ""), str) or not isinstance(data.get("sim") or "", str):
         raise ConfigError(f"{path}: expected the keys task and sim (names), agent, env and bridge (settings)")
     return data
+
+
+def with_obs_groups(
+    layers: Sequence[dict[str, Any]], overrides: Sequence[str], task: Task
+) -> tuple[list[dict[str, Any]], list[str]]:
+    """Layers and overrides with the observation groups that ``agent.obs_groups=NAME`` means in ``task``.
+
+    Raises:
+        ConfigError: the task knows no such name.
+    """
+
+    def expanded(layer: dict[str, Any]) -> dict[str, Any]:
+        agent = layer.get("agent") or {}
+        if not isinstance(name := agent.get("obs_groups"), str):
+            return layer
+        if name not in task.obs_groups:
+            there = f"; there is {', '.join(task.obs_groups)}" if task.obs_groups else ""
+            raise ConfigError(f"agent.obs_groups={name}: {task.name} has no observations of that name{there}")
+        return {**layer, "agent": {**agent, "obs_groups": {k: list(v) for k, v in task.obs_groups[name].items()}}}
+
+    named = [o for o in overrides if o.startswith("agent.obs_groups=") and not o.endswith("}")]
+    last = [{"agent": {"obs_groups": o.partition("=")[2]}} for o in named[-1:]]
+    return [expanded(layer) for layer in [*layers, *last]], [o for o in overrides if o not in named]
 
 
 def compose_task(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,6 +14,7 @@ from jdistill.core.config import AgentCfg, StudentCfg
 from jdistill.core.distillation import Distillation
 from jdistill.core.networks import Normalizer, Policy, PolicyState, summary
 from jdistill.core.sharding import WHOLE, Shards
+from jdistill.core.teachers import TeacherBank
 from jdistill.data.dataset import Recording, Relabeler, load
 from jdistill.errors import ConfigError, ObservationError
 from jdistill.export.policy_file import load_policy
@@ -21,15 +23,28 @@ from jdistill.run.compose import RunCfg
 
 
 class Teacher(NamedTuple):
-    """A frozen policy as :func:`jdistill.export.policy_file.load_policy` gives it."""
+    """A frozen policy as :func:`jdistill.export.policy_file.load_policy` gives it, or many, with their
+    ``teacher_ids`` in the description."""
 
     policy: Policy
     state: PolicyState
     description: dict[str, Any]
 
-    def actor(self, agent: AgentCfg) -> PolicyActor:
+    def actor(self, agent: AgentCfg) -> PolicyActor | TeacherBank:
         """The teacher as the training's argument."""
-        return PolicyActor(self.policy, self.state, tuple(agent.obs_groups["teacher"]))
+        return make_actor("teacher", self, agent)
+
+
+def make_actor(
+    name: str, saved: tuple[Policy, PolicyState, dict[str, Any]], agent: AgentCfg, clip_actions: float | None = None
+) -> PolicyActor | TeacherBank:
+    """The policy ``saved`` as the ``student`` or the ``teacher`` of a run; several teachers are a bank of them."""
+    policy, state, header = saved
+    groups = tuple(agent.obs_groups[name])
+    if (ids := header.get("teacher_ids")) is None:
+        return PolicyActor(policy, state, groups, clip_actions)
+    id_group = agent.teacher.id_group
+    return TeacherBank.of(policy, state, ids, groups, id_group=id_group, clip_actions=clip_actions)
 
 
 def make_student(cfg: StudentCfg, num_actions: int) -> Policy:
@@ -111,7 +126,7 @@ def load_recording(env: TrainingEnv, cfg: RunCfg, teacher: Teacher, shards: Shar
     sizes = (observations.size(groups["student"], env.obs_specs), env.num_actions)
     relabeler = None
     if algorithm.relabel:
-        relabeler = Relabeler(teacher.policy, teacher.state, groups["teacher"], teacher.description["obs_size"])
+        relabeler = Relabeler(teacher.actor(cfg.agent), teacher.description["obs_size"])
     horizon = cfg.agent.num_steps_per_env
     return load(algorithm, groups["student"], sizes, env.num_envs, horizon, relabeler, shards.count)
 
@@ -130,7 +145,7 @@ def load_teacher(file: Path, env: TrainingEnv, cfg: RunCfg, old_output_activatio
         asked = cfg.agent.teacher.activation, cfg.agent.teacher.output_activation
         teacher = Teacher(*load_teacher_checkpoint(file, env.num_actions, *asked, old_output_activation))
     else:
-        teacher = Teacher(*load_policy(file))
+        teacher = Teacher(*load_policy(file, many=True))
     expected = {}
     for name in ("student", "teacher"):
         try:
@@ -153,4 +168,17 @@ def load_teacher(file: Path, env: TrainingEnv, cfg: RunCfg, old_output_activatio
     actual = (spec and spec.frame) or frame
     if frame is not None and frame != actual:
         raise ConfigError(f"{file}: the teacher sees in the {frame} frame, '{groups[0]}' is in the {actual} frame")
+    _check_order(file, teacher.description.get("observation", {}), groups, env)
     return teacher
+
+
+def _check_order(file: Path, seen: dict[str, Any], groups: Sequence[str], env: TrainingEnv) -> None:
+    """Raise :class:`ConfigError` where a teacher has ``seen`` the same numbers in another order; sizes would fit."""
+    known = [part for group in seen.get("groups", [seen]) for part in group.get("layout") or ()]
+    theirs, ours = (
+        observations.part_names((p["name"], p["size"]) for p in known),
+        observations.parts(groups, env.obs_specs),
+    )
+    if ours and theirs != ours and sorted(theirs) == sorted(ours):
+        order, given = (", ".join(dict.fromkeys(n.partition("[")[0] for n in names)) for names in (theirs, ours))
+        raise ConfigError(f"{file}: the teacher sees {order}; agent.obs_groups.teacher={','.join(groups)} is {given}")

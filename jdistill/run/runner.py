@@ -32,9 +32,10 @@ from jdistill.run.compose import RunCfg
 from jdistill.run.console import Clock, Timing
 from jdistill.run.held import HeldRun
 from jdistill.run.inputs import Teacher, make_algorithm
-from jdistill.run.mesh import SAME, EnvMesh, Programs, history_specs
+from jdistill.run.mesh import BY_ENV, SAME, EnvMesh, Programs, history_specs
 from jdistill.run.output import nobody_reads
 from jdistill.run.signals import caught_signals
+from jdistill.run.teachers import check_assigned
 
 
 class Interrupted(Exception):
@@ -253,16 +254,23 @@ class DistillationRunner:
             normalizer = self.mesh.put(jax.tree.map(jnp.copy, self.recording.normalizer), SAME)
             state = state.replace(student=state.student.replace(normalizer=normalizer))
         self.state = state
+        self._check_teachers()
         if processes.is_main():  # Kept with the run, so that a resume needs no other file.
             save_policy(self.run_dir / "teacher.safetensors", *self.teacher)
 
-    def load(self, fallback: bool = False, teacher_file: Path | None = None) -> None:
+    def _check_teachers(self) -> None:
+        """See that every environment has a teacher."""
+        assert self.state is not None
+        if not self.recording:
+            check_assigned(self.mesh.own(self.state.env_state, BY_ENV), self.actor, self.cfg.agent)
+
+    def load(self, fallback: bool = False, teacher_name: str | None = None) -> None:
         """Go on from the newest checkpoint of the run folder; with ``fallback``, from the newest that is whole.
 
-        ``teacher_file`` is what the teacher was read from. Where it is another than the run's, it takes its place.
+        ``teacher_name`` is what the teacher was read from. Where it is another than the run's, it takes its place.
         """
         state, is_best = self.checkpoints.restore(self.programs.whole(), fallback)
-        another = teacher_file is not None and not processes.told_by_main(self._is_kept_teacher)
+        another = teacher_name is not None and not processes.told_by_main(self._is_kept_teacher)
         self.state = self.mesh.put(state, specs := self.programs.specs_of(state))
         if state.student_carry is None:
             forgotten = "" if self.programs.part.history is None else ", and the history is empty"
@@ -274,11 +282,12 @@ class DistillationRunner:
         remembers = another and bool(jax.tree.leaves(self.programs.part.teacher_carry))
         if state.env_state is None or not self.env.restorable or remembers:
             self.state = self.env.drive(self.programs.restart_episodes(specs), self.state, self.actor)
+        self._check_teachers()
         self.current_learning_iteration = int(self.state.iteration)
         self.phase1_end = int(self.alg.phase1_end(self.state))
         if another:
             kept = "" if self.programs.part.history is None else "; the history keeps what the one before taught"
-            self.print(f"From iteration {self.current_learning_iteration} on, {teacher_file} teaches{kept}.")
+            self.print(f"From iteration {self.current_learning_iteration} on, {teacher_name} teaches{kept}.")
             if processes.is_main():
                 save_policy(self.run_dir / "teacher.safetensors", *self.teacher)
         self._save_students(is_best)  # Those of the folder may be older or newer than the checkpoint.

@@ -58,9 +58,9 @@ def load_student(run: Path, best: bool = False) -> Saved:
 
 
 def load_teacher(run: Path) -> Saved:
-    """The teacher of a run.
+    """The teacher of a run, or its teachers (see :func:`jdistill.export.policy_file.load_policy`).
 
     Raises:
         PolicyFileError: it cannot be read.
     """
-    return Saved(*load_policy(run / "teacher.safetensors"))
+    return Saved(*load_policy(run / "teacher.safetensors", many=True))

@@ -107,6 +107,7 @@ def needed_groups(agent: AgentCfg) -> list[str]:
     """
     fallback = ["policy"] if any(entries == [name] for name, entries in agent.obs_groups.items()) else []
     try:
-        return group_names([*fallback, *(entry for entries in agent.obs_groups.values() for entry in entries)])
+        policies = [entry for entries in agent.obs_groups.values() for entry in entries]
+        return group_names([*fallback, *policies, agent.teacher.id_group])
     except ObservationError as e:
-        raise ConfigError(f"agent.obs_groups: {e}") from e
+        raise ConfigError(f"agent.obs_groups or agent.teacher.id_group: {e}") from e

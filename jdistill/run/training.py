@@ -6,11 +6,9 @@ task, :func:`train` builds everything and runs it.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, fields
-from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -20,10 +18,11 @@ from bridge.tasks import DEFAULT_TASK, Request, Task
 from jdistill.core.config import AlgorithmCfg
 from jdistill.errors import ConfigError
 from jdistill.run import processes
-from jdistill.run.compose import RunCfg, compose_task, flatten, load_file
+from jdistill.run.compose import RunCfg, compose_task, flatten, load_file, with_obs_groups
 from jdistill.run.devices import Placement, describe_devices, device_facts, make_mesh
 from jdistill.run.folders import find_run, new_run, note_start, planned_folder, settings_of
 from jdistill.run.held import HeldRun
+from jdistill.run.policy_paths import named_file, teacher_path
 from jdistill.run.presets import config_path, preset
 from jdistill.run.session import Started, open_env
 
@@ -31,6 +30,7 @@ if TYPE_CHECKING:
     from jdistill.run.callbacks import Callback
     from jdistill.run.mesh import EnvMesh
     from jdistill.run.runner import DistillationRunner
+    from jdistill.run.teachers import Teachers
 
 _EXPERIMENT = "agent.experiment_name="
 
@@ -47,7 +47,10 @@ class Job:
     max_iterations: int | None = None
     phase1: int | None = None
     seed: int | None = None
-    teacher: str | Path | None = None
+    teacher: str | Path | Sequence[str | Path] | None = None
+    """One file, or several, whose ids are 0, 1, ..."""
+    teacher_dir: str | Path | None = None
+    teacher_id: int | None = None
     student: str | Path | None = None
     resume: bool = False
     load_run: str | Path | None = None
@@ -79,8 +82,10 @@ class Job:
         """What the flags say, as a config."""
         names = ("max_iterations", "seed", "experiment_name", "run_name", "logger", "log_project_name")
         agent = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
-        if self.teacher:
-            agent["teacher"] = {"file": str(self.teacher)}
+        if self.teacher or self.teacher_dir:
+            agent["teacher"] = self._named_teachers()
+        if self.teacher_id is not None:
+            agent["teacher"] = {**agent.get("teacher", {}), "id": self.teacher_id}
         algorithm: dict[str, Any] = {}
         if self.phase1 is not None:
             algorithm |= {"use_two_stage_training": True, "phase1_iterations": self.phase1}
@@ -89,6 +94,14 @@ class Job:
         if algorithm:
             agent["algorithm"] = algorithm
         return {"agent": agent, **({} if self.num_envs is None else {"env": {"num_envs": self.num_envs}})}
+
+    def _named_teachers(self) -> dict[str, Any]:
+        """The settings that name the teachers, in place of all that a config or a preset says of that."""
+        named = [self.teacher] if isinstance(self.teacher, str | Path) else self.teacher or ()
+        files = [str(name) for name in named]
+        folder = str(self.teacher_dir) if self.teacher_dir else None
+        one = files[0] if len(files) == 1 else None
+        return {"file": one, "files": [] if one else files, "dir": folder, "id": None}
 
 
 class Beginning(NamedTuple):
@@ -141,7 +154,8 @@ def configure(job: Job, beginning: Beginning, started: Started) -> RunCfg:
         defaults.insert(0, {"agent": load_file(preset(task.preset))["agent"]})
 
     def composed(layers: Sequence[dict[str, Any]], overrides: Sequence[str] = ()) -> RunCfg:
-        return compose_task(task.name, task.cfg_cls, started.simulator, [*defaults, *layers], overrides)
+        layers, overrides = with_obs_groups([*defaults, *layers], overrides, task)
+        return compose_task(task.name, task.cfg_cls, started.simulator, layers, overrides)
 
     cfg = composed([*beginning.layers, job.settings()], job.overrides)
     if run:
@@ -189,71 +203,10 @@ def _experiment(job: Job, layers: Sequence[dict[str, Any]]) -> str:
     return next((name for name in reversed(names) if name), "distillation")
 
 
-def named_file(flag: str, name: str | Path) -> Path:
-    """The policy's file that ``flag`` names: a file, the newest ``model_N.pt`` of a folder, as rsl_rl leaves it, or
-    ``latest``, that of the newest run in ``logs/rsl_rl``.
-
-    Raises:
-        ConfigError: there is none.
-    """
-    path = Path(name)
-    if str(name) == "latest" and not path.exists():
-        path = latest_run(flag)
-    if path.is_dir():
-        models = {int(m[1]): x for x in path.iterdir() if (m := re.fullmatch(r"model_(\d+)\.pt", x.name))}
-        own = path / "student.safetensors"
-        if not models and not own.is_file():
-            raise ConfigError(f"{flag} {path}: holds no model_N.pt and no student.safetensors; name the policy's file")
-        return models[max(models)] if models else own
-    if path.is_file():
-        return path
-    if match := _WANDB.match(str(name)):
-        raise ConfigError(
-            f"{flag} {name}: is a run of W&B; download it first with 'wandb pull --entity {match['entity']} --project "
-            f"{match['project']} {match['run']}', and name the model_N.pt file"
-        )
-    if "://" in str(name):
-        raise ConfigError(f"{flag} {name}: is an address; download the file first, and name it")
-    hint = "" if path.suffix else "; name a file (model_1499.pt, *.safetensors) or the run folder that holds it"
-    raise ConfigError(f"{path}: no such file{hint}")
-
-
-_WANDB = re.compile(
-    r"(wandb:(//)?|https?://[^/]*wandb\.ai/)(?P<entity>[^/]+)/(?P<project>[^/]+)/(runs/)?(?P<run>[^/?#]+)"
-)
-"""A run of W&B, as Isaac Lab's ``--checkpoint`` takes it."""
-
-
-def latest_run(flag: str, logs: Path = Path("logs/rsl_rl")) -> Path:
-    """The newest run folder with a checkpoint in ``logs/<experiment>/<timestamp>``, where rsl_rl's trainers leave them.
-
-    Raises:
-        ConfigError: there is none, or there are several experiments, of which one does not say what it learned.
-    """
-    runs = {file.parent for file in logs.glob("*/*/model_*.pt")}
-    experiments = sorted({run.parent.name for run in runs})
-    if len(experiments) != 1:
-        found = f"runs of {', '.join(experiments)}" if experiments else "no run with a model_N.pt"
-        raise ConfigError(f"{flag} latest: {logs} holds {found}; name the run folder")
-    return max(runs, key=lambda run: run.name)
-
-
-def teacher_path(cfg: RunCfg, task: Task, job: Job, beginning: Beginning) -> Path:
-    """The teacher's file: the one named, the one a resumed run kept, or the task's; bundled ones go by their names.
-
-    A run goes on under another teacher where another is named.
-
-    Raises:
-        ConfigError: there is none.
-    """
-    if (run := beginning.run) and not job.teacher:
-        before = (beginning.layers[0].get("agent") or {}).get("teacher") or {}
-        if cfg.agent.teacher.file == before.get("file"):
-            return run / "teacher.safetensors"
-    if not (name := cfg.agent.teacher.file or task.teacher):
-        raise ConfigError(f"{task.name}: name its teacher with --teacher FILE (or --checkpoint FILE)")
-    bundled = Path(str(files("jdistill"))) / "teachers" / f"{name}.safetensors"
-    return bundled if bundled.is_file() and not Path(name).exists() else named_file("--teacher", name)
+def folder_suffix(cfg: RunCfg) -> str:
+    """What the run folder's name ends with: the run's name, and which teacher of a folder it learns from alone."""
+    alone = [] if cfg.agent.teacher.id is None else [f"distill_T{cfg.agent.teacher.id}"]
+    return "_".join([*([cfg.agent.run_name] if cfg.agent.run_name else []), *alone])
 
 
 OpenFilm = Callable[[TrainingEnv], "Callback"]
@@ -276,6 +229,7 @@ def train(job: Job, beginning: Beginning, started: Started, command: str, open_f
     from jdistill.run.loggers import check_logger
     from jdistill.run.profiling import ProfileWindow
     from jdistill.run.runner import Interrupted
+    from jdistill.run.teachers import flying, keep_quadrotors, quadrotors
 
     cfg, run = configure(job, beginning, started), beginning.run
     profile = ProfileWindow.parse(job.profile) if job.profile else None
@@ -284,12 +238,13 @@ def train(job: Job, beginning: Beginning, started: Started, command: str, open_f
     check_logger(cfg.agent)
     student = named_file("--student", job.student) if job.student else None
     teacher = teacher_path(cfg, started.task, job, beginning)
+    craft = None if run or isinstance(teacher, Path) else quadrotors(cfg, teacher)
     record = processes.own_file(Path(job.record)) if job.record else None
     if record and cfg.agent.algorithm.dataset:
         raise ConfigError("--record writes rollouts, and a dataset has none: leave one of the two out")
     if record:
         check_new(record)
-    planned = run or planned_folder(job.logdir, cfg.agent.experiment_name, cfg.agent.run_name)
+    planned = run or planned_folder(job.logdir, cfg.agent.experiment_name, folder_suffix(cfg))
     planned = Path(processes.told_by_main(lambda: str(planned)))
     callbacks: list[Callback] = [Record(record)] if record else []
     if profile and processes.is_main():
@@ -297,16 +252,19 @@ def train(job: Job, beginning: Beginning, started: Started, command: str, open_f
     mesh = make_mesh(cfg, started, job.devices)
     with ExitStack() as stack:
         held = hold(stack, run) if run else None
+        stack.enter_context(flying(cfg, craft))
         env = stack.enter_context(open_env(cfg, started.task, video_dir=str(planned), parts=mesh.shards.count))
         if open_film and processes.is_main():
             callbacks.append(open_film(env))
-        policies = teacher, student
-        runner = make_runner(env, cfg, started.task, policies, planned, run is not None, callbacks, mesh, job.fallback)
+        runner = make_runner(
+            env, cfg, started.task, (teacher, student), planned, run is not None, callbacks, mesh, job.fallback
+        )
         runner.held, runner.survives_hangup = held or hold(stack, runner.run_dir), job.on_hangup == "ignore"
         first = runner.current_learning_iteration
         if run and profile:
             profile.check(first, cfg.agent.max_iterations)
         if processes.is_main():
+            keep_quadrotors(cfg, craft, runner.run_dir)
             cfg.save(runner.run_dir / "config.yaml")
             note_start(runner.run_dir, command, first, device_facts(mesh))
         try:
@@ -336,7 +294,7 @@ def make_runner(
     env: TrainingEnv,
     cfg: RunCfg,
     task: Task,
-    files: tuple[Path, Path | None],
+    files: tuple[Path | Teachers, Path | None],
     planned: Path,
     resume: bool,
     callbacks: Sequence[Callback],
@@ -352,18 +310,19 @@ def make_runner(
         UserError: teacher, dataset, memory or checkpoint do not fit; one line, and nothing is written.
     """
     from jdistill.core.memory import check_rollout, plan_history
-    from jdistill.core.networks import summary
-    from jdistill.run.inputs import load_recording, load_student, load_teacher, make_algorithm, resolve_obs_groups
+    from jdistill.run.inputs import load_recording, load_student, make_algorithm, resolve_obs_groups
     from jdistill.run.runner import DistillationRunner
+    from jdistill.run.teachers import check_ids, describe, load_named
 
     resolve_obs_groups(cfg.agent, env)
     shards = mesh.shards
     cfg.env.num_envs = shards.count * env.num_envs
-    teacher_file, student_file = files
+    named, student_file = files
     student = load_student(student_file, env, cfg.agent) if student_file else None
-    teacher = load_teacher(teacher_file, env, cfg, task.old_teacher_output_activation)
+    teacher = load_named(named, env, cfg, task.old_teacher_output_activation)
+    check_ids(env, teacher, cfg.agent)
     print(describe_devices(device_facts(mesh), env.num_envs))
-    print(f"Teacher: {teacher_file}: {summary(teacher.policy, teacher.state, teacher.description['obs_size'])}")
+    print(describe(teacher, named, cfg.env.num_envs))
     recording = load_recording(env, cfg, teacher, shards)
     algorithm, local_devices = make_algorithm(env, cfg.agent, shards), len(mesh.mesh.local_devices)
     if not recording:
@@ -377,7 +336,7 @@ def make_runner(
         print(f"Logging to {run}", flush=True)
         runner.start(student)
         return runner
-    runner.load(fallback, teacher_file)
+    runner.load(fallback, str(named) if isinstance(named, Path) else f"{cfg.agent.teacher.dir or 'a list of teachers'}")
     done, goal = runner.current_learning_iteration, cfg.agent.max_iterations
     if done >= goal:
         raise ConfigError(f"{run} already has {done} iterations, --max_iterations is {goal}: raise it")

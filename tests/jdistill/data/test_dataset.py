@@ -25,6 +25,7 @@ import pytest
 
 from jdistill.cli.main import run_command
 from jdistill.core import networks
+from jdistill.core.actor import PolicyActor
 from jdistill.core.config import AlgorithmCfg
 from jdistill.core.networks import Policy, PolicyState
 from jdistill.core.rollout import Transition
@@ -146,7 +147,7 @@ def test_a_teacher_relabels_a_dataset(recorded):
     policy = Policy(2, (4,), rnn_type="gru", rnn_hidden_dim=4)
     state = networks.init(policy, jax.random.key(0), 7, normalize=False)
     cfg = AlgorithmCfg(dataset=[str(recorded[0])])
-    history = load(cfg, ["student"], (5, 2), 1, 1, Relabeler(policy, state, ["teacher"], 7)).history
+    history = load(cfg, ["student"], (5, 2), 1, 1, Relabeler(PolicyActor(policy, state, ("teacher",)), 7)).history
     at = 0
     with open_dataset(recorded[0]) as episodes:
         for _, group in episodes:
@@ -161,7 +162,8 @@ def test_a_teacher_relabels_a_dataset(recorded):
 def test_relabelling_needs_no_recorded_teacher_actions(recorded, tmp_path):
     """Other programs' recordings have none."""
     policy = Policy(2, (4,))
-    relabeler = Relabeler(policy, networks.init(policy, jax.random.key(0), 5, normalize=False), ["student"], 5)
+    state = networks.init(policy, jax.random.key(0), 5, normalize=False)
+    relabeler = Relabeler(PolicyActor(policy, state, ("student",)), 5)
     path = tmp_path / "bare.hdf5"
     with h5py.File(recorded[0]) as source, h5py.File(path, "w") as file:
         file["data/demo_0/obs/student"] = source["data/demo_0/obs/student"][()]

@@ -18,8 +18,8 @@ from jdistill.export.policy_file import load_policy
 from jdistill.export.rsl_rl_checkpoint import read_torch
 from jdistill.export.rsl_rl_export import distillation_checkpoint
 from jdistill.run.inputs import Teacher, load_student
+from jdistill.run.policy_paths import named_file
 from jdistill.run.runner import DistillationRunner
-from jdistill.run.training import named_file
 from tests.jdistill.run.test_faults import make_runner
 
 

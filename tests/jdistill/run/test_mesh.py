@@ -22,7 +22,8 @@ from jdistill.run.inputs import load_teacher, make_algorithm
 from jdistill.run.mesh import BY_ENV, BY_TIME_AND_ENV, SAME, EnvMesh, Programs, history_specs
 from jdistill.run.runner import DistillationRunner
 from tests.conftest import BUNDLED_TEACHER
-from tests.masses import Masses, masses_teacher
+from tests.jdistill.core.test_teachers import make_bank
+from tests.masses import Masses, Swarm, masses_teacher
 
 NUM_ENVS = 8
 TASK = [f"env.num_envs={NUM_ENVS}", "env.episode_length_s=0.3", "env.randomization.mass=0.1", "env.wind.force=0.1"]
@@ -51,6 +52,10 @@ def runner_on(devices: int, folder, cfg, env_cls=Masses) -> DistillationRunner:
 
 def on_masses(num_envs: int, cfg):
     return AutoReset(Masses(num_envs)), masses_teacher().actor(cfg.agent)
+
+
+def on_a_swarm(num_envs: int, cfg):
+    return AutoReset(Swarm(num_envs)), make_bank()
 
 
 def on_crazyflies(num_envs: int, cfg):
@@ -86,9 +91,11 @@ def assert_same(one, other):
     [*[pytest.param(mode, [], id=f"{mode}-gru") for mode in MODES], ("streaming", MLP), ("uniform", MLP)],
 )
 def test_two_devices_learn_what_one_learns(mode, student):
-    one = trained(1, *MODES[mode], *student, task=on_masses)
+    """On data of the newest rollout from one teacher, and an MLP from a history of many teachers'."""
+    task = on_a_swarm if student and mode == "uniform" else on_masses
+    one = trained(1, *MODES[mode], *student, task=task)
     assert one[0]["Train/episodes"].sum() > 50 and one[0]["Loss/behavior"][-1] > 0
-    assert_same(one, trained(2, *MODES[mode], *student, task=on_masses))
+    assert_same(one, trained(2, *MODES[mode], *student, task=task))
 
 
 def test_a_dataset_is_divided_too():
