@@ -241,7 +241,7 @@ class AutoReset:
     """Restarts finished environments inside ``step``, tells time-outs from terminations, keeps episode sums.
 
     It makes a :class:`TrainingEnv` of an :class:`Env`, which reports terminations in ``done`` and need not know about
-    time. Where the environment has ``obs_layouts`` (group to :data:`Layout`) and ``obs_frames`` (group to name), or
+    time. One that does know says in ``info["truncation"]`` (B,) bool, Brax's name, which of them are ends by time. Where the environment has ``obs_layouts`` (group to :data:`Layout`) and ``obs_frames`` (group to name), or
     ``obs_specs`` with both, the specs say so. Where it has ``observe_pipeline_state(pipeline_state) -> obs``,
     observations are made once a step, after the restarts. Added to the State:
 
@@ -316,8 +316,9 @@ class AutoReset:
     def step(self, state: State, action: Array) -> State:
         """Advance, then restart what has ended."""
         stepped = self.env.step(state, action)
-        length, terminated = state.info["episode_length_buf"] + 1, stepped.done
-        time_outs = (length >= self.max_episode_length) & ~terminated
+        length, truncated = state.info["episode_length_buf"] + 1, stepped.info.get("truncation", False)
+        terminated = stepped.done & jnp.logical_not(truncated)
+        time_outs = (truncated | (length >= self.max_episode_length)) & ~terminated
         done = terminated | time_outs
         sums, counts = count_episodes(state.info, stepped.reward, done)
 

@@ -77,11 +77,16 @@ def make_algorithm(env: TrainingEnv, agent: AgentCfg, shards: Shards = WHOLE) ->
     return Distillation(env, make_student(agent.student, env.num_actions), agent, shards)
 
 
+GROUPS = {"student": ("student", "policy", "state"), "teacher": ("teacher", "policy", "privileged_state", "state")}
+"""What a set of observations is where it is left at its own name: the first of these groups that there is. ``policy`` is
+rsl_rl's name; ``state`` and ``privileged_state`` are those of Brax and Playground."""
+
+
 def resolve_obs_groups(agent: AgentCfg, env: TrainingEnv) -> None:
-    """Where the environment has no group of the set's own name, let the set be ``policy``, as rsl_rl does."""
-    for name in ("student", "teacher"):
-        if agent.obs_groups[name] == [name] and name not in env.obs_specs and "policy" in env.obs_specs:
-            agent.obs_groups[name] = ["policy"]
+    """Where the environment has no group of the set's own name, let the set be another of :data:`GROUPS`."""
+    for name, groups in GROUPS.items():
+        if agent.obs_groups[name] == [name]:
+            agent.obs_groups[name] = [next((group for group in groups if group in env.obs_specs), name)]
 
 
 def load_recording(env: TrainingEnv, cfg: RunCfg, teacher: Teacher, shards: Shards = WHOLE) -> Recording | None:
