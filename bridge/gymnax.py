@@ -35,7 +35,7 @@ class Gymnax(Library):
     def settings(self, name: str) -> type:
         """Those of the environment's class and of its parameters."""
         env, params = self._made(name, {})
-        fields = dict((key, rest) for key, *rest in parameters(type(env)))
+        fields = {key: rest for key, *rest in parameters(type(env))}
         for field in dataclasses.fields(params):
             if (plain := setting(getattr(params, field.name))) is not None:
                 fields[field.name] = list(plain)
@@ -94,7 +94,7 @@ def adapted(env: Any, params: Any, num_envs: int) -> Env:
     space, discrete = env.action_space(params), is_discrete(env, params)
     shape = () if discrete else tuple(space.shape)
     size = int(space.n) if discrete else int(np.prod(shape))
-    low, high = (None, None) if discrete else (np.broadcast_to(x, shape) for x in (space.low, space.high))
+    low, high = (np.broadcast_to(0 if discrete else getattr(space, end), shape) for end in ("low", "high"))
     finite = not discrete and bool(np.isfinite(low).all() and np.isfinite(high).all())
 
     def spoken(action: Any) -> Any:

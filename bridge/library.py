@@ -97,7 +97,7 @@ def _names(package: str, sources: tuple[tuple[str, str], ...]) -> tuple[str, ...
     found: list[str] = []
     for folder in folders:
         for file, variable in sources:
-            found += _texts_in((folder / file), variable)
+            found += _texts_in(folder / file, variable)
     return tuple(dict.fromkeys(found))
 
 
@@ -105,16 +105,14 @@ def _texts_in(file: Path, variable: str) -> list[str]:
     """The keys of the dict, or the entries of the list, that ``file`` assigns to ``variable`` at its top level."""
     body = ast.parse(file.read_text()).body if file.is_file() else []
     for line in body:
-        targets = line.targets if isinstance(line, ast.Assign) else [line.target] if _is_annotated(line) else []
+        if not isinstance(line, ast.Assign | ast.AnnAssign):
+            continue
+        targets = line.targets if isinstance(line, ast.Assign) else [line.target]
         if any(isinstance(target, ast.Name) and target.id == variable for target in targets):
-            value = line.value  # type: ignore[attr-defined]
+            value = line.value
             nodes = value.keys if isinstance(value, ast.Dict) else getattr(value, "elts", [])
             return [str(node.value) for node in nodes if isinstance(node, ast.Constant)]
     return []
-
-
-def _is_annotated(line: ast.stmt) -> bool:
-    return isinstance(line, ast.AnnAssign)
 
 
 # -- settings ------------------------------------------------------------------------------------------------------

@@ -79,7 +79,7 @@ class MujocoRenderer:
     """
 
     def __init__(self, model: mujoco.MjModel, pose: Callable[[Any], Mapping[str, Any]], width: int, height: int):
-        """``pose`` gives ``qpos`` and what else of ``MjData`` is known of a state's ``pipeline_state``, each (B, ...)."""
+        """``pose`` gives ``qpos`` and more of ``MjData``, each (B, ...), from a state's ``pipeline_state``."""
         self._model, self._data, self._pose = model, mujoco.MjData(model), pose
         self._canvas = Canvas(model, width, height)
         self._camera = _camera(model)

@@ -1,7 +1,7 @@
 """MuJoCo Playground as a back end: ``playground/CartpoleBalance`` and its other environments.
 
-Importing this needs no Playground. Its robots' meshes come from MuJoCo Menagerie, which Playground clones by git when the
-first environment is made; here the package ``mujoco-menagerie`` brings the one robot that is needed, from its cache,
+Importing this needs no Playground. Its robots' meshes come from MuJoCo Menagerie, which Playground clones by git when
+the first environment is made; here the package ``mujoco-menagerie`` brings the one robot that is needed, from its cache,
 from the folder ``MENAGERIE_ROOT``, or over the network.
 """
 

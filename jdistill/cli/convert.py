@@ -10,6 +10,7 @@ from pathlib import Path
 from jdistill.cli.parser import Parser, positive
 from jdistill.core.activations import ACTIVATIONS, OUTPUT_ACTIVATIONS
 from jdistill.core.networks import summary
+from jdistill.export.brax_checkpoint import find_brax_checkpoint, load_brax_checkpoint
 from jdistill.export.policy_file import save_policy
 from jdistill.export.rsl_rl_checkpoint import load_teacher_checkpoint
 
@@ -18,9 +19,11 @@ def make_parser() -> Parser:
     """Every argument."""
     parser = Parser(
         prog="jdistill convert",
-        description="A teacher out of a checkpoint of rsl_rl, rl_games or skrl, for runs that then need no torch.",
+        description="A teacher out of a checkpoint of rsl_rl, rl_games, skrl or Brax, for runs that then need no torch.",
     )
-    parser.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="rsl_rl's .pt file")
+    parser.add_argument(
+        "checkpoint", type=Path, metavar="CHECKPOINT", help="rsl_rl's .pt file, or the folder of Brax's PPO"
+    )
     parser.add_argument("out", type=Path, metavar="FILE", help="the .safetensors policy to write")
     said = "default: what params/agent.yaml beside it says, else"
     parser.add_argument("--activation", type=str.lower, choices=list(ACTIVATIONS), help=f"hidden layers' ({said} elu)")
@@ -40,12 +43,11 @@ def make_parser() -> Parser:
 def run(argv: list[str]) -> None:
     """The command."""
     args = make_parser().parse_args(argv)
-    policy, state, header = load_teacher_checkpoint(
-        args.checkpoint,
-        args.num_actions,
-        args.activation,
-        args.output_activation,
-        role="student" if args.student else "teacher",
-    )
+    asked = args.activation, args.output_activation
+    if found := find_brax_checkpoint(args.checkpoint):
+        policy, state, header = load_brax_checkpoint(found, *asked)
+    else:
+        role = "student" if args.student else "teacher"
+        policy, state, header = load_teacher_checkpoint(args.checkpoint, args.num_actions, *asked, role=role)
     save_policy(args.out, policy, state, header)
     print(f"{args.out}: {summary(policy, state, header['obs_size'])}")

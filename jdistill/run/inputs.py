@@ -14,6 +14,7 @@ from jdistill.core.networks import Normalizer, Policy, PolicyState, summary
 from jdistill.core.sharding import WHOLE, Shards
 from jdistill.data.dataset import Recording, Relabeler, load
 from jdistill.errors import ConfigError, ObservationError
+from jdistill.export.brax_checkpoint import find_brax_checkpoint, load_brax_checkpoint
 from jdistill.export.policy_file import load_policy
 from jdistill.export.rsl_rl_checkpoint import is_torch_file, load_teacher_checkpoint
 from jdistill.run.compose import RunCfg
@@ -78,8 +79,8 @@ def make_algorithm(env: TrainingEnv, agent: AgentCfg, shards: Shards = WHOLE) ->
 
 
 GROUPS = {"student": ("student", "policy", "state"), "teacher": ("teacher", "policy", "privileged_state", "state")}
-"""What a set of observations is where it is left at its own name: the first of these groups that there is. ``policy`` is
-rsl_rl's name; ``state`` and ``privileged_state`` are those of Brax and Playground."""
+"""What a set of observations is where it is left at its own name: the first of these groups that there is. ``policy``
+is rsl_rl's name; ``state`` and ``privileged_state`` are Brax's and Playground's."""
 
 
 def resolve_obs_groups(agent: AgentCfg, env: TrainingEnv) -> None:
@@ -108,7 +109,7 @@ def load_recording(env: TrainingEnv, cfg: RunCfg, teacher: Teacher, shards: Shar
 
 
 def load_teacher(file: Path, env: TrainingEnv, cfg: RunCfg, old_output_activation: str = "identity") -> Teacher:
-    """Read the teacher's policy file or rsl_rl checkpoint.
+    """Read the teacher's policy file, or the checkpoint of rsl_rl's or Brax's PPO.
 
     ``old_output_activation`` ends the actors of rsl_rl 2.x and 3.x where the config does not say (see
     :func:`jdistill.export.rsl_rl_checkpoint.load_teacher_checkpoint`).
@@ -117,8 +118,10 @@ def load_teacher(file: Path, env: TrainingEnv, cfg: RunCfg, old_output_activatio
         PolicyFileError: it cannot be read.
         ConfigError: it does not fit the environment.
     """
-    if is_torch_file(file):
-        asked = cfg.agent.teacher.activation, cfg.agent.teacher.output_activation
+    asked = cfg.agent.teacher.activation, cfg.agent.teacher.output_activation
+    if found := find_brax_checkpoint(file):
+        teacher = Teacher(*load_brax_checkpoint(found, *asked))
+    elif is_torch_file(file):
         teacher = Teacher(*load_teacher_checkpoint(file, env.num_actions, *asked, old_output_activation))
     else:
         teacher = Teacher(*load_policy(file))
@@ -131,9 +134,11 @@ def load_teacher(file: Path, env: TrainingEnv, cfg: RunCfg, old_output_activatio
     groups = cfg.agent.obs_groups["teacher"]
     if teacher.description["obs_size"] != expected["teacher"]:
         detail = " + ".join(f"'{g}' {observations.size([g], env.obs_specs)}" for g in groups)
+        seen = [group["name"] for group in teacher.description.get("observation", {}).get("groups", [])]
         raise ConfigError(
             f"{file}: the teacher takes {teacher.description['obs_size']} observations, "
             f"the environment's {detail} has {expected['teacher']}"
+            + (f"; it was trained on {seen[0]}: set agent.obs_groups.teacher={seen[0]}" if len(seen) == 1 else "")
         )
     if teacher.policy.num_actions != env.num_actions:
         raise ConfigError(

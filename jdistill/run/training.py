@@ -207,6 +207,10 @@ def teacher_path(cfg: RunCfg, task: Task, job: Job, run: Path | None) -> Path:
         return run / "teacher.safetensors"
     if not (name := cfg.agent.teacher.file or task.teacher):
         raise ConfigError(f"{task.name}: name its teacher with --teacher FILE (or --checkpoint FILE)")
+    from jdistill.export.brax_checkpoint import find_brax_checkpoint
+
+    if found := find_brax_checkpoint(Path(name)):
+        return found
     bundled = Path(str(files("jdistill"))) / "teachers" / f"{name}.safetensors"
     return bundled if bundled.is_file() and not Path(name).exists() else named_file("--teacher", name)
 
