@@ -47,7 +47,7 @@ class Brax(Library):
 
     def adapt(self, found: Any, num_envs: int) -> Env | None:
         """One of Brax's, in wrappers or without."""
-        is_brax = all(hasattr(found, name) for name in ("reset", "step", "action_size", "backend"))
+        is_brax = all(hasattr(type(found), name) for name in ("reset", "step", "action_size", "backend"))
         return adapted(found, num_envs) if is_brax else None
 
 

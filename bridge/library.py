@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ast
 import dataclasses
+import enum
 import functools
 import importlib.util
 import inspect
@@ -131,7 +132,9 @@ def setting(default: Any) -> tuple[Any, Any] | None:
     """The type and the default of a setting whose default is ``default``; None for what no command line can say."""
     if default is None:
         return Any, None
-    if isinstance(default, Mapping):
+    if isinstance(default, enum.Enum):
+        default = default.value
+    if hasattr(default, "items"):
         return _section(default)
     if isinstance(default, tuple | list):
         return list, dataclasses.field(default_factory=functools.partial(list, default))

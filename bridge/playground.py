@@ -1,8 +1,8 @@
 """MuJoCo Playground as a back end: ``playground/CartpoleBalance`` and its other environments.
 
 Importing this needs no Playground. Its robots' meshes come from MuJoCo Menagerie, which Playground clones by git when
-the first environment is made; here the package ``mujoco-menagerie`` brings the one robot that is needed, from its cache,
-from the folder ``MENAGERIE_ROOT``, or over the network.
+the first environment is made. Here the package ``mujoco-menagerie`` brings the one robot that is needed: from its
+cache, from the folder ``MENAGERIE_ROOT``, or over the network.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ class Playground(Library):
 
     def adapt(self, found: Any, num_envs: int) -> Env | None:
         """One of Playground's, in wrappers or without."""
-        is_playground = all(hasattr(found, name) for name in ("reset", "step", "action_size", "mj_model"))
+        is_playground = all(hasattr(type(found), name) for name in ("reset", "step", "action_size", "mj_model"))
         return adapted(found, num_envs) if is_playground else None
 
 

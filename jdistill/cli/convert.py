@@ -19,11 +19,9 @@ def make_parser() -> Parser:
     """Every argument."""
     parser = Parser(
         prog="jdistill convert",
-        description="A teacher out of a checkpoint of rsl_rl, rl_games, skrl or Brax, for runs that then need no torch.",
+        description="A teacher out of a checkpoint of rsl_rl, rl_games, skrl or Brax, as a policy file.",
     )
-    parser.add_argument(
-        "checkpoint", type=Path, metavar="CHECKPOINT", help="rsl_rl's .pt file, or the folder of Brax's PPO"
-    )
+    parser.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="rsl_rl's .pt file, or Brax's folder")
     parser.add_argument("out", type=Path, metavar="FILE", help="the .safetensors policy to write")
     said = "default: what params/agent.yaml beside it says, else"
     parser.add_argument("--activation", type=str.lower, choices=list(ACTIVATIONS), help=f"hidden layers' ({said} elu)")

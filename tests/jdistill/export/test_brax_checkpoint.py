@@ -77,13 +77,13 @@ def test_a_pickle(tmp_path):
 def test_what_is_refused(tmp_path):
     statistics = trained(5)[0][0]
     (tmp_path / "harmful").write_bytes(pickle.dumps((statistics, print)))
-    with pytest.raises(PolicyFileError, match="refused, because it holds more than arrays .*print"):
+    with pytest.raises(PolicyFileError, match=r"refused, because it holds more than arrays .*print"):
         load_brax_checkpoint(tmp_path / "harmful")
     (tmp_path / "short").write_bytes((tmp_path / "harmful").read_bytes()[:250])
     with pytest.raises(PolicyFileError, match="truncated"):
         load_brax_checkpoint(tmp_path / "short")
     (tmp_path / "other").write_bytes(pickle.dumps((statistics, {"params": {"LayerNorm_0": {}}})))
-    with pytest.raises(PolicyFileError, match="no policy of Brax's PPO that is an MLP .it has 'LayerNorm_0'"):
+    with pytest.raises(PolicyFileError, match=r"no policy of Brax's PPO that is an MLP .it has 'LayerNorm_0'"):
         load_brax_checkpoint(tmp_path / "other")
     assert find_brax_checkpoint(tmp_path) is None and find_brax_checkpoint(tmp_path / "none") is None
 
