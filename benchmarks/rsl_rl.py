@@ -118,8 +118,8 @@ def alternate(
     learn = Clock(theirs.learn)
     laps: dict[str, Any] = {name: {"collection_s": [], "iteration_s": []} for name in ("jdistill", "rsl_rl")}
     for _ in range(iterations):
-        rollout(state)
-        state, _ = iteration(state)
+        rollout(state, teacher)
+        state, _ = iteration(state, teacher)
         laps["jdistill"]["collection_s"].append(rollout.lap())
         laps["jdistill"]["iteration_s"].append(iteration.lap())
         with contextlib.redirect_stdout(io.StringIO()):  # It prints a block an iteration.

@@ -6,7 +6,8 @@ A package announces a task by an entry point of the group ``jdistill.tasks``, wh
 
 - a :class:`bridge.tasks.Task`, or a function without arguments that returns one; or
 - a function that makes an environment, ``def pendulum(num_envs: int = 64, length: float = 0.5) -> Env``. Its parameters
-  are the task's settings: ``env.length=1.0`` on the command line, checked against the annotation.
+  are the task's settings: ``env.length=1.0`` on the command line, checked against the annotation. The environment may
+  also be one of Brax, MuJoCo Playground or gymnax, plain or in their wrappers, which then is made a batch.
 """
 
 from __future__ import annotations
@@ -160,9 +161,11 @@ def _of_factory(name: str, make: Callable[..., Any]) -> Task:
 
     @contextmanager
     def open_env(cfg: Any, session: Session) -> Iterator[TrainingEnv]:
+        from bridge import registry  # It builds on this module.
         from bridge.env import AutoReset, TrainingEnv
 
-        env = make(**{field.name: getattr(cfg, field.name) for field in dataclasses.fields(cfg)})
+        made = make(**{field.name: getattr(cfg, field.name) for field in dataclasses.fields(cfg)})
+        env = registry.adapted(made, cfg.num_envs)
         yield env if isinstance(env, TrainingEnv) else AutoReset(env)
 
     return Task(name=name, cfg_cls=cfg_cls, open=open_env)

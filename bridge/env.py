@@ -222,9 +222,10 @@ class AutoReset:
     """Restarts finished environments inside ``step``, tells time-outs from terminations, keeps episode sums.
 
     It makes a :class:`TrainingEnv` of an :class:`Env`, which reports terminations in ``done`` and need not know about
-    time. Where the environment has ``obs_layouts`` (group to :data:`Layout`) and ``obs_frames`` (group to name), or
-    ``obs_specs`` with both, the specs say so. Where it has ``observe_pipeline_state(pipeline_state) -> obs``,
-    observations are made once a step, after the restarts. Added to the State:
+    time. One that does says in ``info["truncation"]`` (B,) bool, Brax's name, which of them are ends by time. Where
+    the environment has ``obs_layouts`` (group to :data:`Layout`) and ``obs_frames`` (group to name), or ``obs_specs``
+    with both, the specs say so. Where it has ``observe_pipeline_state(pipeline_state) -> obs``, observations are made
+    once a step, after the restarts. Added to the State:
 
     - ``info["time_outs"]`` (B,) bool: the episode ended by time alone.
     - ``info["episode_length_buf"]`` (B,) int32: the episode's age in steps, which the time limit is held against.
@@ -290,8 +291,7 @@ class AutoReset:
         """Start all episodes at step 0."""
         rng, key = split_keys(keys_for(self.env, rng))
         state = self.env.reset(key)
-        zeros, start = jnp.zeros(self.num_envs, jnp.float32), self._start(state)
-        no = jnp.zeros(self.num_envs, bool)
+        zeros, no, start = jnp.zeros(self.num_envs), jnp.zeros(self.num_envs, bool), self._start(state)
         return state.replace(
             done=no,
             metrics={**state.metrics, "episode_return": zeros, "episode_length": zeros},
@@ -310,8 +310,9 @@ class AutoReset:
         stepped = self.env.step(state, action)
         if self.restarts_nonfinite:
             stepped = self._end_nonfinite(stepped)
-        length, terminated = state.info["episode_length_buf"] + 1, stepped.done
-        time_outs = (length >= self.max_episode_length) & ~terminated
+        length, truncated = state.info["episode_length_buf"] + 1, stepped.info.get("truncation", False)
+        terminated = stepped.done & jnp.logical_not(truncated)
+        time_outs = (truncated | (length >= self.max_episode_length)) & ~terminated
         done = terminated | time_outs
         sums, counts = count_episodes(state.info, stepped.reward, done)
 

@@ -20,6 +20,9 @@ GROUP = "jdistill.simulators"
 SIMULATORS = (
     "bridge.isaaclab.simulator:IsaacLab",
     "bridge.crazyflie.simulator:Crazyflow",
+    "bridge.brax:Brax",
+    "bridge.playground:Playground",
+    "bridge.gymnax:Gymnax",
     "bridge.custom:OwnEnvironments",
 )
 """The built-in ones; importing these modules imports no simulator. Of two that claim a task the first has it."""
@@ -45,6 +48,12 @@ def simulators() -> dict[str, Simulator]:
 def _built_in(target: str) -> Simulator:
     module, _, name = target.partition(":")
     return getattr(importlib.import_module(module), name)()
+
+
+def adapted(found: Any, num_envs: int) -> Any:
+    """An environment in the words of one of the simulators as :class:`bridge.env.Env`, or ``found`` as it is."""
+    batches = (simulator.adapt(found, num_envs) for simulator in simulators().values() if simulator.is_jax)
+    return next((env for env in batches if env is not None), found)
 
 
 def packages() -> tuple[str, ...]:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 from bridge.errors import SettingError
 
 if TYPE_CHECKING:
-    from bridge.env import TrainingEnv
+    from bridge.env import Env, TrainingEnv
     from bridge.quadrotors import QuadrotorSpec
     from bridge.teaching import Lesson
 
@@ -194,6 +194,10 @@ class Simulator:
             SettingError: it cannot be had as asked; one line.
         """
         return TASKS[name]()
+
+    def adapt(self, found: Any, num_envs: int) -> Env | None:
+        """``found``, which a user's function made, as a batch, where it is one of this simulator's environments."""
+        return None
 
 
 def lazily(target: str) -> Callable[[], Task]:

@@ -34,7 +34,20 @@ from tests.masses import Motors
 
 OPTIONAL = {
     *("av", "foundation_policy", "isaaclab", "nbclient", "nbformat", "newton", "onnx", "onnxruntime", "PIL"),
-    *("playwright", "plotly", "pyarrow", "rsl_rl", "tensorboard", "tensordict", "torch", "wandb"),
+    *(
+        "brax",
+        "gymnax",
+        "mujoco_menagerie",
+        "mujoco_playground",
+        "playwright",
+        "plotly",
+        "pyarrow",
+        "rsl_rl",
+        "tensorboard",
+        "tensordict",
+        "torch",
+        "wandb",
+    ),
 }
 """Packages that the quick tests (``-m unit``) do without."""
 LONGEST = [

@@ -42,6 +42,7 @@ BELOW = {
 }
 """What each room may import of ours, beside itself."""
 SIMULATORS = ("bridge.isaaclab", "bridge.isaaclab_tasks", "bridge.crazyflie", "isaaclab", "crazyflow", "mujoco")
+SIMULATORS += ("bridge.brax", "bridge.playground", "bridge.gymnax", "brax", "mujoco_playground", "gymnax")
 """Only the bridge knows these."""
 MODULES = sorted([*(ROOT / "jdistill").rglob("*.py"), *(ROOT / "bridge").rglob("*.py")])
 DOORS = {"jdistill", "jdistill.__main__", "jdistill.api", "jdistill.old_names", "jdistill.export.__main__"}
@@ -150,7 +151,7 @@ def test_the_learner_imports_no_torch_and_no_simulator():
 
 def test_task_names_cost_no_simulator():
     loaded = modules_after("from bridge import registry; assert 'crazyflie' in registry.task_names()")
-    assert not loaded & {"jax", "torch", "crazyflow", "mujoco", "isaaclab", "jdistill"}
+    assert not loaded & {"jax", "torch", "crazyflow", "mujoco", "isaaclab", "brax", "gymnax", "jdistill"}
 
 
 def test_the_public_names_cost_nothing_until_they_are_used():

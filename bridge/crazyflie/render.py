@@ -1,18 +1,14 @@
 """Pictures of a Crazyflie under way: Crazyflow's MuJoCo model, the target, and the path flown.
 
-MuJoCo draws off-screen through EGL or OSMesa, whichever the machine has (``MUJOCO_GL=egl`` or ``osmesa`` insists on
-one), or into a window where there is a display.
+MuJoCo draws off-screen (:mod:`bridge.mujoco_render`), or into a window where there is a display.
 """
 
 from __future__ import annotations
 
 import contextlib
 import functools
-import importlib
 import io
 import os
-import subprocess
-import sys
 import warnings
 from collections import deque
 from collections.abc import Sequence
@@ -27,21 +23,8 @@ from bridge.crazyflie.airframe import Airframe
 from bridge.crazyflie.cfg import PointControlCfg
 from bridge.env import Color, State
 from bridge.errors import RenderError
+from bridge.mujoco_render import Canvas
 
-BACKENDS = {"egl": "libegl1", "osmesa": "libosmesa6"}
-"""Ways to draw without a display, best first, and the Debian package of each."""
-PROBE = """
-import os
-try:
-    from mujoco.{} import GLContext
-    context = GLContext(8, 8)
-    context.make_current()
-except Exception as e:
-    print(type(e).__name__ + ":", *str(e).split(), flush=True)
-    os._exit(1)
-os._exit(0)
-"""
-"""Exits as it stands, as contexts that were never whole complain when they are taken apart."""
 HEIGHT = 1.5
 """Of the spawn point above the floor, m. The task itself knows no floor."""
 SPREAD = 0.6
@@ -115,37 +98,17 @@ class OffscreenRenderer:
     """A :class:`bridge.env.Renderer` that needs no display."""
 
     def __init__(self, drone: str, width: int, height: int, color: Color):
-        self._context = gl_context(width, height)
-        self._context.make_current()
         self._scene = Scene(drone, [color])
-        model = self._scene.model
-        model.vis.global_.offwidth, model.vis.global_.offheight = width, height
-        self._mjr = mujoco.MjrContext(model, mujoco.mjtFontScale.mjFONTSCALE_100)
-        mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN, self._mjr)
-        self._rect = mujoco.MjrRect(0, 0, width, height)
-        self._drawn = mujoco.MjvScene(model, maxgeom=1000)
-        self._drawn.flags[mujoco.mjtRndFlag.mjRND_SHADOW] = 0  # Two thirds of the time, where no GPU draws.
-        self._options, self._nothing = mujoco.MjvOption(), mujoco.MjvPerturb()
+        self._canvas = Canvas(self._scene.model, width, height)
 
     def frame(self, state: State, index: int = 0) -> np.ndarray:
         """See :class:`bridge.env.Renderer`."""
-        scene = self._scene
-        scene.show([state], index)
-        self._context.make_current()
-        everything = mujoco.mjtCatBit.mjCAT_ALL.value
-        drawn = self._drawn
-        mujoco.mjv_updateScene(scene.model, scene.data, self._options, self._nothing, scene.camera, everything, drawn)
-        scene.decorate(drawn)
-        mujoco.mjr_render(self._rect, drawn, self._mjr)
-        pixels = np.empty((self._rect.height, self._rect.width, 3), np.uint8)
-        mujoco.mjr_readPixels(pixels, None, self._rect, self._mjr)
-        return np.flipud(pixels)
+        self._scene.show([state], index)
+        return self._canvas.picture(self._scene.data, self._scene.camera, self._scene.decorate)
 
     def close(self) -> None:
         """See :class:`bridge.env.Renderer`."""
-        self._context.make_current()
-        self._mjr.free()
-        self._context = None  # Frees itself, and OSMesa's bears no second time.
+        self._canvas.close()
 
 
 class LiveViewer:
@@ -232,44 +195,6 @@ def build_sim(drone: str, num_envs: int, physics_freq: int, num_drones: int = 1)
             )
         finally:
             mujoco.set_mju_user_warning(None)
-
-
-def gl_context(width: int, height: int) -> Any:
-    """MuJoCo's OpenGL context of the first way to draw off-screen that works here.
-
-    Raises:
-        RenderError: none does; the message says why and what to install.
-    """
-    asked = os.environ.get("MUJOCO_GL", "").lower()
-    if asked and asked not in BACKENDS:
-        raise RenderError(f"MUJOCO_GL={asked}: draws into no file; unset it, or set {' or '.join(BACKENDS)}")
-    reasons = []
-    for name in [asked] if asked else BACKENDS:
-        reason = unusable(name)
-        if not reason:
-            return importlib.import_module(f"mujoco.{name}").GLContext(width, height)
-        reasons.append(f"{name}: {reason}")
-    packages = " or ".join(BACKENDS[name] for name in ([asked] if asked else BACKENDS))
-    raise RenderError(
-        f"no way to draw without a display ({'; '.join(reasons)}); on Debian 'apt-get install {packages}'"
-    )
-
-
-@functools.cache
-def unusable(backend: str) -> str:
-    """Why this way to draw does not work here; empty where it does.
-
-    A process of its own tries, because PyOpenGL keeps to the first library that it was pointed at, and because drivers
-    may take the program down with them.
-    """
-    command = [sys.executable, "-c", PROBE.format(backend)]
-    done = subprocess.run(command, capture_output=True, text=True, errors="replace")
-    if done.returncode == 0:
-        return ""
-    kind, _, text = done.stdout.partition(":")
-    if kind == "AttributeError":  # PyOpenGL's way to say that there is none.
-        return "no such library"
-    return text.strip()[:160] or f"ends with status {done.returncode}"
 
 
 def _add(

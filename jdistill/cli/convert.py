@@ -10,6 +10,7 @@ from pathlib import Path
 from jdistill.cli.parser import Parser, positive
 from jdistill.core.activations import ACTIVATIONS, OUTPUT_ACTIVATIONS
 from jdistill.core.networks import summary
+from jdistill.export.brax_checkpoint import find_brax_checkpoint, load_brax_checkpoint
 from jdistill.export.policy_file import save_policy
 from jdistill.export.rsl_rl_checkpoint import load_teacher_checkpoint
 
@@ -18,9 +19,10 @@ def make_parser() -> Parser:
     """Every argument."""
     parser = Parser(
         prog="jdistill convert",
-        description="A teacher out of a checkpoint of rsl_rl, rl_games or skrl, for runs that then need no torch.",
+        description="A teacher out of a checkpoint of rsl_rl, rl_games, skrl or Brax, as a policy file.",
     )
-    parser.add_argument("checkpoint", metavar="CHECKPOINT", help="rsl_rl's .pt file or run folder, or latest")
+    what = "rsl_rl's .pt file or run folder, or latest; or Brax's folder"
+    parser.add_argument("checkpoint", metavar="CHECKPOINT", help=what)
     parser.add_argument("out", type=Path, metavar="FILE", help="the .safetensors policy to write")
     said = "default: what params/agent.yaml beside it says, else"
     parser.add_argument("--activation", type=str.lower, choices=list(ACTIVATIONS), help=f"hidden layers' ({said} elu)")
@@ -42,12 +44,11 @@ def run(argv: list[str]) -> None:
     args = make_parser().parse_args(argv)
     from jdistill.run.policy_paths import named_file
 
-    policy, state, header = load_teacher_checkpoint(
-        named_file("CHECKPOINT", args.checkpoint),
-        args.num_actions,
-        args.activation,
-        args.output_activation,
-        role="student" if args.student else "teacher",
-    )
+    asked = args.activation, args.output_activation
+    if found := find_brax_checkpoint(Path(args.checkpoint)):
+        policy, state, header = load_brax_checkpoint(found, *asked)
+    else:
+        role, file = "student" if args.student else "teacher", named_file("CHECKPOINT", args.checkpoint)
+        policy, state, header = load_teacher_checkpoint(file, args.num_actions, *asked, role=role)
     save_policy(args.out, policy, state, header)
     print(f"{args.out}: {summary(policy, state, header['obs_size'])}")

@@ -17,6 +17,7 @@ from jdistill.core.sharding import WHOLE, Shards
 from jdistill.core.teachers import TeacherBank
 from jdistill.data.dataset import Recording, Relabeler, load
 from jdistill.errors import ConfigError, ObservationError
+from jdistill.export.brax_checkpoint import find_brax_checkpoint, load_brax_checkpoint
 from jdistill.export.policy_file import load_policy
 from jdistill.export.rsl_rl_checkpoint import is_torch_file, load_teacher_checkpoint
 from jdistill.run.compose import RunCfg
@@ -99,18 +100,22 @@ def make_algorithm(env: TrainingEnv, agent: AgentCfg, shards: Shards = WHOLE) ->
     return Distillation(env, make_student(agent.student, env.num_actions), agent, shards)
 
 
+GROUPS = {"student": ("student", "policy", "state"), "teacher": ("teacher", "policy", "privileged_state", "state")}
+"""What a set of observations is where it is left at its own name: the first of these groups that there is. ``policy``
+is rsl_rl's name; ``state`` and ``privileged_state`` are Brax's and Playground's."""
+
+
 def resolve_obs_groups(agent: AgentCfg, env: TrainingEnv) -> None:
-    """Where the environment has no group of the set's own name, let the set be ``policy``, as rsl_rl does.
+    """Where the environment has no group of the set's own name, let the set be another of :data:`GROUPS`.
 
     A group that is a dictionary becomes its members, in the environment's order.
     """
-    for name in ("student", "teacher"):
-        own, policy = (observations.members(group, env.obs_specs) for group in (name, "policy"))
-        if agent.obs_groups[name] == [name] and own[0] not in env.obs_specs and policy[0] in env.obs_specs:
-            agent.obs_groups[name] = ["policy"]
-        agent.obs_groups[name] = [
-            x for entry in agent.obs_groups[name] for x in observations.members(entry, env.obs_specs)
-        ]
+    specs = env.obs_specs
+    for name, groups in GROUPS.items():
+        if agent.obs_groups[name] == [name]:
+            present = (group for group in groups if observations.members(group, specs)[0] in specs)
+            agent.obs_groups[name] = [next(present, name)]
+        agent.obs_groups[name] = [x for entry in agent.obs_groups[name] for x in observations.members(entry, specs)]
 
 
 def load_recording(env: TrainingEnv, cfg: RunCfg, teacher: Teacher, shards: Shards = WHOLE) -> Recording | None:
@@ -132,7 +137,7 @@ def load_recording(env: TrainingEnv, cfg: RunCfg, teacher: Teacher, shards: Shar
 
 
 def load_teacher(file: Path, env: TrainingEnv, cfg: RunCfg, old_output_activation: str = "identity") -> Teacher:
-    """Read the teacher's policy file or rsl_rl checkpoint.
+    """Read the teacher's policy file, or the checkpoint of rsl_rl's or Brax's PPO.
 
     ``old_output_activation`` ends the actors of rsl_rl 2.x and 3.x where the config does not say (see
     :func:`jdistill.export.rsl_rl_checkpoint.load_teacher_checkpoint`).
@@ -141,8 +146,10 @@ def load_teacher(file: Path, env: TrainingEnv, cfg: RunCfg, old_output_activatio
         PolicyFileError: it cannot be read.
         ConfigError: it does not fit the environment.
     """
-    if is_torch_file(file):
-        asked = cfg.agent.teacher.activation, cfg.agent.teacher.output_activation
+    asked = cfg.agent.teacher.activation, cfg.agent.teacher.output_activation
+    if found := find_brax_checkpoint(file):
+        teacher = Teacher(*load_brax_checkpoint(found, *asked))
+    elif is_torch_file(file):
         teacher = Teacher(*load_teacher_checkpoint(file, env.num_actions, *asked, old_output_activation))
     else:
         teacher = Teacher(*load_policy(file, many=True))
@@ -155,9 +162,11 @@ def load_teacher(file: Path, env: TrainingEnv, cfg: RunCfg, old_output_activatio
     groups = cfg.agent.obs_groups["teacher"]
     if teacher.description["obs_size"] != expected["teacher"]:
         detail = " + ".join(f"'{g}' {observations.size([g], env.obs_specs)}" for g in groups)
+        seen = [group["name"] for group in teacher.description.get("observation", {}).get("groups", [])]
         raise ConfigError(
             f"{file}: the teacher takes {teacher.description['obs_size']} observations, "
             f"the environment's {detail} has {expected['teacher']}"
+            + (f"; it was trained on {seen[0]}: set agent.obs_groups.teacher={seen[0]}" if len(seen) == 1 else "")
         )
     if teacher.policy.num_actions != env.num_actions:
         raise ConfigError(

@@ -91,5 +91,9 @@ def teacher_path(cfg: RunCfg, task: Task, job: Job, beginning: Beginning) -> Pat
 
 
 def _named_teacher(name: str) -> Path:
+    from jdistill.export.brax_checkpoint import find_brax_checkpoint
+
+    if found := find_brax_checkpoint(Path(name)):
+        return found
     bundled = Path(str(files("jdistill"))) / "teachers" / f"{name}.safetensors"
     return bundled if bundled.is_file() and not Path(name).exists() else named_file("--teacher", name)

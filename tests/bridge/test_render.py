@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bridge.crazyflie import render
+from bridge import mujoco_render
 from bridge.crazyflie.vectors import Quaternion, Vector
 from bridge.env import AutoReset
 from jdistill.errors import RenderError
@@ -82,9 +82,9 @@ def test_two_renderers_do_not_disturb_each_other(crazyflie, renderer):
 def no_library(monkeypatch):
     """PyOpenGL pointed at a library that neither way to draw can use."""
     monkeypatch.setenv("PYOPENGL_PLATFORM", "glx")
-    render.unusable.cache_clear()
+    mujoco_render.unusable.cache_clear()
     yield
-    render.unusable.cache_clear()
+    mujoco_render.unusable.cache_clear()
 
 
 def test_no_way_to_draw_is_one_line(crazyflie, no_library, monkeypatch):

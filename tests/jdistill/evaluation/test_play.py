@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from bridge.crazyflie import PointControl, PointControlCfg, render
+from bridge import mujoco_render
+from bridge.crazyflie import PointControl, PointControlCfg
 from bridge.env import AutoReset
 from jdistill.cli.main import run_command
 from jdistill.evaluation import play, video
@@ -92,9 +93,9 @@ def test_complaints(small_run, tmp_path, capsys, monkeypatch):
     monkeypatch.delenv("WAYLAND_DISPLAY", raising=False)
     assert "a live view needs a display" in complaint(run, "--live")
     monkeypatch.setenv("PYOPENGL_PLATFORM", "glx")
-    render.unusable.cache_clear()
+    mujoco_render.unusable.cache_clear()
     assert "no way to draw without a display (egl: " in complaint(run, "--out", str(tmp_path / "film.mp4"))
-    render.unusable.cache_clear()
+    mujoco_render.unusable.cache_clear()
     with pytest.raises(SystemExit) as stop:
         run_command("play", [run, "--seconds", "0"])
     assert stop.value.code == 2 and "'0' is no number of seconds" in capsys.readouterr().err
