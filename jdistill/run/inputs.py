@@ -17,6 +17,7 @@ from jdistill.errors import ConfigError, ObservationError
 from jdistill.export.policy_file import load_policy
 from jdistill.export.rsl_rl_checkpoint import is_torch_file, load_teacher_checkpoint
 from jdistill.run.compose import RunCfg
+from jdistill.run.session import STAND_INS
 
 
 class Teacher(NamedTuple):
@@ -78,10 +79,11 @@ def make_algorithm(env: TrainingEnv, agent: AgentCfg, shards: Shards = WHOLE) ->
 
 
 def resolve_obs_groups(agent: AgentCfg, env: TrainingEnv) -> None:
-    """Where the environment has no group of the set's own name, let the set be ``policy``, as rsl_rl does."""
+    """Where the environment has no group of the set's own name, let it be the first of :data:`STAND_INS` there is."""
+    stand_in = next((group for group in STAND_INS if group in env.obs_specs), None)
     for name in ("student", "teacher"):
-        if agent.obs_groups[name] == [name] and name not in env.obs_specs and "policy" in env.obs_specs:
-            agent.obs_groups[name] = ["policy"]
+        if stand_in and agent.obs_groups[name] == [name] and name not in env.obs_specs:
+            agent.obs_groups[name] = [stand_in]
 
 
 def load_recording(env: TrainingEnv, cfg: RunCfg, teacher: Teacher, shards: Shards = WHOLE) -> Recording | None:

@@ -28,6 +28,9 @@ from jdistill.run.devices import (
     select_device,
 )
 
+STAND_INS = ("policy", "actor")
+"""Observation groups that stand in for a set whose own name is no group: the actor's, in Isaac Lab and in mjlab."""
+
 
 class Started(NamedTuple):
     """A simulator that is ready to open environments of a task."""
@@ -102,10 +105,10 @@ def open_env(
 def needed_groups(agent: AgentCfg) -> list[str]:
     """The observation groups that policies may take from.
 
-    ``policy`` is among them where a set is left at its own name, for which it stands in (see
+    :data:`STAND_INS` are among them where a set is left at its own name (see
     :func:`jdistill.run.inputs.resolve_obs_groups`).
     """
-    fallback = ["policy"] if any(entries == [name] for name, entries in agent.obs_groups.items()) else []
+    fallback = list(STAND_INS) if any(entries == [name] for name, entries in agent.obs_groups.items()) else []
     try:
         return group_names([*fallback, *(entry for entries in agent.obs_groups.values() for entry in entries)])
     except ObservationError as e:
