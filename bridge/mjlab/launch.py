@@ -69,19 +69,19 @@ def env_cfg(name: str, cfg: MjlabCfg) -> Any:
         SettingError: a setting that there is not, or a value that it does not take.
     """
     config = load_env_cfg(name)
+    if not cfg.play:
+        for override in cfg.overrides:
+            apply(config, override)
+        return config
     played = load_env_cfg(name, play=True)
-    if cfg.play and played.episode_length_s > ENDLESS:
+    if played.episode_length_s > ENDLESS:
         played.episode_length_s = config.episode_length_s
     for override in cfg.overrides:
-        refused: list[SettingError] = []
-        for target in (config, played):
-            try:
-                apply(target, override)
-            except SettingError as e:
-                refused.append(e)
-        if len(refused) == 2 or (refused and not cfg.play):
-            raise refused[0]
-    return played if cfg.play else config
+        try:
+            apply(played, override)
+        except SettingError:
+            apply(config, override)
+    return played
 
 
 def check(name: str, config: Any) -> None:
