@@ -82,12 +82,14 @@ def test_the_documented_command(documented):
     assert header["action"] == {"size": 1, "layout": ["slider"], "rate_hz": 20.0}
 
 
-def test_a_run_goes_on_in_its_simulator(documented, capsys):
+def test_a_run_goes_on_in_its_simulator_and_is_recorded_by_it(documented, capsys):
     run, _ = documented
-    logdir = ["--logdir", str(run.parents[1]), "--load_run", str(run)]
-    assert train_jax.main([*logdir, "--resume", "--device", "cpu", "--max_iterations", "3"]) == 0
+    arguments = ["--logdir", str(run.parents[1]), "--load_run", str(run), "--resume", "--device", "cpu"]
+    film = ["--video", "--video-length", "2", "--video_interval", "8", "env.viewer.width=64", "env.viewer.height=48"]
+    assert train_jax.main([*arguments, "--max_iterations", "3", *film]) == 0
     assert f"Resuming {run} at iteration 2" in capsys.readouterr().out
     assert load_policy(run / "student.safetensors")[2]["iteration"] == 3
+    assert [file.name for file in run.rglob("*.mp4")]
 
 
 def test_a_student_is_evaluated_as_trained_and_as_played(documented, tmp_path):
@@ -207,11 +209,3 @@ def test_complaints(capfd, tmp_path, teacher, arguments, expected):
     lines = capfd.readouterr().err.strip().splitlines()
     assert status and lines[-1].startswith("train_jax.py: error: ") and expected in lines[-1], lines
     assert not (tmp_path / "logs").exists()
-
-
-def test_the_simulator_records_its_own_films(teacher, tmp_path):
-    arguments = ["--logdir", str(tmp_path), "--task", TASK, "--teacher", str(teacher), *SMALL, "--max_iterations", "1"]
-    small = ["env.viewer.width=64", "env.viewer.height=48"]
-    with contextlib.redirect_stdout(io.StringIO()):
-        assert train_jax.main([*arguments, "--video", "--video-length", "2", "--video_interval", "8", *small]) == 0
-    assert [file.name for file in tmp_path.rglob("*.mp4")]
