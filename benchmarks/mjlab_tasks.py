@@ -1,17 +1,18 @@
 """Tasks of mjlab, start to finish: mjlab's own PPO trains a teacher briefly, the command distills it.
 
-    uv run --extra mjlab python -m benchmarks.mjlab_tasks --out mjlab_tasks.json
+    uv run --extra mjlab python -m benchmarks.mjlab_tasks --out docs/mjlab_tasks.json
     uv run --extra mjlab python -m benchmarks.mjlab_tasks Go1 G1 --teacher_iterations 1500
 
 The student does not see the base's linear velocity, which no sensor of the robots measures, and has a memory instead.
-:func:`measure` gives the rows for a table of several simulators.
+:func:`measure` gives the rows for a table of several simulators. mjlab is in a Python environment of its own, so
+such a table takes them from ``docs/mjlab_tasks.json``.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import re
+import shlex
 import statistics
 import subprocess
 import sys
@@ -25,10 +26,12 @@ import torch
 
 from benchmarks.bridge import Stopwatch, compiled_loop, seconds
 from benchmarks.crazyflie import ROOT
+from jdistill.run.progress import read_progress
 from jdistill.run.provenance import machine, versions
 
 TASKS = {"Go1": "Mjlab-Velocity-Flat-Unitree-Go1", "G1": "Mjlab-Velocity-Flat-Unitree-G1"}
-STUDENT = ("agent.obs_groups.student=actor[3:]", "agent.student.rnn_type=gru", "agent.student.rnn_hidden_dim=64")
+SEES = "actor[3:]"
+STUDENT = (f"agent.obs_groups.student={SEES}", "agent.student.rnn_type=gru", "agent.student.rnn_hidden_dim=64")
 """The first three numbers are the base's linear velocity."""
 
 
@@ -95,7 +98,7 @@ def measure_task(task: str, size: Size) -> dict[str, Any]:
         teacher = train_teacher(task, folder / "ppo", size)
         trained = time.perf_counter()
         others = ("--logdir", folder / "logs", "--logger", "none", "--device", device())
-        out = run(ROOT / "train_jax.py", *command(task, teacher, size), *others)
+        run(ROOT / "train_jax.py", *command(task, teacher, size), *others)
         distilled = time.perf_counter()
         (student,) = (folder / "logs").glob("*/*")
         asked = ("--episodes", str(size.episodes), "--scenario", "default", "--device", device())
@@ -103,12 +106,14 @@ def measure_task(task: str, size: Size) -> dict[str, Any]:
         policies = json.loads((student / "evaluation" / "evaluation.json").read_text())["scenarios"]["default"][
             "policies"
         ]
+        speeds = read_progress(student)["Perf/total_fps"][1]
     returns = {name: policies[name]["return"] for name in ("teacher", "student")}
-    speeds = [int(number) for number in re.findall(r"Steps per second: (\d+)", out)]
     return {
         "task": task,
         "simulator": "mjlab",
-        "command": " ".join(["train_jax.py", *command(task, "model.pt", size)]),
+        "student": "GRU",
+        "sees": SEES,
+        "command": "train_jax.py " + shlex.join(command(task, "model.pt", size)),
         "teacher_return": returns["teacher"],
         "student_return": returns["student"],
         "recovered": returns["student"] / returns["teacher"],

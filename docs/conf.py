@@ -47,7 +47,9 @@ autodoc_mock_imports = [
     "torch",
 ]
 # Links to the pages of other packages would need the network. Type variables and private names have no page.
-EXTERNAL = "argparse|collections|contextlib|datetime|flax|h5py|importlib|io|jax|jaxlib|mujoco|np|numpy|omegaconf|onnx"
+EXTERNAL = (
+    "argparse|collections|contextlib|datetime|flax|h5py|importlib|io|jax|jaxlib|mjlab|mujoco|np|numpy|omegaconf|onnx"
+)
 EXTERNAL += "|optax|pathlib|plotly|rich|rsl_rl|tensordict|torch|types"
 nitpick_ignore_regex = [(r"py:.*", rf"_?({EXTERNAL}|frozen_importlib)\..*"), (r"py:class", r"(.*\.)?([A-Z]|_\w+)")]
 # Of annotations that Python cannot evaluate, Sphinx looks up the parts.

@@ -6,6 +6,7 @@ import importlib.metadata
 import os
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -18,14 +19,15 @@ SHARED = ("jax", "jaxlib", "torch", "warp-lang")
 """Packages of which both environments are to have one version, so that nothing is fetched or compiled twice."""
 
 
-@pytest.fixture
-def python(tmp_path) -> Path:
-    """The interpreter of an environment with the extra ``mjlab``, as the documentation installs it."""
+@pytest.fixture(scope="module")
+def python() -> Path:
+    """The interpreter of an environment with the extra ``mjlab``, kept for the next run."""
     uv = os.environ.get("UV") or shutil.which("uv")
     assert uv, "the README installs uv"
+    found = ROOT / ".pytest_cache" / "mjlab" / "bin" / "python"
+    if not found.exists():
+        subprocess.run([uv, "venv", "-q", "--clear", "--python", sys.executable, found.parents[1]], check=True)
     versions = [f"{name}=={importlib.metadata.version(name)}" for name in SHARED]
-    found = tmp_path / "mjlab" / "bin" / "python"
-    subprocess.run([uv, "venv", "-q", "--python", "3.12", found.parents[1]], check=True)
     install = [uv, "pip", "install", "-q", "--python", found, "-e", f"{ROOT}[mjlab]", "pytest", *versions]
     # What an earlier run has fetched is in the cache.
     if subprocess.run([*install, "--offline"], cwd=ROOT, capture_output=True).returncode:
@@ -34,7 +36,7 @@ def python(tmp_path) -> Path:
 
 
 def test_mjlab(python):
-    # Its half million lines of dependencies are compiled once; the environment is gone afterwards.
+    # Bytecode is kept in that environment: without it each import of mjlab takes half a minute.
     environment = {k: v for k, v in ENVIRONMENT.items() if k not in ("PYTHONPATH", "PYTHONDONTWRITEBYTECODE")}
     command = [python, "-m", "pytest", "-q", "-o", "addopts=", "-p", "no:cacheprovider", "tests/mjlab"]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)

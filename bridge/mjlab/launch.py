@@ -42,7 +42,7 @@ class QuietEnv(ManagerBasedRlEnv):
 
     @staticmethod
     def seed(seed: int = -1) -> int:
-        """See :meth:`ManagerBasedRlEnv.seed`."""
+        """As mjlab's, without a line for each."""
         with contextlib.redirect_stdout(io.StringIO()):
             return ManagerBasedRlEnv.seed(seed)
 

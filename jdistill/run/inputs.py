@@ -79,7 +79,7 @@ def make_algorithm(env: TrainingEnv, agent: AgentCfg, shards: Shards = WHOLE) ->
 
 
 def resolve_obs_groups(agent: AgentCfg, env: TrainingEnv) -> None:
-    """Where the environment has no group of the set's own name, let it be the first of :data:`STAND_INS` there is."""
+    """Let a set whose own name is no group be ``policy``, as rsl_rl does, or ``actor`` where there is only that."""
     stand_in = next((group for group in STAND_INS if group in env.obs_specs), None)
     for name in ("student", "teacher"):
         if stand_in and agent.obs_groups[name] == [name] and name not in env.obs_specs:

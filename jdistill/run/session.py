@@ -105,7 +105,7 @@ def open_env(
 def needed_groups(agent: AgentCfg) -> list[str]:
     """The observation groups that policies may take from.
 
-    :data:`STAND_INS` are among them where a set is left at its own name (see
+    :data:`jdistill.run.session.STAND_INS` are among them where a set is left at its own name (see
     :func:`jdistill.run.inputs.resolve_obs_groups`).
     """
     fallback = list(STAND_INS) if any(entries == [name] for name, entries in agent.obs_groups.items()) else []
