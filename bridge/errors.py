@@ -28,3 +28,9 @@ def nearest(name: str, known: Iterable[str], likeness: float = 0.5) -> str:
     """`` (did you mean X?)`` for the known name most like ``name``, or nothing where none is as like (0..1)."""
     match = difflib.get_close_matches(name, list(known), n=1, cutoff=likeness)
     return f" (did you mean {match[0]}?)" if match else ""
+
+
+def line_of(error: BaseException) -> str:
+    """What an error of somebody else's says, in one line that is not too long."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) < 400 else text[:400] + "..."

@@ -19,6 +19,7 @@ from bridge.tasks import TASKS, Request, Simulator, Task, UnknownTaskError
 GROUP = "jdistill.simulators"
 SIMULATORS = (
     "bridge.isaaclab.simulator:IsaacLab",
+    "bridge.mjlab.simulator:Mjlab",
     "bridge.crazyflie.simulator:Crazyflow",
     "bridge.brax:Brax",
     "bridge.playground:Playground",

@@ -43,10 +43,13 @@ autodoc_preserve_defaults = True
 python_use_unqualified_type_names = True
 # Never imported: the pages are the same whatever is installed, and soon there.
 autodoc_mock_imports = [
-    *("crazyflow", "gymnasium", "isaaclab", "isaaclab_rl", "isaaclab_tasks", "mujoco", "rsl_rl", "tensordict", "torch")
+    *("crazyflow", "gymnasium", "isaaclab", "isaaclab_rl", "isaaclab_tasks", "mjlab", "mujoco", "rsl_rl", "tensordict"),
+    "torch",
 ]
 # Links to the pages of other packages would need the network. Type variables and private names have no page.
-EXTERNAL = "argparse|collections|contextlib|datetime|flax|h5py|importlib|io|jax|jaxlib|mujoco|np|numpy|omegaconf|onnx"
+EXTERNAL = (
+    "argparse|collections|contextlib|datetime|flax|h5py|importlib|io|jax|jaxlib|mjlab|mujoco|np|numpy|omegaconf|onnx"
+)
 EXTERNAL += "|optax|pathlib|plotly|rich|rsl_rl|tensordict|torch|types"
 nitpick_ignore_regex = [(r"py:.*", rf"_?({EXTERNAL}|frozen_importlib)\..*"), (r"py:class", r"(.*\.)?([A-Z]|_\w+)")]
 # Of annotations that Python cannot evaluate, Sphinx looks up the parts.

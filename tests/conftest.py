@@ -33,7 +33,7 @@ from jdistill.run.runner import DistillationRunner
 from tests.masses import Motors
 
 OPTIONAL = {
-    *("av", "foundation_policy", "isaaclab", "nbclient", "nbformat", "newton", "onnx", "onnxruntime", "PIL"),
+    *("av", "foundation_policy", "isaaclab", "mjlab", "nbclient", "nbformat", "newton", "onnx", "onnxruntime", "PIL"),
     *(
         "brax",
         "gymnax",

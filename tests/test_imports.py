@@ -41,8 +41,11 @@ BELOW = {
     "jdistill.cli": {"jdistill", "bridge"},
 }
 """What each room may import of ours, beside itself."""
-SIMULATORS = ("bridge.isaaclab", "bridge.isaaclab_tasks", "bridge.crazyflie", "isaaclab", "crazyflow", "mujoco")
-SIMULATORS += ("bridge.brax", "bridge.playground", "bridge.gymnax", "brax", "mujoco_playground", "gymnax")
+SIMULATORS = (
+    *("bridge.isaaclab", "bridge.isaaclab_tasks", "bridge.mjlab", "bridge.crazyflie"),
+    *("bridge.brax", "bridge.playground", "bridge.gymnax"),
+    *("isaaclab", "mjlab", "crazyflow", "mujoco", "brax", "mujoco_playground", "gymnax"),
+)
 """Only the bridge knows these."""
 MODULES = sorted([*(ROOT / "jdistill").rglob("*.py"), *(ROOT / "bridge").rglob("*.py")])
 DOORS = {"jdistill", "jdistill.__main__", "jdistill.api", "jdistill.old_names", "jdistill.export.__main__"}
@@ -200,5 +203,5 @@ def test_simulators_are_named_in_the_bridge_alone():
         *("bridge.isaaclab", "agent", "a", "b", "c", "d")
     }
     for file in [ROOT / "train_jax.py", *(ROOT / "jdistill").rglob("*.py")]:
-        named = {name for name in names_in(file.read_text()) if re.search("isaac|crazyfl", name, re.IGNORECASE)}
+        named = {name for name in names_in(file.read_text()) if re.search("isaac|mjlab|crazyfl", name, re.IGNORECASE)}
         assert not named, f"{file.relative_to(ROOT)} names {named}"

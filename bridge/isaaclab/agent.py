@@ -10,13 +10,12 @@ from isaaclab_rl.rsl_rl.utils import is_missing
 from isaaclab_tasks.utils import load_cfg_from_registry
 
 from bridge.isaaclab.launch import LaunchError, agent_entry_points
+from bridge.rsl_rl_cfg import merge, of_distillation, of_ppo
 
 RSL_RL = "5.5.1"
 """The version of rsl_rl whose form configs are brought into before they are read."""
 KEYS = ("rsl_rl_distillation_cfg_entry_point", "rsl_rl_cfg_entry_point")
 """Where tasks register distillation configs; the second may be PPO's instead."""
-RUNNER = ("num_steps_per_env", "max_iterations", "save_interval", "experiment_name", "clip_actions")
-STUDENT = ("hidden_dims", "activation", "obs_normalization", "rnn_type", "rnn_hidden_dim", "rnn_num_layers")
 
 
 def agent_defaults(name: str, key: str | None) -> dict[str, Any]:
@@ -40,41 +39,8 @@ def agent_defaults(name: str, key: str | None) -> dict[str, Any]:
         return defaults
     cfg = handle_deprecated_rsl_rl_cfg(load_cfg_from_registry(name, key), RSL_RL)
     if getattr(cfg, "class_name", "") == "DistillationRunner":
-        return _merge(defaults, _of_distillation(_plain(cfg)))
-    return _merge(defaults, _of_ppo(_plain(cfg)))
-
-
-def _of_distillation(cfg: dict[str, Any]) -> dict[str, Any]:
-    agent = {name: cfg[name] for name in RUNNER if name in cfg}
-    student = cfg.get("student", {})
-    agent["student"] = {"pre_dims": [], "rnn_type": None}
-    agent["student"] |= {name: student[name] for name in STUDENT if name in student}
-    agent["student"]["init_noise_std"] = (student.get("distribution_cfg") or {}).get("init_std", 0.0)
-    agent["teacher"] = _teacher(cfg.get("teacher", {}))
-    agent["algorithm"] = dict(cfg.get("algorithm", {}))
-    groups = cfg.get("obs_groups") or {}
-    agent["obs_groups"] = {name: list(groups[name]) for name in ("student", "teacher") if name in groups}
-    return agent
-
-
-def _of_ppo(cfg: dict[str, Any]) -> dict[str, Any]:
-    groups = cfg.get("obs_groups") or {}
-    actor = groups.get("actor") or groups.get("policy")
-    agent: dict[str, Any] = {"teacher": _teacher(cfg.get("actor", {}))}
-    if "experiment_name" in cfg:
-        agent["experiment_name"] = f"{cfg['experiment_name']}_distillation"
-    if cfg.get("clip_actions") is not None:
-        agent["clip_actions"] = cfg["clip_actions"]
-    if actor:
-        agent["obs_groups"] = {"teacher": list(actor)}
-    return agent
-
-
-def _teacher(model: Mapping[str, Any]) -> dict[str, Any]:
-    teacher = {"activation": model["activation"]} if "activation" in model else {}
-    if str((model.get("distribution_cfg") or {}).get("class_name")).endswith("BetaDistribution"):
-        teacher["output_activation"] = "beta"
-    return teacher
+        return merge(defaults, of_distillation(_plain(cfg)))
+    return merge(defaults, of_ppo(_plain(cfg)))
 
 
 def _plain(cfg: Any) -> dict[str, Any]:
@@ -86,11 +52,3 @@ def _plain(cfg: Any) -> dict[str, Any]:
     else:
         return cfg
     return {name: _plain(value) for name, value in items.items() if not is_missing(value)}
-
-
-def _merge(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
-    merged = dict(below)
-    for name, value in above.items():
-        both = isinstance(value, dict) and isinstance(merged.get(name), dict)
-        merged[name] = _merge(merged[name], value) if both else value
-    return merged

@@ -76,7 +76,7 @@ class IsaacLabEnv:
         self.unwrapped = getattr(env, "unwrapped", env)
         self.num_envs = int(self.unwrapped.num_envs)
         self.num_actions = _num_actions(self.unwrapped)
-        self.max_episode_length = int(self.unwrapped.max_episode_length)
+        self.max_episode_length = _counted(self.unwrapped.max_episode_length)
         self.step_dt = float(self.unwrapped.step_dt)
         # Some of Isaac Lab's buffers are filled by the first step only, which makes the first reset unlike all others.
         obs = _flat(self.env.reset()[0])
@@ -295,6 +295,13 @@ def _num_actions(env: Any) -> int:
     if getattr(space, "shape", None) is None or len(space.shape) != 1:
         raise SettingError(f"the environment's action space is {space}, expected a vector of numbers")
     return int(space.shape[0])
+
+
+def _counted(length: float) -> int:
+    """Steps of an episode; endless ones are refused."""
+    if not length < 2**31:
+        raise SettingError(f"an episode of {length:.0e} steps never ends: set env.episode_length_s")
+    return int(length)
 
 
 def _check_device(device: torch.device) -> None:

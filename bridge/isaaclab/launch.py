@@ -21,9 +21,10 @@ from isaaclab_rl.entrypoints.common import apply_video_recording, enable_cameras
 from isaaclab_tasks.utils import resolve_task_config
 
 import bridge.isaaclab_tasks  # noqa: F401  Registers ours.
-from bridge.errors import SettingError
+from bridge.errors import SettingError, line_of
 from bridge.isaaclab.cfg import IsaacLabCfg
 from bridge.isaaclab.env import IsaacLabEnv
+from bridge.overrides import locate, share
 
 
 class LaunchError(SettingError):
@@ -77,7 +78,7 @@ def _register_external(callback: str | None) -> list[str] | None:
     try:
         return string_to_callable(callback, separator=".")()
     except (ImportError, AttributeError, ValueError) as e:
-        raise LaunchError(f"--external_callback {callback}: {_line(e)}") from e
+        raise LaunchError(f"--external_callback {callback}: {line_of(e)}") from e
 
 
 # -- tasks and their settings --------------------------------------------------------------------------------------
@@ -95,7 +96,7 @@ def has_task(name: str) -> bool:
         try:
             importlib.import_module(package)
         except ImportError as e:
-            raise LaunchError(f"--task {package}:{name}: {_line(e)}") from e
+            raise LaunchError(f"--task {package}:{name}: {line_of(e)}") from e
     return name in task_names()
 
 
@@ -115,25 +116,12 @@ def load_env_cfg(name: str, overrides: Sequence[str]) -> Any:
             # Isaac Lab takes any last name for a new attribute, so a slip of the pen would go unnoticed.
             plain, _ = resolve_task_config(name, None, overrides=[o for o in overrides if o not in paths])
             for override in paths:
-                _check_path(plain, override)
+                locate(plain, override)
         return resolve_task_config(name, None, overrides=list(overrides))[0]
     except SettingError:
         raise
     except (ValueError, AttributeError, TypeError, KeyError) as e:
-        raise LaunchError(f"{name}: {_line(e)}") from e
-
-
-def _check_path(cfg: Any, override: str) -> None:
-    path, separator, _ = override.partition("=")
-    if not separator:
-        raise LaunchError(f"{override}: expected key=value")
-    node, *names = path.split(".")
-    owner = cfg
-    for name in names:
-        known = sorted(owner) if isinstance(owner, dict) else [n for n in vars(owner) if not n.startswith("_")]
-        if name not in known:
-            raise LaunchError(f"{path}: no setting '{name}' in {node}; there are {', '.join(known[:40])}")
-        node, owner = f"{node}.{name}", owner[name] if isinstance(owner, dict) else getattr(owner, name)
+        raise LaunchError(f"{name}: {line_of(e)}") from e
 
 
 # -- the environment -----------------------------------------------------------------------------------------------
@@ -172,7 +160,7 @@ def open_env(
     if cfg.num_envs is not None:
         env_cfg.scene.num_envs = cfg.num_envs
     else:
-        env_cfg.scene.num_envs = _part(name, env_cfg.scene.num_envs, parts)
+        env_cfg.scene.num_envs = share(name, env_cfg.scene.num_envs, parts)
     with _told(name):
         pre_launch_video_config(env_cfg, launch)
         needs_kit = bool(validate_launch(env_cfg, launch)[1])
@@ -195,19 +183,9 @@ def open_env(
             if env is not None:
                 env.close()
     if isinstance(failure, FileNotFoundError) and failure.filename is None:  # Isaac Lab's, of an asset.
-        raise LaunchError(f"{name}: {_line(failure)}") from failure
+        raise LaunchError(f"{name}: {line_of(failure)}") from failure
     if failure is not None:
         raise failure
-
-
-def _part(name: str, number: int, parts: int) -> int:
-    """One of ``parts`` equal shares of a ``number`` of environments."""
-    if number % parts:
-        raise LaunchError(
-            f"{name}: its {number} environments cannot be divided among {parts} processes; set --num_envs, "
-            f"{parts * max(1, round(number / parts))} for one"
-        )
-    return number // parts
 
 
 @contextmanager
@@ -218,9 +196,4 @@ def _told(name: str) -> Iterator[None]:
     except SettingError:
         raise
     except ValueError as e:
-        raise LaunchError(f"{name}: {_line(e)}") from e
-
-
-def _line(error: Exception) -> str:
-    text = " ".join(str(error).split()) or type(error).__name__
-    return text if len(text) < 400 else text[:400] + "..."
+        raise LaunchError(f"{name}: {line_of(e)}") from e

@@ -7,7 +7,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from bridge.isaaclab.cfg import IsaacLabCfg, as_overrides, is_simulators
+from bridge.isaaclab.cfg import PREFIXES, IsaacLabCfg
+from bridge.overrides import separate
 from bridge.tasks import Launch, Request, Session, Simulator, Task, UnknownTaskError
 
 if TYPE_CHECKING:
@@ -49,15 +50,7 @@ class IsaacLab(Simulator):
         self, sections: Sequence[Mapping[str, Any]], overrides: Sequence[str]
     ) -> tuple[list[Mapping[str, Any]], list[str]]:
         """All but the number of environments becomes an override in Isaac Lab's words, in order."""
-        kept: list[Mapping[str, Any]] = []
-        theirs: list[str] = []
-        for section in sections:
-            ours = {name: value for name, value in section.items() if name in IsaacLabCfg.__dataclass_fields__}
-            theirs += ours.pop("overrides", None) or []
-            theirs += as_overrides({name: value for name, value in section.items() if name not in (*ours, "overrides")})
-            kept.append(ours)
-        theirs += [o for o in overrides if is_simulators(o)]
-        return [*kept, {"overrides": theirs}], [o for o in overrides if not is_simulators(o)]
+        return separate(IsaacLabCfg, PREFIXES, sections, overrides)
 
     def drawing_flags(self, flags: Sequence[str]) -> list[str]:
         """The visualizer that draws without Isaac Sim and without a display, unless one is named."""

@@ -21,6 +21,7 @@ from jdistill.export.brax_checkpoint import find_brax_checkpoint, load_brax_chec
 from jdistill.export.policy_file import load_policy
 from jdistill.export.rsl_rl_checkpoint import is_torch_file, load_teacher_checkpoint
 from jdistill.run.compose import RunCfg
+from jdistill.run.session import GROUPS
 
 
 class Teacher(NamedTuple):
@@ -100,13 +101,9 @@ def make_algorithm(env: TrainingEnv, agent: AgentCfg, shards: Shards = WHOLE) ->
     return Distillation(env, make_student(agent.student, env.num_actions), agent, shards)
 
 
-GROUPS = {"student": ("student", "policy", "state"), "teacher": ("teacher", "policy", "privileged_state", "state")}
-"""What a set of observations is where it is left at its own name: the first of these groups that there is. ``policy``
-is rsl_rl's name; ``state`` and ``privileged_state`` are Brax's and Playground's."""
-
-
 def resolve_obs_groups(agent: AgentCfg, env: TrainingEnv) -> None:
-    """Where the environment has no group of the set's own name, let the set be another of :data:`GROUPS`.
+    """Where the environment has no group of the set's own name, let the set be another of
+    :data:`jdistill.run.session.GROUPS`.
 
     A group that is a dictionary becomes its members, in the environment's order.
     """

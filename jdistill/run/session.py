@@ -28,6 +28,13 @@ from jdistill.run.devices import (
     select_device,
 )
 
+GROUPS = {
+    "student": ("student", "policy", "actor", "state"),
+    "teacher": ("teacher", "policy", "actor", "privileged_state", "state"),
+}
+"""What a set of observations is where it is left at its own name: the first of these groups that there is. ``policy``
+is rsl_rl's name, ``actor`` mjlab's; ``state`` and ``privileged_state`` are Brax's and Playground's."""
+
 
 class Started(NamedTuple):
     """A simulator that is ready to open environments of a task."""
@@ -102,10 +109,10 @@ def open_env(
 def needed_groups(agent: AgentCfg) -> list[str]:
     """The observation groups that policies may take from.
 
-    ``policy`` is among them where a set is left at its own name, for which it stands in (see
+    :data:`GROUPS` are among them where a set is left at its own name (see
     :func:`jdistill.run.inputs.resolve_obs_groups`).
     """
-    fallback = ["policy"] if any(entries == [name] for name, entries in agent.obs_groups.items()) else []
+    fallback = [group for name, entries in agent.obs_groups.items() if entries == [name] for group in GROUPS[name]]
     try:
         policies = [entry for entries in agent.obs_groups.values() for entry in entries]
         return group_names([*fallback, *policies, agent.teacher.id_group])

@@ -1,0 +1,165 @@
+"""Tasks of mjlab, start to finish: mjlab's own PPO trains a teacher briefly, the command distills it.
+
+    uv run --extra mjlab python -m benchmarks.mjlab_tasks --out docs/mjlab_tasks.json
+    uv run --extra mjlab python -m benchmarks.mjlab_tasks Go1 G1 --teacher_iterations 1500
+
+The student does not see the base's linear velocity, which no sensor of the robots measures, and has a memory instead.
+:func:`measure` gives the rows for a table of several simulators. mjlab is in a Python environment of its own, so
+such a table takes them from ``docs/mjlab_tasks.json``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shlex
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.bridge import Stopwatch, compiled_loop, seconds
+from benchmarks.crazyflie import ROOT
+from jdistill.run.progress import read_progress
+from jdistill.run.provenance import machine, versions
+
+TASKS = {"Go1": "Mjlab-Velocity-Flat-Unitree-Go1", "G1": "Mjlab-Velocity-Flat-Unitree-G1"}
+SEES = "actor[3:]"
+STUDENT = (f"agent.obs_groups.student={SEES}", "agent.student.rnn_type=gru", "agent.student.rnn_hidden_dim=64")
+"""The first three numbers are the base's linear velocity."""
+
+
+@dataclass
+class Size:
+    """How much is trained and measured; a trial takes less."""
+
+    num_envs: int = 64
+    teacher_iterations: int = 300
+    student_iterations: int = 40
+    num_steps: int = 64
+    episodes: int = 64
+    timed_steps: int = 50
+
+
+def device() -> str:
+    """Where all of it runs."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def run(*command: str | Path) -> str:
+    """Run a Python program of the user's; returns what it printed."""
+    done = subprocess.run([sys.executable, *map(str, command)], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    if done.returncode:
+        raise SystemExit(f"{' '.join(map(str, command))}: failed with status {done.returncode}\n{done.stdout[-2000:]}")
+    return done.stdout
+
+
+def train_teacher(task: str, folder: Path, size: Size) -> Path:
+    """mjlab's own training command with the task's own settings; returns its last checkpoint."""
+    arguments = ["--env.scene.num-envs", str(size.num_envs), "--agent.max-iterations", str(size.teacher_iterations)]
+    arguments += ["--agent.logger", "tensorboard", "--log-root", str(folder)]
+    arguments += [] if device() == "cuda" else ["--gpu-ids", "None"]
+    run("-m", "mjlab.scripts.train", task, *arguments)
+    return next(folder.rglob(f"model_{size.teacher_iterations - 1}.pt"))
+
+
+def command(task: str, teacher: str | Path, size: Size) -> list[str]:
+    """What a user types behind ``train_jax.py``."""
+    arguments = ["--task", task, "--num_envs", str(size.num_envs), "--teacher", str(teacher)]
+    arguments += ["--phase1", str(size.student_iterations // 3), "--max_iterations", str(size.student_iterations)]
+    return [*arguments, f"agent.num_steps_per_env={size.num_steps}", *STUDENT]
+
+
+def bridge_share(task: str, size: Size) -> dict[str, float]:
+    """The bridge's share of a step: all time outside of the simulator's own ``step``, in a compiled program."""
+    from bridge.mjlab.cfg import MjlabCfg
+    from bridge.mjlab.launch import Options, open_env
+    from bridge.tasks import Session
+
+    where = Options("cuda:0" if device() == "cuda" else "cpu")
+    with open_env(task, MjlabCfg(size.num_envs), where, Session(0, ["actor"])) as env:
+        watch, loop = Stopwatch(env.env), compiled_loop(env, size.timed_steps)
+        loop()
+        whole = statistics.median(seconds(loop) for _ in range(3)) / size.timed_steps
+        outside = statistics.median(watch.outside(loop) for _ in range(3)) / size.timed_steps
+    return {"step_ms": 1e3 * whole, "bridge_us": 1e6 * outside, "bridge_share": outside / whole}
+
+
+def measure_task(task: str, size: Size) -> dict[str, Any]:
+    """A row: the command, both returns, environment steps per second of the training, minutes, the bridge's share."""
+    with tempfile.TemporaryDirectory() as name:
+        folder, began = Path(name), time.perf_counter()
+        teacher = train_teacher(task, folder / "ppo", size)
+        trained = time.perf_counter()
+        others = ("--logdir", folder / "logs", "--logger", "none", "--device", device())
+        run(ROOT / "train_jax.py", *command(task, teacher, size), *others)
+        distilled = time.perf_counter()
+        (student,) = (folder / "logs").glob("*/*")
+        asked = ("--episodes", str(size.episodes), "--scenario", "default", "--device", device())
+        run("-m", "jdistill", "evaluate", student, *asked)
+        policies = json.loads((student / "evaluation" / "evaluation.json").read_text())["scenarios"]["default"][
+            "policies"
+        ]
+        speeds = read_progress(student)["Perf/total_fps"][1]
+    returns = {name: policies[name]["return"] for name in ("teacher", "student")}
+    return {
+        "task": task,
+        "simulator": "mjlab",
+        "student": "GRU",
+        "sees": SEES,
+        "command": "train_jax.py " + shlex.join(command(task, "model.pt", size)),
+        "teacher_return": returns["teacher"],
+        "student_return": returns["student"],
+        "recovered": returns["student"] / returns["teacher"],
+        "steps_per_second": statistics.median(speeds),
+        "minutes": {"teacher": (trained - began) / 60, "student": (distilled - trained) / 60},
+        **bridge_share(task, size),
+    }
+
+
+def measure(names: list[str], size: Size) -> list[dict[str, Any]]:
+    """The rows of the tasks ``names`` (of :data:`TASKS`, or mjlab's)."""
+    return [measure_task(TASKS.get(name, name), size) for name in names]
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """The rows in Markdown."""
+    lines = [
+        "| task | teacher | student | recovered | steps/s | student's minutes | bridge |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        bridge = f"{row['bridge_share']:.1%} of {row['step_ms']:.1f} ms"
+        lines.append(
+            f"| {row['task']} | {row['teacher_return']:.2f} | {row['student_return']:.2f} | {row['recovered']:.1%} "
+            f"| {row['steps_per_second']:.0f} | {row['minutes']['student']:.1f} | {bridge} |"
+        )
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Train, distill, measure, print, write."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument(
+        "names", nargs="*", default=["Go1"], metavar="TASK", help=f"{', '.join(TASKS)}, or mjlab's names"
+    )
+    for name, value in asdict(Size()).items():
+        parser.add_argument(f"--{name}", type=int, default=value, metavar="N", help=f"({value})")
+    parser.add_argument("--out", type=Path, help="JSON file for the results")
+    args = parser.parse_args()
+    size = Size(**{name: getattr(args, name) for name in asdict(Size())})
+    rows = measure(args.names, size)
+    print(table(rows))
+    if args.out:
+        results = {"machine": machine(), "versions": versions("mjlab", "mujoco-warp", "jax"), "size": asdict(size)}
+        args.out.write_text(json.dumps({**results, "rows": rows}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
