@@ -119,7 +119,7 @@ def _action_layout(env: Any) -> dict[str, Any]:
     counts = Counter(every)
     owners = [term["name"] for term in terms for _ in range(term["size"])]
     layout = [name if counts[name] == 1 else f"{owner}/{name}" for owner, name in zip(owners, every, strict=True)]
-    return {"layout": layout, "rate_hz": 1.0 / float(env.step_dt), "terms": terms}
+    return {"layout": layout, "rate_hz": round(1.0 / float(env.step_dt), 6), "terms": terms}
 
 
 def _action(term: Any, name: str) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import io
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,7 +16,7 @@ from mjlab.envs import ManagerBasedRlEnv
 from mjlab.tasks.registry import list_tasks, load_env_cfg
 from mjlab.utils.wrappers import VideoRecorder
 
-from bridge.env import Color, Layout, Renderer
+from bridge.env import Color, Renderer
 from bridge.errors import SettingError, line_of
 from bridge.isaaclab.env import IsaacLabEnv
 from bridge.mjlab.cfg import MjlabCfg, apply
@@ -113,8 +113,6 @@ def open_env(name: str, cfg: MjlabCfg, options: Options, session: Session) -> It
             env = QuietEnv(config, options.device, "rgb_array" if options.video else None)
     except (ValueError, KeyError, FileNotFoundError) as e:
         raise SettingError(f"{name}: {line_of(e)}") from e
-    for key, value in manager_names(env).items():
-        setattr(env, key, value)
     running = recorded(env, options, Path(session.video_dir)) if options.video else env
     try:
         yield MjlabEnv(running, session.groups, mode)
@@ -132,21 +130,3 @@ def recorded(env: ManagerBasedRlEnv, options: Options, folder: Path) -> ManagerB
         video_length=options.video_length or 200,
         disable_logger=True,
     )
-
-
-def manager_names(env: Any) -> Mapping[str, Any]:
-    """``obs_layouts`` and ``action_layout`` by what the managers of ``env`` call their terms and joints."""
-    observed, acted = env.observation_manager, env.action_manager
-    layouts: dict[str, Layout] = {}
-    for group, names in observed.active_terms.items():
-        shapes = observed.group_obs_term_dim[group]
-        if all(len(shape) == 1 for shape in shapes):
-            parts = tuple((name, int(shape[0]), "") for name, shape in zip(names, shapes, strict=True))
-            whole = observed.group_obs_concatenate[group]
-            layouts |= {group: parts} if whole else {f"{group}/{part[0]}": (part,) for part in parts}
-    moved: list[str] = []
-    for name in acted.active_terms:
-        term = acted.get_term(name)
-        targets = list(getattr(term, "target_names", None) or ())
-        moved += targets if len(targets) == term.action_dim else [f"{name}[{i}]" for i in range(term.action_dim)]
-    return {"obs_layouts": layouts, "action_layout": {"layout": moved, "rate_hz": round(1.0 / env.step_dt, 6)}}

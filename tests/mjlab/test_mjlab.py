@@ -79,7 +79,9 @@ def test_the_documented_command(documented):
     assert (policy.hidden_dims, policy.rnn_type, policy.output_activation) == ((64, 64), None, "identity")
     layout = [(part["name"], part["size"]) for part in header["observation"]["groups"][0]["layout"]]
     assert layout == [("cart_pos", 1), ("pole_angle", 2), ("cart_vel", 1), ("pole_vel", 1)]
-    assert header["action"] == {"size": 1, "layout": ["slider"], "rate_hz": 20.0}
+    action = header["action"]
+    assert (action["size"], action["layout"], action["rate_hz"]) == (1, ["slider"], 20.0)
+    assert header["robot"]["joint_names"] == ["slider", "hinge_1"]
 
 
 def test_a_run_goes_on_in_its_simulator_and_is_recorded_by_it(documented, capsys):
