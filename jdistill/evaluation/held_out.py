@@ -2,8 +2,8 @@
 
 Student, teacher and whoever is asked for fly every quadrotor of a file, as many episodes each, from the same starts.
 Written are ``quadrotors.csv``, a line for each craft, policy and scenario; ``quadrotors.html`` with the errors over
-mass and thrust-to-weight ratio; and for each policy and scenario a folder with ``tracking_errors.npz``, the errors of all
-steps, and ``trajectory_data.npz``, the first craft's flight.
+mass and thrust-to-weight ratio; and for each policy and scenario a folder with ``tracking_errors.npz``, the errors of
+all steps, and ``trajectory_data.npz``, the first craft's flight.
 """
 
 from __future__ import annotations
