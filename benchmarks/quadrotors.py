@@ -67,7 +67,9 @@ class Chain:
         if not begun:
             self.run("student", "train", "--logdir", logs, "--teacher_dir", teachers, *STUDENT, *arguments)
         elif not (begun[0].parent / "student.safetensors").exists():
-            self.run("student", "train", "--logdir", logs, "--resume", "--load_run", begun[0].parent.name)
+            experiment, name = begun[0].parts[-3:-1]
+            resume = ["--resume", "--experiment_name", experiment, "--load_run", name]
+            self.run("student", "train", "--logdir", logs, *resume)
         (found,) = logs.glob("*/*")
         return found
 
