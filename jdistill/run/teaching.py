@@ -223,6 +223,7 @@ class Teaching:
         with caught_signals() as received:
             while done < updates:
                 learners, metrics = step(parameters, learners, self._learns_moments(number, done))
+                jax.block_until_ready(metrics)  # A signal is answered after this update, not after all that are queued.
                 done += 1
                 now = time.monotonic()
                 if done == updates or now - last_line > 10:

@@ -5,8 +5,6 @@ from __future__ import annotations
 import csv
 import os
 import signal
-import threading
-import time
 
 import jax
 import numpy as np
@@ -19,7 +17,6 @@ from jdistill.core.apg import ApgCfg
 from jdistill.core.networks import Policy
 from jdistill.errors import ConfigError, TrainingError
 from jdistill.export.policy_file import load_policy
-from jdistill.run.signals import caught_signals
 from jdistill.run.teaching import TRAINING, TeachCfg, Teaching
 from tests.lessons import PointMasses
 
@@ -39,7 +36,7 @@ def teach():
     lesson = PointMasses([s.mass for s in SPECS])
     policy = Policy(num_actions=1, hidden_dims=(8,), output_activation="tanh")
 
-    def teach(out, *worth, updates=1, seed=0, devices=1, **settings):
+    def teach(out, *worth, updates=1, seed=0, devices=1, kind=Teaching, **settings):
         rounds = iter(worth)
 
         def judge(policy, states):
@@ -48,9 +45,18 @@ def teach():
             return [{"survival": 1.0, "steady_error": e, "steady_error_p95": e} for e in errors]
 
         cfg = TeachCfg(ApgCfg(updates=updates, horizon=5), seed=seed, save_s=0.0, **settings)
-        return Teaching(SPECS, lesson, policy, None, judge, cfg, out, {"begun_with": "test"}, jax.devices()[:devices])
+        return kind(SPECS, lesson, policy, None, judge, cfg, out, {"begun_with": "test"}, jax.devices()[:devices])
 
     return teach
+
+
+class Interrupted(Teaching):
+    """Gets a signal when it has saved its seventh update."""
+
+    def _save_training(self, number, update, *args):
+        super()._save_training(number, update, *args)
+        if update == 7:
+            os.kill(os.getpid(), signal.SIGTERM)
 
 
 def parameters(file):
@@ -86,21 +92,11 @@ def test_the_better_one_of_two_teachers_is_kept(teach, tmp_path):
 
 def test_an_interrupted_run_ends_as_one_that_was_not(teach, tmp_path):
     """On another number of devices, too."""
-    worth, updates = [0.01, 0.01, 0.01], 100
+    worth, updates = [0.01, 0.01, 0.01], 20
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     teach(whole, worth, updates=updates).run()
-
-    def interrupt():
-        while not (broken / TRAINING).exists():
-            time.sleep(0.005)
-        os.kill(os.getpid(), signal.SIGTERM)
-
-    with caught_signals():  # One that comes too late is nobody's end.
-        killer = threading.Thread(target=interrupt)
-        killer.start()
-        with pytest.raises(TrainingError, match=r"interrupted after \d+ updates"):
-            teach(broken, worth, updates=updates).run()
-        killer.join()
+    with pytest.raises(TrainingError, match="interrupted after 7 updates"):
+        teach(broken, worth, updates=updates, kind=Interrupted).run()
     assert not list(broken.glob("teacher_0*"))
     teach(broken, worth, updates=updates).run()
     for i in range(3):
