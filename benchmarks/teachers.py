@@ -4,8 +4,8 @@
 
 Environments and steps as in the default run (100 and 400), then 1000 environments of 100 steps; teachers are MLPs
 26-64-64-64-4 with normalizers. 1 and 100 teachers are compared, the 100 divided evenly among the environments and at
-random. Everything runs on one core, in turns, in milliseconds of processor time, of which the least of all rounds
-counts. About 5 minutes. Let nothing else run meanwhile.
+random. Everything runs on one core, in turns, in milliseconds of processor time; ratios are medians over the rounds.
+About 5 minutes. Let nothing else run meanwhile: what shares the caches is felt by many teachers first.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import statistics
 import time
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -107,10 +108,10 @@ def measure(num_envs: int, steps: int, rounds: int) -> dict[str, Any]:
                 began = time.process_time()
                 jax.block_until_ready(program())
                 times[variant].append(1e3 * (time.process_time() - began))
-        # What disturbs a measurement only ever adds to it.
-        results[name] = {variant: {"ms": min(t)} for variant, t in times.items()}
+        results[name] = {variant: {"ms": statistics.median(t[1:])} for variant, t in times.items()}
         for share in SHARES:
-            results[name][share]["ratio"] = results[name][share]["ms"] / results[name]["one"]["ms"]
+            ratios = [a / b for a, b in zip(times[share][1:], times["one"][1:], strict=True)]
+            results[name][share]["ratio"] = statistics.median(ratios)
         print(f"{num_envs} x {steps}, {name}: {json.dumps(results[name])}", flush=True)
     return results
 
