@@ -4,8 +4,8 @@
 
 Environments and steps as in the default run (100 and 400), then 1000 environments of 100 steps; teachers are MLPs
 26-64-64-64-4 with normalizers. 1 and 100 teachers are compared, the 100 divided evenly among the environments and at
-random. Everything runs on one core, in turns, in seconds of processor time; ratios are medians over the rounds. About 5
-minutes. Let nothing else run meanwhile.
+random. Everything runs on one core, in turns, in milliseconds of processor time; ratios are medians over the rounds.
+About 5 minutes. Let nothing else run meanwhile: what shares the caches is felt by many teachers first.
 """
 
 from __future__ import annotations
@@ -114,6 +114,16 @@ def measure(num_envs: int, steps: int, rounds: int) -> dict[str, Any]:
             results[name][share]["ratio"] = statistics.median(ratios)
         print(f"{num_envs} x {steps}, {name}: {json.dumps(results[name])}", flush=True)
     return results
+
+
+def table(results: Mapping[str, Any]) -> str:
+    """The table of docs/teachers.md."""
+    lines = ["| environments x steps | | one teacher | 100, evenly | 100, at random |", "|---|---|---|---|---|"]
+    for size, found in results["sizes"].items():
+        for name, variants in found.items():
+            shares = (f"{variants[share]['ms']:.0f} ms ({variants[share]['ratio']:.2f}x)" for share in SHARES)
+            lines.append(f"| {size} | {name} | {variants['one']['ms']:.0f} ms | {' | '.join(shares)} |")
+    return "\n".join(lines)
 
 
 def main() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-from benchmarks import dagger, devices, raptor
+from benchmarks import dagger, devices, raptor, teachers
 from benchmarks.page import DOCS, page
 from tests.conftest import ROOT
 
@@ -17,6 +17,11 @@ def test_the_tables_of_the_history_are_those_of_the_numbers_beside_them():
     results, text = json.loads((DOCS / "dagger.json").read_text()), (DOCS / "dagger.md").read_text()
     for table in (dagger.table(results), dagger.cost_table(results["cost"])):
         assert f"\n\n{table}\n\n" in text
+
+
+def test_what_many_teachers_cost_is_what_the_page_says():
+    results = json.loads((DOCS / "teachers.json").read_text())
+    assert f"\n\n{teachers.table(results)}\n\n" in (DOCS / "teachers.md").read_text()
 
 
 def test_the_comparisons_with_raptor_are_those_of_the_numbers():

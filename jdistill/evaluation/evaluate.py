@@ -31,10 +31,11 @@ from jdistill.evaluation.rollouts import EpisodeStatistics, Evaluator, inference
 from jdistill.files import replace_file
 from jdistill.run.compose import RunCfg
 from jdistill.run.devices import parse_devices
-from jdistill.run.inputs import make_actor
+from jdistill.run.inputs import Teacher, make_actor
 from jdistill.run.provenance import machine, versions
 from jdistill.run.saved_run import Saved, load_student, load_teacher
 from jdistill.run.session import open_env
+from jdistill.run.teachers import check_ids
 
 FORMAT = 1
 SEED = 20_000
@@ -129,6 +130,8 @@ def evaluate_run(request: EvaluationRequest, cfg: RunCfg, task: Task) -> dict[st
             print(header(main_metric))
         for key, numbers in policies.items():
             print(row(name, key, numbers, main_metric), flush=True)
+    if not results:
+        raise ConfigError(f"{request.run}: no scenario has the run's teachers")
     return {
         "format": FORMAT,
         "run": str(request.run),
@@ -160,12 +163,23 @@ class Flights:
             for name, scenario in scenarios.items():
                 with naming(name):
                     env = stack.enter_context(open_env(self.cfg, self.task, self.request.seed, scenario.cfg))
+                if not self._has_teachers(name, env):
+                    continue
                 opened[name] = env
                 if not isinstance(env, Parametric):  # A simulator that is there once only.
                     yield from self._fly(opened)
                     opened.clear()
                     stack.close()
             yield from self._fly(opened)
+
+    def _has_teachers(self, name: str, env: TrainingEnv) -> bool:
+        """Whether the environments of the scenario ``name`` say which of several teachers they have."""
+        try:
+            check_ids(env, Teacher(*self.saved["teacher"]), self.cfg.agent)
+        except ConfigError as e:
+            print(f"{name}: left out, for it has none of the run's teachers ({e})")
+            return False
+        return True
 
     def _fly(self, envs: Mapping[str, TrainingEnv]) -> Iterator[tuple[str, dict[str, EpisodeStatistics]]]:
         if not envs:
