@@ -364,10 +364,7 @@ class AutoReset:
         return pipeline_state, self._observe(pipeline_state) if self._observe else obs
 
     def randomize_episode_length(self, state: State, rng: Array) -> State:
-        """Pretend the episodes began at different times, so that their time-outs do not fall together.
-
-        rsl_rl's ``init_at_random_ep_len``.
-        """
+        """See :class:`TrainingEnv`: time-outs do not fall together then."""
         length = random_ages(rng, self.num_envs, self.max_episode_length)
         return state.replace(info={**state.info, "episode_length_buf": length})
 
