@@ -231,15 +231,19 @@ def alone(name: str, job: Job) -> tuple[Callable[..., Any], Callable[..., Any]]:
 
     single, params = gymnax.make(short)
 
+    # What a step gives is kept, else the compiler would leave out its computation.
     def step(state: Any, action: Any) -> Any:
-        rng, sim = state
+        keys = jax.vmap(jax.random.split)(state[0])
         choice = action.argmax(-1) if hasattr(single.action_space(params), "n") else action
-        return rng, jax.vmap(single.step, (0, 0, 0, None))(rng, sim, choice, params)[1]
+        obs, sim, reward, *_ = jax.vmap(single.step, (0, 0, 0, None))(keys[:, 1], state[1], choice, params)
+        return keys[:, 0], sim, obs, reward
 
     def reset(rng: Any) -> Any:
         rng = jax.random.split(rng, job.num_envs)
-        return rng, jax.vmap(single.reset, (0, None))(rng, params)[1]
+        state = rng, *jax.vmap(single.reset, (0, None))(rng, params)[::-1], jax.numpy.zeros(job.num_envs)
+        return step(state, jax.numpy.zeros((job.num_envs, size)))
 
+    size = getattr(single.action_space(params), "n", None) or single.action_space(params).shape[0]
     return reset, step
 
 

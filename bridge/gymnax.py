@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from bridge.library import Library, parameters, setting, settings_class
@@ -73,12 +73,42 @@ def is_discrete(env: Any, params: Any) -> bool:
 def adapted(env: Any, params: Any, num_envs: int) -> Env:
     """``env`` with ``params`` as a batch. Policies act in -1..1, which spans the ranges of a box where it has finite
     ones; of a discrete action they give a preference for each choice, and the largest one is taken."""
-    import jax
+    from bridge.vmapped import Vmapped
+
+    size, layout, spoken = _actions(env.action_space(params), is_discrete(env, params))
+    dt = next((float(getattr(params, name)) for name in ("dt", "tau") if hasattr(params, name)), 1.0)
+    return Vmapped(
+        _single(env, params, spoken),
+        num_envs,
+        num_actions=size,
+        max_episode_length=int(params.max_steps_in_episode),
+        step_dt=dt,
+        action_layout=layout,
+        clip="low" in layout,
+        is_batch=False,
+    )
+
+
+def _actions(space: Any, discrete: bool) -> tuple[int, dict[str, Any], Callable[[Any], Any]]:
+    """The size of an action (A,), what is known of its numbers, and how gymnax wants it."""
     import jax.numpy as jnp
     import numpy as np
-    from flax import struct
 
-    from bridge.vmapped import Vmapped
+    if discrete:
+        return int(space.n), {"choices": int(space.n)}, lambda action: jnp.argmax(action).astype(space.dtype)
+    low, high = (np.broadcast_to(getattr(space, end), space.shape) for end in ("low", "high"))
+    size = int(np.prod(space.shape))
+    if np.isfinite(low).all() and np.isfinite(high).all():
+        layout = {"low": low.ravel().tolist(), "high": high.ravel().tolist()}
+        return size, layout, lambda action: low + (action.reshape(low.shape) + 1) / 2 * (high - low)
+    return size, {}, lambda action: jnp.clip(action.reshape(low.shape), low, high)
+
+
+def _single(env: Any, params: Any, spoken: Callable[[Any], Any]) -> Any:
+    """One environment in Brax's shape."""
+    import jax
+    import jax.numpy as jnp
+    from flax import struct
 
     class Sim(struct.PyTreeNode):
         """gymnax's state and what came with it, in Brax's names."""
@@ -91,26 +121,14 @@ def adapted(env: Any, params: Any, num_envs: int) -> Env:
         metrics: dict[str, Any]
         info: dict[str, Any]
 
-    space, discrete = env.action_space(params), is_discrete(env, params)
-    shape = () if discrete else tuple(space.shape)
-    size = int(space.n) if discrete else int(np.prod(shape))
-    low, high = (np.broadcast_to(0 if discrete else getattr(space, end), shape) for end in ("low", "high"))
-    finite = not discrete and bool(np.isfinite(low).all() and np.isfinite(high).all())
-
-    def spoken(action: Any) -> Any:
-        """An action (A,) as gymnax wants it."""
-        if discrete:
-            return jnp.argmax(action).astype(space.dtype)
-        action = action.reshape(shape)
-        return (low + (action + 1) / 2 * (high - low) if finite else jnp.clip(action, low, high)).astype(space.dtype)
-
     class Single:
-        """One of them in Brax's shape."""
+        """``reset`` and ``step``."""
 
         def reset(self, rng: Any) -> Sim:
             rng, key = jax.random.split(rng)
             obs, state = env.reset_env(key, params)
-            return Sim(state, rng, jnp.ravel(obs), jnp.float32(0), jnp.bool(False), {}, {"truncation": jnp.bool(False)})
+            no = jnp.bool(False)
+            return Sim(state, rng, jnp.ravel(obs), jnp.float32(0), no, {}, {"truncation": no})
 
         def step(self, sim: Sim, action: Any) -> Sim:
             rng, key = jax.random.split(sim.rng)
@@ -121,15 +139,4 @@ def adapted(env: Any, params: Any, num_envs: int) -> Env:
             reward = jnp.asarray(reward, jnp.float32).reshape(())
             return Sim(state, rng, jnp.ravel(obs), reward, terminated | truncated, {}, {"truncation": truncated})
 
-    dt = next((float(getattr(params, name)) for name in ("dt", "tau") if hasattr(params, name)), 1.0)
-    layout = {"choices": size} if discrete else {"low": low.tolist(), "high": high.tolist()} if finite else {}
-    return Vmapped(
-        Single(),
-        num_envs,
-        num_actions=size,
-        max_episode_length=int(params.max_steps_in_episode),
-        step_dt=dt,
-        action_layout=layout,
-        clip=finite,
-        is_batch=False,
-    )
+    return Single()

@@ -54,7 +54,13 @@ LONGEST = [
     *("bridge/test_isaaclab_point_control.py", "test_train_isaaclab.py", "jdistill/export/test_exporters.py"),
     *("test_processes.py", "jdistill/core/test_distillation.py", "test_train_jax.py", "jdistill/run/test_mesh.py"),
     *("test_processes_isaaclab.py", "jdistill/evaluation/test_evaluate.py", "test_old_runs.py", "test_wheel.py"),
-    *("test_notebook.py", "test_docs.py", "bridge/test_scenarios.py", "jdistill/evaluation/test_play.py"),
+    *(
+        "test_train_library.py",
+        "test_notebook.py",
+        "test_docs.py",
+        "bridge/test_scenarios.py",
+        "jdistill/evaluation/test_play.py",
+    ),
 ]
 """Files that take more than a minute, the longest first."""
 # Tests of the mesh take several devices; all others the first one.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-from benchmarks import dagger, devices, raptor, teachers
+from benchmarks import dagger, devices, raptor, tasks_page, teachers
 from benchmarks.page import DOCS, page
 from tests.conftest import ROOT
 
@@ -39,6 +39,12 @@ def test_the_comparisons_with_raptor_are_those_of_the_numbers():
             steady = policy["metrics"]["position_error"]["steady"]
             cells.append(("-" if steady is None else f"{steady:.4f} m") + f", {policy['survival']:.1%}")
         assert row == f"| {name} | {cells[0]} | {cells[1]} |"
+
+
+def test_the_tables_of_the_simulators_are_those_of_the_numbers():
+    file = DOCS / "tasks.json"
+    results = json.loads(file.read_text()) if file.is_file() else {"tasks": {}}
+    assert f"\n\n{tasks_page.tables(results)}\n\n" in tasks_page.PAGE.read_text()
 
 
 def test_what_devices_exchange_is_what_the_page_says():
