@@ -44,6 +44,7 @@ class Size:
     student_iterations: int = 40
     num_steps: int = 64
     episodes: int = 64
+    episode_s: int = 20
     timed_steps: int = 50
 
 
@@ -102,6 +103,7 @@ def measure_task(task: str, size: Size) -> dict[str, Any]:
         distilled = time.perf_counter()
         (student,) = (folder / "logs").glob("*/*")
         asked = ("--episodes", str(size.episodes), "--scenario", "default", "--device", device())
+        asked = (*asked, f"env.episode_length_s={size.episode_s}")
         run("-m", "jdistill", "evaluate", student, *asked)
         policies = json.loads((student / "evaluation" / "evaluation.json").read_text())["scenarios"]["default"][
             "policies"
