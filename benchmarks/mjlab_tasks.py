@@ -103,8 +103,7 @@ def measure_task(task: str, size: Size) -> dict[str, Any]:
         distilled = time.perf_counter()
         (student,) = (folder / "logs").glob("*/*")
         asked = ("--episodes", str(size.episodes), "--scenario", "default", "--device", device())
-        asked = (*asked, f"env.episode_length_s={size.episode_s}")
-        run("-m", "jdistill", "evaluate", student, *asked)
+        run("-m", "jdistill", "evaluate", student, *asked, f"env.episode_length_s={size.episode_s}")
         policies = json.loads((student / "evaluation" / "evaluation.json").read_text())["scenarios"]["default"][
             "policies"
         ]
