@@ -80,11 +80,12 @@ def command(task: str, teacher: str | Path, size: Size) -> list[str]:
 def bridge_share(task: str, size: Size) -> dict[str, float]:
     """The bridge's share of a step: all time outside of the simulator's own ``step``, in a compiled program."""
     from bridge.mjlab.cfg import MjlabCfg
-    from bridge.mjlab.launch import Options, open_env
+    from bridge.mjlab.simulator import Mjlab
     from bridge.tasks import Session
 
-    where = Options("cuda:0" if device() == "cuda" else "cpu")
-    with open_env(task, MjlabCfg(size.num_envs), where, Session(0, ["actor"])) as env:
+    loaded = Mjlab().load(task, Mjlab().parse_flags([], device()).options)
+    opened: Any = loaded.open(MjlabCfg(size.num_envs), Session(0, ["actor"]))
+    with opened as env:
         watch, loop = Stopwatch(env.env), compiled_loop(env, size.timed_steps)
         loop()
         whole = statistics.median(seconds(loop) for _ in range(3)) / size.timed_steps
@@ -102,8 +103,9 @@ def measure_task(task: str, size: Size) -> dict[str, Any]:
         run(ROOT / "train_jax.py", *command(task, teacher, size), *others)
         distilled = time.perf_counter()
         (student,) = (folder / "logs").glob("*/*")
-        asked = ("--episodes", str(size.episodes), "--scenario", "default", "--device", device())
-        run("-m", "jdistill", "evaluate", student, *asked, f"env.episode_length_s={size.episode_s}")
+        asked = ["--episodes", str(size.episodes), "--scenario", "default", "--device", device()]
+        asked += [f"env.episode_length_s={size.episode_s}"]
+        run("-m", "jdistill", "evaluate", student, *asked)
         policies = json.loads((student / "evaluation" / "evaluation.json").read_text())["scenarios"]["default"][
             "policies"
         ]
