@@ -12,9 +12,7 @@ Rows may come in any order: a teacher and its quadrotor are brought together by 
 
 from __future__ import annotations
 
-import csv
 import dataclasses
-import io
 import math
 import re
 import tempfile
@@ -27,6 +25,7 @@ import jax
 import numpy as np
 
 from bridge.env import State, TrainingEnv
+from bridge.quadrotors import QuadrotorSpec, read_csv, to_csv
 from jdistill.core import observations
 from jdistill.core.actor import PolicyActor
 from jdistill.core.config import AgentCfg
@@ -43,7 +42,6 @@ POLICIES = ("policy.safetensors", "student.safetensors")
 """Our own policy files that a teacher's folder may hold, beside any other that is alone there."""
 DYNAMICS = ("mass", "arm_length", "Ixx", "Iyy", "Izz", "twr", "motor_tau")
 """Columns in which two tables of the same quadrotors agree."""
-ALIASES = {"thrust_to_weight": "twr"}
 NOBODY = np.iinfo(np.int32).min
 NAMED = 5
 """Ids that a message names, at most."""
@@ -53,11 +51,10 @@ NAMED = 5
 
 
 class Table(NamedTuple):
-    """A CSV file of quadrotors, as text."""
+    """A CSV file of quadrotors."""
 
     path: Path
-    header: Sequence[str]
-    rows: Mapping[int, Sequence[str]]
+    rows: Mapping[int, QuadrotorSpec]
     """By ``id``, in the file's order."""
 
     @staticmethod
@@ -65,32 +62,9 @@ class Table(NamedTuple):
         """Read the file.
 
         Raises:
-            ConfigError: it cannot be read, or its ids are not those of different teachers; one line.
+            SettingError: it cannot be read, or something in it makes no sense; one line.
         """
-        try:
-            lines = csv.reader(io.StringIO(path.read_text(encoding="utf-8-sig"), newline=""), skipinitialspace=True)
-            table = [(lines.line_num, row) for row in lines if any(cell.strip() for cell in row)]
-        except OSError as e:
-            raise ConfigError(f"{path}: {e.strerror}") from e
-        except (UnicodeDecodeError, csv.Error) as e:
-            raise ConfigError(f"{path}: no CSV file ({e})") from e
-        header = [ALIASES.get(cell.strip(), cell.strip()) for cell in table[0][1]] if table else []
-        if "id" not in header:
-            raise ConfigError(f"{path}: its first line names no column id, expected id,{','.join(DYNAMICS)}")
-        rows: dict[int, Sequence[str]] = {}
-        lines_of: dict[int, int] = {}
-        for number, row in table[1:]:
-            if len(row) != len(header):
-                raise ConfigError(f"{path}, line {number}: has {len(row)} numbers, the first line names {len(header)}")
-            text = row[header.index("id")].strip()
-            if not (text.isascii() and text.isdigit() and int(text) < 2**31):
-                raise ConfigError(f"{path}, line {number}: id {text!r} is no number of a teacher (0, 1, 2, ...)")
-            if (key := int(text)) in rows:
-                raise ConfigError(f"{path}: id {key} is in line {lines_of[key]} and again in line {number}")
-            rows[key], lines_of[key] = row, number
-        if not rows:
-            raise ConfigError(f"{path}: has no rows")
-        return Table(path, header, rows)
+        return Table(path, {quadrotor.id: quadrotor for quadrotor in read_csv(path)})
 
     def only(self, key: int) -> Table:
         """The row of one teacher."""
@@ -100,29 +74,20 @@ class Table(NamedTuple):
 
     def text(self) -> str:
         """The CSV file."""
-        out = io.StringIO(newline="")
-        csv.writer(out, lineterminator="\n").writerows([self.header, *self.rows.values()])
-        return out.getvalue()
+        return to_csv(self.rows.values())
 
     def check_same(self, other: Table) -> None:
         """Raise :class:`ConfigError` unless the ``other`` table has the same quadrotor of every id of this one."""
-        for key, row in self.rows.items():
+        for key, quadrotor in self.rows.items():
             if key not in other.rows:
                 raise ConfigError(f"{self.path}: the quadrotor of id {key} has no teacher: no such row in {other.path}")
-            for name in (n for n in DYNAMICS if n in self.header and n in other.header):
-                here, there = row[self.header.index(name)], other.rows[key][other.header.index(name)]
-                if not _equal(here, there):
+            for name in DYNAMICS:
+                here, there = getattr(quadrotor, name), getattr(other.rows[key], name)
+                if not math.isclose(here, there, rel_tol=1e-5):
                     raise ConfigError(
-                        f"{self.path}: {name} of id {key} is {here}, that of its teacher's quadrotor is {there} "
+                        f"{self.path}: {name} of id {key} is {here:g}, that of its teacher's quadrotor is {there:g} "
                         f"({other.path})"
                     )
-
-
-def _equal(one: str, other: str) -> bool:
-    try:
-        return math.isclose(float(one), float(other), rel_tol=1e-5)
-    except ValueError:
-        return one.strip() == other.strip()
 
 
 def spans(ids: Sequence[int] | Mapping[int, Any]) -> str:

@@ -13,12 +13,13 @@ import pytest
 import torch
 
 import jdistill
+from bridge.quadrotors import read_csv
 from jdistill.cli.main import run_command
 from jdistill.cli.train import make_parser, parse
 from jdistill.core import networks
 from jdistill.core.config import AgentCfg, TeacherCfg
 from jdistill.core.networks import Policy
-from jdistill.errors import ConfigError
+from jdistill.errors import ConfigError, SettingError
 from jdistill.export.policy_file import load_policy, save_policy
 from jdistill.export.rsl_rl import ACTOR, to_tensors
 from jdistill.run.folders import run_folders
@@ -83,7 +84,7 @@ def test_a_run_from_its_folder_to_its_evaluation(folder, tmp_path, capsys):
     (run,) = run_folders(str(logs))
     out = capsys.readouterr().out
     assert "4 (ids 2, 3, 5, 7), each 26 observations" in out and "not in the order of their ids" in out
-    assert (run / "quadrotors.csv").read_text() == (folder / TABLE).read_text()
+    assert read_csv(run / "quadrotors.csv") == read_csv(folder / TABLE)
     _policy, _state, header = load_policy(run / "teacher.safetensors", many=True)
     assert header["teacher_ids"] == [2, 3, 5, 7]
     with h5py.File(flown) as file:
@@ -140,7 +141,7 @@ def test_one_of_the_folder_alone(folder):
     teachers = teachers_in(folder, 5)
     assert teachers.files == {5: folder / "teacher_0005" / "best_model.pt"} and teachers.alone
     cfg = SimpleNamespace(env=SimpleNamespace(quadrotors=""), agent=AgentCfg(teacher=TeacherCfg(dir="x", id=5)))
-    assert quadrotors(cfg, teachers).text() == f"{HEADER}\n{row(5)}\n"
+    assert [quadrotor.mass for quadrotor in quadrotors(cfg, teachers).rows.values()] == [0.51]
     assert folder_suffix(cfg) == "distill_T5"
     cfg.agent.run_name = "try"
     assert folder_suffix(cfg) == "try_distill_T5"
@@ -181,18 +182,18 @@ def test_which_file_is_a_teachers_policy(copy):
 @pytest.mark.parametrize(
     ("table", "complaint"),
     [
-        ([row(2), row(3), row(2)], "teacher_dynamics.csv: id 2 is in line 2 and again in line 4"),
-        ([row(2), "x" + row(3)], "teacher_dynamics.csv, line 3: id 'x3' is no number of a teacher"),
-        ([row(2), "3,1"], "teacher_dynamics.csv, line 3: has 2 numbers, the first line names 8"),
+        ([row(2), row(3), row(2)], "teacher_dynamics.csv, line 4: id 2 again, it is that of line 2"),
+        ([row(2), "x" + row(3)], "teacher_dynamics.csv, line 3: id is 'x3', expected a number"),
+        ([row(2), "3,1"], "teacher_dynamics.csv, line 3: 2 cells, the first line names 8"),
         ([*map(row, IDS), row(11)], "teacher_0011: no such folder, but a row in .*: train it, or delete the row"),
         ([row(2), row(3), row(5)], "teacher_0007: .*teacher_dynamics.csv has no row of id 7; add it, or move"),
-        ([], "teacher_dynamics.csv: has no rows"),
-        (None, "names no column id"),
+        ([], "teacher_dynamics.csv: names columns and no quadrotor"),
+        (None, "no column id, "),
     ],
 )
 def test_a_table_that_does_not_go_with_the_folder(copy, table, complaint):
     (copy / TABLE).write_text("\n".join([HEADER, *table]) if table is not None else "mass\n1\n")
-    with pytest.raises(ConfigError, match=complaint) as error:
+    with pytest.raises(SettingError, match=complaint) as error:
         teachers_in(copy)
     assert "\n" not in str(error.value)
 
