@@ -25,6 +25,8 @@ from jdistill.run.progress import last_row
 from jdistill.run.provenance import versions
 
 LOGDIR = "logs/jdistill"
+QUADROTORS = "quadrotors.csv"
+"""What a run keeps of the quadrotors that it flies."""
 FORMAT = 1
 """Of ``run.json``; a run of a later format is refused."""
 PACKAGES = ("jdistill", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "torch", "onnx")
@@ -153,7 +155,7 @@ def open_run(text: str, logdir: str | None = None) -> Path:
 
 
 def settings_of(run: Path) -> dict[str, Any]:
-    """The run's ``config.yaml``.
+    """The run's ``config.yaml``. The quadrotors that it flies are those it keeps, wherever its folder is now.
 
     Raises:
         ConfigError: it is no run folder.
@@ -164,6 +166,9 @@ def settings_of(run: Path) -> dict[str, Any]:
     settings = load_file(file)
     if "task" not in settings:
         raise ConfigError(f"{run}: no run folder (its config.yaml names no task)")
+    kept = run / QUADROTORS
+    if (settings.get("env") or {}).get("quadrotors") and kept.is_file():
+        settings["env"]["quadrotors"] = str(kept.absolute())
     return settings
 
 

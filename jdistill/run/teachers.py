@@ -35,6 +35,7 @@ from jdistill.errors import ConfigError, ObservationError
 from jdistill.files import replace_file
 from jdistill.run import processes
 from jdistill.run.compose import RunCfg
+from jdistill.run.folders import QUADROTORS
 from jdistill.run.inputs import Teacher, load_teacher
 
 TABLE = "teacher_dynamics.csv"
@@ -164,19 +165,18 @@ def policy_in(folder: Path) -> Path:
 
 
 def quadrotors(cfg: RunCfg, teachers: Teachers | None) -> Table | None:
-    """What the task's setting ``quadrotors``, a CSV file, is to hold: the teachers' quadrotors.
+    """What the task's setting ``quadrotors``, a CSV file, is to hold: what it names, else the teachers' quadrotors.
 
-    Those that the setting names already are held against the teachers' own. None where the task has no such setting, or
-    the teachers have no quadrotors.
+    The ones are held against the others. None where the task has no such setting, or there are neither.
 
     Raises:
         ConfigError: a quadrotor without a teacher, or another one than its teacher's.
     """
-    if teachers is None or teachers.table is None or not hasattr(cfg.env, "quadrotors"):
+    if not hasattr(cfg.env, "quadrotors"):
         return None
-    if not cfg.env.quadrotors:
-        return teachers.table
-    flown = Table.read(Path(cfg.env.quadrotors))
+    flown = Table.read(Path(cfg.env.quadrotors)) if cfg.env.quadrotors else None
+    if flown is None or teachers is None or teachers.table is None:
+        return flown or (teachers and teachers.table)
     flown = flown.only(next(iter(teachers.files))) if teachers.alone else flown
     flown.check_same(teachers.table)
     return flown
@@ -197,7 +197,7 @@ def flying(cfg: RunCfg, table: Table | None) -> Iterator[None]:
 def keep_quadrotors(cfg: RunCfg, table: Table | None, run: Path) -> None:
     """Keep ``table`` in the run's folder, where the setting finds it when the run is gone on with or evaluated."""
     if table is not None:
-        file = (run / "quadrotors.csv").absolute()
+        file = (run / QUADROTORS).absolute()
         replace_file(file, table.text())
         cfg.env = dataclasses.replace(cfg.env, quadrotors=str(file))
 

@@ -238,7 +238,7 @@ def train(job: Job, beginning: Beginning, started: Started, command: str, open_f
     check_logger(cfg.agent)
     student = named_file("--student", job.student) if job.student else None
     teacher = teacher_path(cfg, started.task, job, beginning)
-    craft = None if run or isinstance(teacher, Path) else quadrotors(cfg, teacher)
+    craft = quadrotors(cfg, None if isinstance(teacher, Path) else teacher)
     record = processes.own_file(Path(job.record)) if job.record else None
     if record and cfg.agent.algorithm.dataset:
         raise ConfigError("--record writes rollouts, and a dataset has none: leave one of the two out")

@@ -23,6 +23,7 @@ from jdistill.errors import ConfigError, SettingError
 from jdistill.export.policy_file import load_policy, save_policy
 from jdistill.export.rsl_rl import ACTOR, to_tensors
 from jdistill.run.folders import run_folders
+from jdistill.run.saved_run import load_config
 from jdistill.run.teachers import TABLE, quadrotors, spans, teachers_in
 from jdistill.run.training import Job, folder_suffix
 from tests.conftest import ROOT
@@ -97,7 +98,9 @@ def test_a_run_from_its_folder_to_its_evaluation(folder, tmp_path, capsys):
         obs[: len(episode["teacher"])] = episode["teacher"]
         expected = act(teacher_state(key), obs)[: len(episode["teacher"])]
         np.testing.assert_allclose(episode["teacher_actions"], expected, atol=1e-5)
-    # The run needs the folder no more.
+    # The run needs the folder no more, and may be moved.
+    run = Path(shutil.move(run, run.with_name("moved")))
+    assert load_config(run).env.quadrotors == str(run / "quadrotors.csv")
     again = [*argv, "--resume", "--load_run", str(run), "--max_iterations", "3", "env.num_envs=8"]
     assert run_command("train", again) == 0
     found = jdistill.evaluate(run, episodes=4, devices=1)
