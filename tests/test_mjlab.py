@@ -1,4 +1,4 @@
-"""The tests of ``tests/mjlab`` in an environment of their own: mjlab pins other packages than Isaac Lab does."""
+"""The tests of ``tests/with_mjlab`` in an environment of their own: mjlab pins other packages than Isaac Lab does."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def python() -> Path:
 def test_mjlab(python):
     # Bytecode is kept in that environment: without it each import of mjlab takes half a minute.
     environment = {k: v for k, v in ENVIRONMENT.items() if k not in ("PYTHONPATH", "PYTHONDONTWRITEBYTECODE")}
-    command = [python, "-m", "pytest", "-q", "-o", "addopts=", "-p", "no:cacheprovider", "tests/mjlab"]
+    command = [python, "-m", "pytest", "-q", "-o", "addopts=", "-p", "no:cacheprovider", "tests/with_mjlab"]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     assert " passed" in done.stdout and "skipped" not in done.stdout

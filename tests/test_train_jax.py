@@ -263,7 +263,11 @@ def test_help_explains_every_flag(capsys):
     flags += " video video_interval video_length"
     # A flag begins a line; its help stands behind two blanks, or on the next line, which is indented further.
     explained = dict(
-        re.findall(r"^  --(\w+)(?: [A-Z:]+| \{[^}]*\}| \[BOOL\])?(?:  +|\n {10,})(\S.*)$", text, re.MULTILINE)
+        re.findall(
+            r"^  --(\w+)(?: [A-Z:]+| \{[^}]*\}| \[BOOL\]| FILE \[FILE \.\.\.\])?(?:  +|\n {10,})(\S.*)$",
+            text,
+            re.MULTILINE,
+        )
     )
     assert set(flags.split()) <= explained.keys(), set(flags.split()) - explained.keys()
 

@@ -119,7 +119,7 @@ class PointControlLesson:
 
 
 def huber(x: Vector, width: float) -> Array:
-    """Smooth length of vectors: |x|^2 / (2 width) near zero, |x| far away (pseudo-Huber)."""
+    """Smooth length of vectors, pseudo-Huber: ``|x|^2 / (2 width)`` near zero, ``|x|`` far away."""
     return jnp.sqrt(x.dot(x) + width * width) - width
 
 

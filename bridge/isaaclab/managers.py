@@ -18,7 +18,7 @@ from bridge.env import Layout
 
 
 @dataclass(frozen=True)
-class Names:
+class ManagerNames:
     """What an environment's managers know; empty of what there is none."""
 
     layouts: Mapping[str, Layout] = field(default_factory=dict)
@@ -34,26 +34,26 @@ class Names:
     ``physics_dt`` (s), ``decimation`` (physics steps per control step)."""
 
 
-def names_of(env: Any) -> Names:
+def names_of(env: Any) -> ManagerNames:
     """What the managers of ``env`` say; nothing where it has none.
 
     Much of it stands in attributes that other versions may call otherwise. Names that cannot be read are no reason not
     to train: a line on stderr says so.
     """
     if not hasattr(env, "observation_manager") or not hasattr(env, "action_manager"):
-        return Names()
+        return ManagerNames()
     try:
         joints = _joints(env)
         action = _action_layout(env)
         layouts, terms = _observations(env, joints.get("joint_names", []), action["layout"])
-        return Names(layouts, terms, action, _deployment(env, joints))
+        return ManagerNames(layouts, terms, action, _deployment(env, joints))
     except Exception as e:  # Of whatever kind: it is another package's inside.
         what = " ".join(str(e).split())[:150]
         print(
             f"No names in policy.json: the environment's managers are others ({type(e).__name__}: {what})",
             file=sys.stderr,
         )
-        return Names()
+        return ManagerNames()
 
 
 # -- observations --------------------------------------------------------------------------------------------------

@@ -83,7 +83,7 @@ def run(argv: list[str]) -> int:
     from jdistill.run.session import start
     from jdistill.run.teaching import Teaching
 
-    args = make_parser().parse_args(argv)
+    args = make_parser().parse_intermixed_args(argv)
     specs = read_csv(args.quadrotors)
     started = start(Request(args.task), placement=Placement(device=args.device, devices=args.devices))
     task = started.task

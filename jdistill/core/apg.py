@@ -74,7 +74,7 @@ def init(lesson: Lesson, cfg: ApgCfg, policy: PolicyState, rng: Array) -> Learne
 
 
 def fresh_policy(lesson: Lesson, policy: Policy, rng: Array) -> PolicyState:
-    """Untrained parameters that command about :meth:`Lesson.first_action`, whatever is observed."""
+    """Untrained parameters that command about :meth:`bridge.teaching.Lesson.first_action`, whatever is observed."""
     state = networks.init(policy, rng, lesson.obs_spec.shape[0], normalize=True)
     last = max(name for name in state.params if name.startswith("mlp_"))
     dense = state.params[last]["dense"]

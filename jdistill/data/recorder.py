@@ -11,6 +11,7 @@ import queue
 import subprocess
 import sys
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -154,8 +155,10 @@ def _on_host(rollout: Any) -> dict[str, Any]:
     }
 
 
-def check_new(path: Path) -> None:
-    """Raise :class:`DatasetError` unless a recording can begin at ``path``."""
+def check_new(path: Path, dataset: Sequence[str] = ()) -> None:
+    """Raise :class:`DatasetError` unless a recording can begin at ``path``, of rollouts and not of a ``dataset``."""
+    if dataset:
+        raise DatasetError("--record writes rollouts, and a dataset has none: leave one of the two out")
     if path.exists():
         raise DatasetError(f"--record {path}: exists already, and a recording never overwrites; choose another file")
     if not path.parent.is_dir() or not os.access(path.parent, os.W_OK):

@@ -198,7 +198,7 @@ def function_name(activation: str) -> str:
 
 
 def sources(used: Iterable[str]) -> tuple[str, str]:
-    """C text of the functions ``used`` (names of :data:`HELPERS` and :data:`ACTIVATIONS`) and of all they need.
+    """C text of the functions ``used`` (layers' kinds and names of :data:`ACTIVATIONS`) and of all they need.
 
     Returns:
         What comes from the C library or takes its place, and the others.

@@ -240,12 +240,10 @@ def train(job: Job, beginning: Beginning, started: Started, command: str, open_f
     teacher = teacher_path(cfg, started.task, job, beginning)
     craft = quadrotors(cfg, None if isinstance(teacher, Path) else teacher)
     record = processes.own_file(Path(job.record)) if job.record else None
-    if record and cfg.agent.algorithm.dataset:
-        raise ConfigError("--record writes rollouts, and a dataset has none: leave one of the two out")
     if record:
-        check_new(record)
-    planned = run or planned_folder(job.logdir, cfg.agent.experiment_name, folder_suffix(cfg))
-    planned = Path(processes.told_by_main(lambda: str(planned)))
+        check_new(record, cfg.agent.algorithm.dataset)
+    new = planned_folder(job.logdir, cfg.agent.experiment_name, folder_suffix(cfg))
+    planned = Path(processes.told_by_main(lambda: str(run or new)))
     callbacks: list[Callback] = [Record(record)] if record else []
     if profile and processes.is_main():
         callbacks.append(Profile(profile))
@@ -256,9 +254,8 @@ def train(job: Job, beginning: Beginning, started: Started, command: str, open_f
         env = stack.enter_context(open_env(cfg, started.task, video_dir=str(planned), parts=mesh.shards.count))
         if open_film and processes.is_main():
             callbacks.append(open_film(env))
-        runner = make_runner(
-            env, cfg, started.task, (teacher, student), planned, run is not None, callbacks, mesh, job.fallback
-        )
+        files = teacher, student
+        runner = make_runner(env, cfg, started.task, files, planned, run is not None, callbacks, mesh, job.fallback)
         runner.held, runner.survives_hangup = held or hold(stack, runner.run_dir), job.on_hangup == "ignore"
         first = runner.current_learning_iteration
         if run and profile:

@@ -9,9 +9,10 @@ import pytest
 import yaml
 
 from bridge.crazyflie import PointControlCfg
+from bridge.tasks import TASKS
 from jdistill.core.config import AgentCfg, sampler_name
 from jdistill.errors import ConfigError
-from jdistill.run.compose import RunCfg, compose, flatten, load_file
+from jdistill.run.compose import RunCfg, compose, flatten, load_file, with_obs_groups
 from tests.conftest import ROOT
 
 
@@ -71,6 +72,7 @@ def test_saved_configs_load_as_they_were(tmp_path):
 def test_presets_load(preset):
     data = load_file(preset)
     assert data.pop("task") == "crazyflie"
+    (data,), _ = with_obs_groups([data], [], TASKS["crazyflie"]())
     cfg = run_cfg(layers=[data])
     said = dict(flatten(data))
     assert said, "a preset says something"

@@ -39,6 +39,7 @@ def record(path, env_args=ENV_ARGS, actions=2):
             "teacher_acts": np.ones(steps, bool),
             "rewards": done.astype("f"),
             "dones": done,
+            "nonfinite": np.zeros_like(done),
             "states": {},
             "obs": obs,
         }

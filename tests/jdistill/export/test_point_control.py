@@ -123,7 +123,7 @@ def test_a_wrapped_teacher(tmp_path, prefix):
         (lambda m: [m.pop(k) for k in list(m) if k.startswith("student.")], "no student in it"),
         (lambda m: m.pop("post_rnn_mlp.0.bias"), r"no tensor 'mlp.0.bias'"),
         (lambda m: m.pop("rnn.weight_hh_l0"), "no tensor 'rnn.rnn.weight_hh_l0'"),
-        (lambda m: m.update({"encoder.0.weight": torch.zeros(2, 2)}), r"'encoder.0.weight' \[2, 2\] belongs to no"),
+        (lambda m: m.update({"depth.0.weight": torch.zeros(2, 2)}), r"'depth.0.weight' \[2, 2\] belongs to no"),
         (lambda m: m["student.2.weight"].fill_(float("inf")), "holds NaN or infinity"),
     ],
 )

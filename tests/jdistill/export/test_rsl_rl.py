@@ -362,8 +362,8 @@ def test_bad_files_are_told_in_one_line(tmp_path):
             r"tensor 'cnns.camera.0.weight' \[8, 3, 5, 5\] belongs to no MLP, GRU or LSTM policy",
         ),
         "fork.pt": (
-            {"model_state_dict": {**fork, "estimator.0.weight": torch.zeros(3, 26)}},
-            r"tensor 'estimator.0.weight' \[3, 26\] belongs to no",
+            {"model_state_dict": {**fork, "depth.0.weight": torch.zeros(3, 26)}},
+            r"tensor 'depth.0.weight' \[3, 26\] belongs to no",
         ),
     }
     for i, name in enumerate(teacher):

@@ -119,7 +119,7 @@ def test_a_run_goes_on_under_another_teacher(learnt, capsys, rnn_type):
     cfg = dataclasses.replace(before.cfg, agent=dataclasses.replace(before.cfg.agent, max_iterations=3))
     for done in (2, 3):
         runner = DistillationRunner(before.env, cfg, other, before.run_dir)
-        runner.load(teacher_file=Path("other.pt"))
+        runner.load(teacher_name=Path("other.pt"))
         said = "From iteration 2 on, other.pt teaches." in capsys.readouterr().out
         assert said == (done == 2), "once"
         assert runner.current_learning_iteration == done
