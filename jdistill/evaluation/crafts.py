@@ -20,6 +20,7 @@ from bridge.tasks import Task, make_env
 from jdistill.core import networks, observations
 from jdistill.core.actor import Actor
 from jdistill.core.networks import Policy, PolicyState
+from jdistill.core.observations import visible
 from jdistill.errors import ConfigError
 from jdistill.evaluation.evaluate import SEED
 from jdistill.run.teaching import Judge, Numbers
@@ -137,7 +138,7 @@ class Flyer:
 def _episode(env: Any, actor: Actor, rng: Array) -> Any:
     def step(loop: Any, _: None) -> Any:
         state, carry, is_active = loop
-        carry, action = actor.act(carry, state.obs)
+        carry, action = actor.act(carry, visible(state))
         tracked = env.env.tracking(state)
         after = env.step(state, action)
         position = jnp.linalg.norm(tracked["position"] - tracked["target"], axis=-1)

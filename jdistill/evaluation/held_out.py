@@ -22,9 +22,10 @@ from typing import Any
 
 import numpy as np
 
-from bridge.quadrotors import QuadrotorSpec
+from bridge.quadrotors import QuadrotorSpec, read_csv
 from bridge.tasks import Task
 from jdistill.core.actor import Actor
+from jdistill.core.teachers import TeacherBank
 from jdistill.errors import ConfigError, ReportError
 from jdistill.evaluation.crafts import STATISTICS, Flights, Flyer
 from jdistill.evaluation.evaluate import EvaluationRequest, chosen, make_actors, naming
@@ -33,6 +34,7 @@ from jdistill.evaluation.plot import Figure, as_json
 from jdistill.evaluation.report import key, number, percent, table
 from jdistill.files import replace_file
 from jdistill.run.compose import RunCfg
+from jdistill.run.folders import QUADROTORS
 from jdistill.run.saved_run import load_student, load_teacher
 from jdistill.run.session import open_env
 
@@ -70,6 +72,9 @@ def evaluate_quadrotors(
                 if not actors:
                     saved = {"student": load_student(request.run, request.best), "teacher": load_teacher(request.run)}
                     actors = make_actors(request, cfg, env, saved)
+                    if not know(actors["teacher"], request.run, specs):
+                        del actors["teacher"]
+                        print("The run's teachers are those of other quadrotors, so they do not fly these.")
                 for policy, actor in actors.items():
                     flights = flyer.fly(env, actor, request.seed)
                     found = list(_records(name, policy, flights, specs))
@@ -77,6 +82,15 @@ def evaluate_quadrotors(
                     write_flights(flights, out / f"{name}_{policy}")
                     records += found
     return records
+
+
+def know(teacher: Actor, run: Path, specs: Sequence[QuadrotorSpec]) -> bool:
+    """Whether ``teacher`` flies the quadrotors ``specs``: of several teachers each has one, which the ``run`` keeps."""
+    if not isinstance(teacher, TeacherBank):
+        return True
+    kept = run / QUADROTORS
+    own = {quadrotor.id: quadrotor for quadrotor in read_csv(kept)} if kept.is_file() else {}
+    return all(own.get(spec.id) == spec for spec in specs)
 
 
 def _records(scenario: str, policy: str, flights: Flights, specs: Sequence[QuadrotorSpec]) -> Iterator[Record]:

@@ -77,7 +77,9 @@ def test_presets_load(preset):
     said = dict(flatten(data))
     assert said, "a preset says something"
     for key, value in said.items():
-        found = functools.reduce(getattr, key.split("."), cfg)
+        found = functools.reduce(
+            lambda x, name: x[name] if isinstance(x, dict) else getattr(x, name), key.split("."), cfg
+        )
         assert found == value, f"{key} is {found}, the preset says {value}"
     # And nothing else changes.
     plain = run_cfg()
