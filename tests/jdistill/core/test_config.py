@@ -85,7 +85,7 @@ def test_presets_load(preset):
     plain = run_cfg()
     for section in ("agent", "env"):
         theirs, ours = (dict(flatten(dataclasses.asdict(getattr(c, section)))) for c in (plain, cfg))
-        changed = {f"{section}.{key}" for key in ours if ours[key] != theirs[key]}
+        changed = {f"{section}.{key}" for key in ours if ours[key] != theirs.get(key)}
         assert changed <= said.keys(), changed - said.keys()
     with pytest.raises(ConfigError, match="unknown setting"):
         run_cfg(layers=[{**data, "env": {"no_such_setting": 1}}])

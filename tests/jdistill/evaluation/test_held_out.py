@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import csv
 
+import jax
 import numpy as np
 import pytest
 
 from bridge.quadrotor_distribution import WIDE
 from bridge.quadrotors import to_csv
 from jdistill.cli.main import main
+from jdistill.core import networks
+from jdistill.core.networks import Policy
+from jdistill.core.teachers import TeacherBank
 from jdistill.evaluation import held_out
 from jdistill.evaluation.crafts import Flights
+from jdistill.run.folders import QUADROTORS
 
 
 @pytest.fixture
@@ -63,3 +68,15 @@ def test_the_command_flies_every_craft(small_run, tmp_path, capsys):
     assert (out / "hover_student" / "trajectory_data.npz").exists()
     assert main(["evaluate", str(small_run), "--quadrotors", str(tmp_path / "nix.csv")]) == 1
     assert "nix.csv: No such file" in capsys.readouterr().err
+
+
+def test_of_several_teachers_each_flies_its_own_craft_only(tmp_path):
+    """Ids begin at 0 in every file, so an id alone tells nothing."""
+    policy = Policy(4, (8,))
+    states = [networks.init(policy, jax.random.key(key), 26, normalize=False) for key in range(2)]
+    bank = TeacherBank.of(policy, jax.tree.map(lambda *x: np.stack(x), *states), [0, 1], ["teacher"])
+    taught, others = WIDE.sample(2, 9), WIDE.sample(2, 10)
+    (tmp_path / QUADROTORS).write_text(to_csv(taught))
+    assert held_out.know(bank, tmp_path, taught) and held_out.know(bank, tmp_path, taught[1:])
+    assert not held_out.know(bank, tmp_path, others) and not held_out.know(bank, tmp_path / "none", taught)
+    assert held_out.know(bank.teacher(0), tmp_path, others), "a teacher alone flies everything"
