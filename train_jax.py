@@ -8,6 +8,7 @@ from __future__ import annotations
 import sys
 
 from jdistill.cli import train
+from jdistill.cli.main import leave
 
 
 def main(argv: list[str]) -> int:
@@ -16,4 +17,4 @@ def main(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    leave(main(sys.argv[1:]))

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
-import sys
+from typing import NoReturn
 
-from jdistill.cli.main import main
+from jdistill.cli.main import leave, main
+
+
+def program() -> NoReturn:
+    """Run the command that the command line names, and end."""
+    leave(main())
+
 
 if __name__ == "__main__":
-    sys.exit(main())
+    program()

@@ -8,17 +8,24 @@ A command is a module of this package with
 
 from __future__ import annotations
 
+import atexit
+import contextlib
 import getpass
 import importlib
 import os
 import sys
+import threading
+import time
 import traceback
 from collections.abc import Callable, Sequence
+from typing import NoReturn
 
 from jdistill.errors import UserError, nearest
 from jdistill.run import processes
 from jdistill.run.output import kept_going, quieten_libraries
 
+PATIENCE = 5.0
+"""Seconds that threads have to end where a command has failed."""
 COMMANDS = {
     "train": "distill a teacher into a student; the same as train_jax.py",
     "tasks": "list the tasks that can be trained on",
@@ -48,6 +55,29 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"jdistill: error: no command {name}{hint}", file=sys.stderr)
         return 2
     return run_command(name, arguments)
+
+
+def leave(status: int) -> NoReturn:
+    """End the program with ``status``.
+
+    Where a save has failed, threads of the checkpoint library wait for what will never come, and Python would wait for
+    them, for many minutes. What is to be done at exit is done.
+    """
+    deadline = time.monotonic() + PATIENCE
+
+    def waiting() -> list[threading.Thread]:
+        others = (t for t in threading.enumerate() if t is not threading.current_thread())
+        return [thread for thread in others if thread.is_alive() and not thread.daemon]
+
+    for thread in waiting() if status else ():
+        thread.join(max(0.0, deadline - time.monotonic()))
+    if status and waiting():
+        atexit._run_exitfuncs()
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(OSError, ValueError):
+                stream.flush()
+        os._exit(status)
+    sys.exit(status)
 
 
 def run_command(name: str, argv: Sequence[str]) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import subprocess
 import sys
 from importlib.metadata import entry_points
 
@@ -110,3 +111,20 @@ def test_other_errors(capsys, tmp_path):
     assert capsys.readouterr().err == "x: error: interrupted\n"
     with pytest.raises(TypeError, match="incompatible shapes"):
         report_errors("x", lambda argv: jnp.zeros(2) + jnp.zeros(3), [])
+
+
+@pytest.mark.parametrize("status", [0, 1])
+def test_a_failed_command_waits_for_no_thread(status):
+    """Orbax's wait for ten minutes for what a failed save does not write; those of a success have work to do."""
+    program = f"""
+import atexit, sys, threading, time
+from jdistill.cli import main
+main.PATIENCE = 0.1
+atexit.register(print, "at exit")
+threading.Thread(target=lambda: [time.sleep({1 if status == 0 else 60}), print("worked")]).start()
+print("said", end=" ")
+main.leave({status})
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=40)
+    assert done.returncode == status
+    assert done.stdout == ("said at exit\n" if status else "said worked\nat exit\n")
