@@ -18,9 +18,10 @@ import numpy as np
 from flax import struct
 from jax import Array
 
-from bridge.episodes import begin_episodes, count_episodes, finite_envs
+from bridge.episodes import begin_episodes, count_episodes
 from bridge.errors import RenderError, SettingError
 from bridge.keys import keys_for, random_ages, split_keys
+from bridge.nonfinite import finite_envs
 
 Color = tuple[float, float, float]
 """Red, green, blue, each 0..1."""
@@ -237,9 +238,8 @@ class AutoReset:
     """
 
     def __init__(self, env: Env, restarts_nonfinite: bool = False):
-        """``restarts_nonfinite`` does what :func:`bridge.nonfinite.restarting` does.
-
-        Raises :class:`SettingError` where ``env`` does not say how large it is."""
+        """``restarts_nonfinite`` does what :func:`bridge.nonfinite.restarting` does. Raises :class:`SettingError` where
+        ``env`` does not say how large it is."""
         require(env, "num_envs", "num_actions", "max_episode_length", "step_dt")
         self.env = env
         self.num_envs = env.num_envs

@@ -1,13 +1,10 @@
-"""Counting episodes, and finding those that broke."""
+"""Counting episodes: their steps and returns."""
 
 from __future__ import annotations
 
-import functools
-import operator
 from collections.abc import Mapping
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 from jax import Array
 
@@ -32,12 +29,3 @@ def count_episodes(info: Mapping[str, Any], reward: Array, done: Array) -> tuple
         "episode_steps_buf": jnp.where(done, 0, steps),
         "episode_return_buf": jnp.where(done, 0.0, total),
     }
-
-
-def finite_envs(tree: Any) -> Array:
-    """(B,) bool, whether all numbers of an environment are finite, of leaves (B, ...).
-
-    So must their squares be, which variances and losses are made of: a simulator that explodes passes through 1e30.
-    """
-    leaves = [jnp.isfinite(jnp.square(x)).reshape(x.shape[0], -1).all(axis=1) for x in jax.tree.leaves(tree)]
-    return functools.reduce(operator.and_, leaves)

@@ -2,12 +2,27 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import functools
+import operator
+from typing import TYPE_CHECKING, Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array
 
 from bridge.errors import SettingError
 
 if TYPE_CHECKING:
     from bridge.env import TrainingEnv
+
+
+def finite_envs(tree: Any) -> Array:
+    """(B,) bool, whether all numbers of an environment are finite, of leaves (B, ...).
+
+    So must their squares be, which variances and losses are made of: a simulator that explodes passes through 1e30.
+    """
+    leaves = [jnp.isfinite(jnp.square(x)).reshape(x.shape[0], -1).all(axis=1) for x in jax.tree.leaves(tree)]
+    return functools.reduce(operator.and_, leaves)
 
 
 def restarting(env: TrainingEnv) -> TrainingEnv:

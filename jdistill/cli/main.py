@@ -33,9 +33,9 @@ COMMANDS = {
     "evaluate": "what a run's student is worth, in numbers",
     "report": "a run's curves, numbers and episodes on one HTML page",
     "play": "a film of a run's student beside its teacher",
-    "export": "a run's student as ONNX, TorchScript, safetensors or for rsl_rl",
-    "convert": "an rsl_rl checkpoint as a policy that needs no torch",
-    "dataset": "what is in a recording",
+    "export": "a run's student as C, ONNX, TorchScript, safetensors or for rsl_rl",
+    "convert": "a checkpoint of another trainer as a policy that needs no torch",
+    "dataset": "what is in a recording; a recording as a dataset of LeRobot",
     "teach": "train a teacher for every quadrotor of a file",
     "quadrotors": "files of quadrotors: drawn at random, known by name, looked at",
 }

@@ -72,7 +72,7 @@ def evaluate_quadrotors(
                 if not actors:
                     saved = {"student": load_student(request.run, request.best), "teacher": load_teacher(request.run)}
                     actors = make_actors(request, cfg, env, saved)
-                    if not know(actors["teacher"], request.run, specs):
+                    if not flies_all(actors["teacher"], request.run, specs):
                         del actors["teacher"]
                         print("The run's teachers are those of other quadrotors, so they do not fly these.")
                 for policy, actor in actors.items():
@@ -84,7 +84,7 @@ def evaluate_quadrotors(
     return records
 
 
-def know(teacher: Actor, run: Path, specs: Sequence[QuadrotorSpec]) -> bool:
+def flies_all(teacher: Actor, run: Path, specs: Sequence[QuadrotorSpec]) -> bool:
     """Whether ``teacher`` flies the quadrotors ``specs``: of several teachers each has one, which the ``run`` keeps."""
     if not isinstance(teacher, TeacherBank):
         return True

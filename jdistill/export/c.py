@@ -53,7 +53,12 @@ def export(student: Student, out: Path) -> Exported:
     replace_file(source, source_text(name, layers))
     notes: dict[str, Any] = {"header": header.name, "functions": [f"{name}_reset", f"{name}_step"], **sizes(layers)}
     compiler = find_compiler()
-    start = None if compiler is None else compiled(compiler, source, name, layers)
+    try:
+        start = None if compiler is None else compiled(compiler, source, name, layers)
+    except ExportError:
+        source.unlink()
+        header.unlink()
+        raise
     return Exported(source, start, (header,), notes)
 
 
@@ -66,8 +71,8 @@ def find_compiler() -> list[str] | None:
     return None
 
 
-def compiled(compiler: Sequence[str], source: Path, name: str, layers: PolicyLayers) -> Start:
-    """The policy in ``source`` as ``compiler`` builds it.
+def compiled(compiler: Sequence[str], source: Path, name: str, layers: PolicyLayers) -> Start | None:
+    """The policy in ``source`` as ``compiler`` builds it; None where that is for another machine.
 
     Raises:
         ExportError: it does not.
@@ -79,7 +84,10 @@ def compiled(compiler: Sequence[str], source: Path, name: str, layers: PolicyLay
         if built.returncode:
             said = next((line for line in built.stderr.splitlines() if "error" in line), "no error message")
             raise ExportError(f"{source.name}: {compiler[0]} does not compile it: {said}")
-        loaded = ctypes.CDLL(str(library))
+        try:
+            loaded = ctypes.CDLL(str(library))
+        except OSError:
+            return None
     reset, step = loaded[f"{name}_reset"], loaded[f"{name}_step"]
     reset.restype = step.restype = None
 

@@ -41,6 +41,7 @@ from jdistill.core.networks import Policy, PolicyState
 from jdistill.errors import CheckpointError, ConfigError, TrainingError
 from jdistill.export.policy_file import load_policy, save_policy
 from jdistill.files import replace_file
+from jdistill.run.held import HeldRun
 from jdistill.run.mesh import SAME, EnvMesh
 from jdistill.run.signals import caught_signals
 
@@ -128,7 +129,10 @@ class Teaching:
             self.out.mkdir(parents=True, exist_ok=True)
             replace_file(file, json.dumps(about, indent=1) + "\n")
             return
-        before = json.loads(file.read_text())
+        try:
+            before = json.loads(file.read_text())
+        except (ValueError, OSError) as e:
+            raise ConfigError(f"{file}: damaged ({e}); name a new folder with --out") from e
         if changed := [k for k in about if about[k] != before.get(k)]:
             raise ConfigError(
                 f"{self.out}: its teachers were begun with another {changed[0]}; name a new folder with --out"
@@ -138,10 +142,14 @@ class Teaching:
     def _read_back(self) -> None:
         table = self.out / QUALITY
         for row in csv.DictReader(io.StringIO(table.read_text())) if table.exists() else ():
-            numbers = {k: _value(v) for k, v in row.items()}
-            key = int(numbers["id"])
+            try:
+                numbers = {k: _value(v) for k, v in row.items()}
+                key, passed = int(numbers["id"]), bool(numbers["passed"])
+                _worth(numbers), int(numbers["round"])
+            except (KeyError, TypeError, ValueError, AttributeError) as e:
+                raise ConfigError(f"{table}: damaged; remove it, and its teachers are trained anew") from e
             self.quality[key] = numbers
-            self.found[key] = load_policy(self._folder(key, numbers["passed"]) / POLICY)[1]
+            self.found[key] = load_policy(self._folder(key, passed) / POLICY)[1]
 
     def _folder(self, key: int, passed: bool) -> Path:
         name = f"teacher_{key:04d}"
@@ -173,8 +181,15 @@ class Teaching:
         """Train what is missing; returns the rows of the quality table.
 
         Raises:
-            TrainingError: interrupted; everything is saved.
+            TrainingError: interrupted, and everything is saved; or another program trains them.
         """
+        held = HeldRun(self.out)
+        try:
+            return self._all_rounds()
+        finally:
+            held.release()
+
+    def _all_rounds(self) -> list[dict[str, Any]]:
         saved = self._load_training()
         first = saved["round"] if saved else self._rounds_done()
         for number in range(first, self.cfg.rounds):

@@ -77,6 +77,6 @@ def test_of_several_teachers_each_flies_its_own_craft_only(tmp_path):
     bank = TeacherBank.of(policy, jax.tree.map(lambda *x: np.stack(x), *states), [0, 1], ["teacher"])
     taught, others = WIDE.sample(2, 9), WIDE.sample(2, 10)
     (tmp_path / QUADROTORS).write_text(to_csv(taught))
-    assert held_out.know(bank, tmp_path, taught) and held_out.know(bank, tmp_path, taught[1:])
-    assert not held_out.know(bank, tmp_path, others) and not held_out.know(bank, tmp_path / "none", taught)
-    assert held_out.know(bank.teacher(0), tmp_path, others), "a teacher alone flies everything"
+    assert held_out.flies_all(bank, tmp_path, taught) and held_out.flies_all(bank, tmp_path, taught[1:])
+    assert not held_out.flies_all(bank, tmp_path, others) and not held_out.flies_all(bank, tmp_path / "none", taught)
+    assert held_out.flies_all(bank.teacher(0), tmp_path, others), "a teacher alone flies everything"

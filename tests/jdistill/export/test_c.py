@@ -165,6 +165,9 @@ def test_what_c_cannot_hold_is_refused(tmp_path, monkeypatch):
     monkeypatch.setenv("CC", "cc -DHIDDEN=oops")
     with pytest.raises(ExportError, match=r"policy.c: cc does not compile it: .*error"):
         c.export(student_of(POLICIES["gru"]), tmp_path)
+    assert not list(tmp_path.iterdir()), "nothing is left"
+    monkeypatch.setenv("CC", "riscv64-linux-gnu-gcc")
+    assert c.export(student_of(POLICIES["gru"]), tmp_path).start is None, "it is for another machine"
 
 
 def test_every_activation_has_its_function():

@@ -17,6 +17,7 @@ from jdistill.core.apg import ApgCfg
 from jdistill.core.networks import Policy
 from jdistill.errors import ConfigError, TrainingError
 from jdistill.export.policy_file import load_policy
+from jdistill.run.held import HeldRun
 from jdistill.run.teaching import TRAINING, TeachCfg, Teaching
 from tests.lessons import PointMasses
 
@@ -117,6 +118,20 @@ def test_a_folder_holds_the_teachers_of_one_command(teach, tmp_path):
     (tmp_path / "b" / "notes.txt").touch()
     with pytest.raises(ConfigError, match="holds something else"):
         teach(tmp_path / "b")
+
+
+def test_one_program_trains_them_and_damage_is_told(teach, tmp_path):
+    out = tmp_path / "teachers"
+    teach(out, [0.01] * 3).run()
+    held, again = HeldRun(out), teach(out)
+    with pytest.raises(TrainingError, match="is being trained by process"):
+        again.run()
+    held.release()
+    assert len(again.run()) == 3
+    for name, content in (("quality.csv", "id,passed\n0,perhaps\n"), ("teach.json", '{"quadrotors": ')):
+        (out / name).write_text(content)
+        with pytest.raises(ConfigError, match=f"{name}: damaged"):
+            teach(out)
 
 
 @pytest.mark.parametrize(
