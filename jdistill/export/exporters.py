@@ -7,14 +7,15 @@ task; where that task needs a simulator of its own, over 100 observations like t
 
 from __future__ import annotations
 
+import contextlib
 import json
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from bridge.env import TrainingEnv
-from jdistill.errors import ExportError
+from jdistill.errors import ExportError, UserError
 from jdistill.export import formats, verify
 from jdistill.export.formats import Exported, Student
 from jdistill.export.verify import Start
@@ -48,17 +49,31 @@ def export(
         PolicyFileError: the teacher's file is needed and cannot be read.
     """
     functions = {name: formats.load(name) for name in names}
-    out.mkdir(parents=True, exist_ok=True)
     original = verify.jax_policy(student.policy, student.state)
     files = {}
-    for name, function in functions.items():
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)  # TorchScript is what was asked for.
-            exported = function(student, out)
-            difference = _check(exported, student, original, env)
-        files[name] = {"file": exported.file.name, "largest_difference": difference, **exported.notes}
-    content = {**sidecar(student), **(notes or {}), "files": files}
-    replace_file(out / "policy.json", json.dumps(content, indent=1) + "\n")
+    with _folder(out):
+        for name, function in functions.items():
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", FutureWarning)  # TorchScript is what was asked for.
+                exported = function(student, out)
+                difference = _check(exported, student, original, env)
+            files[name] = {"file": exported.file.name, "largest_difference": difference, **exported.notes}
+        content = {**sidecar(student), **(notes or {}), "files": files}
+        replace_file(out / "policy.json", json.dumps(content, indent=1) + "\n")
+
+
+@contextlib.contextmanager
+def _folder(out: Path) -> Iterator[None]:
+    """``out`` for files; where nothing comes of it, it is not left behind empty."""
+    was_there = out.exists()
+    out.mkdir(parents=True, exist_ok=True)
+    try:
+        yield
+    except UserError:
+        if not was_there:
+            with contextlib.suppress(OSError):  # It holds what was written before.
+                out.rmdir()
+        raise
 
 
 def sidecar(student: Student) -> dict[str, Any]:
