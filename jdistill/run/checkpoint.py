@@ -94,11 +94,11 @@ class Checkpoints:
             folder = Path(self._latest.directory) / str(step)
             try:
                 arrays, info = self.read(step)
-            except Exception as e:  # Orbax raises a dozen kinds for a damaged folder.
+            except CheckpointError as e:
                 if not fallback:
                     hint = "go on from the checkpoint before it with --resume --fallback, or delete this folder"
-                    raise CheckpointError(f"{folder}: damaged ({_line(e)}); {hint}") from e
-                print(f"{folder}: damaged ({_line(e)}); it is kept in {self._aside}")
+                    raise CheckpointError(f"{e}; {hint}") from e
+                print(f"{e}; it is kept in {self._aside}")
                 # One process moves it, and the others wait.
                 processes.told_by_main(partial(self._set_aside, folder))
                 self._latest.reload()
@@ -116,8 +116,14 @@ class Checkpoints:
         """The arrays of the checkpoint ``step``, on the host, whatever devices made it, and what is known of them.
 
         Raises:
-            Exception: it is damaged; Orbax has a dozen kinds.
+            CheckpointError: it is damaged.
         """
+        try:
+            return self._read(step)
+        except Exception as e:  # Orbax raises a dozen kinds for a damaged folder.
+            raise CheckpointError(f"{self._latest.directory / str(step)}: damaged ({_line(e)})") from e
+
+    def _read(self, step: int) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         made: Any = self._latest.item_metadata(step)[STATE]
         on_host = {name: np.empty(x.shape, x.dtype) for name, x in made.items()}
         args = ocp.args.Composite(**{STATE: ocp.args.StandardRestore(on_host), INFO: ocp.args.JsonRestore()})
