@@ -28,7 +28,7 @@ from bridge.crazyflie.cfg import RandomizationCfg, ResetCfg, TargetCfg
 from bridge.crazyflie.dynamics import Craft
 from bridge.crazyflie.random import Stream
 from bridge.crazyflie.vectors import Vector
-from bridge.isaaclab.managers import Names, names_of
+from bridge.isaaclab.managers import ManagerNames, names_of
 from bridge.isaaclab_tasks.point_control import TASK_ID
 from bridge.isaaclab_tasks.point_control import dynamics as rotors
 from bridge.isaaclab_tasks.point_control import target as targets
@@ -427,7 +427,7 @@ def test_the_names_of_managers_are_read(env):
 def test_managers_of_another_kind_are_told_and_cost_nothing_else(env, capsys):
     env.observation_manager = env.action_manager = SimpleNamespace(active_terms=None)
     try:
-        assert names_of(env) == Names()
+        assert names_of(env) == ManagerNames()
     finally:
         del env.observation_manager, env.action_manager
     assert capsys.readouterr().err.startswith("No names in policy.json: the environment's managers are others (")
