@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,9 +36,23 @@ def make_parser() -> Parser:
         metavar="FILE",
         help="craft by craft: the episodes are shared out among the quadrotors of a CSV file",
     )
+    parser.add_argument(
+        "--student",
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="a further student beside it: policy file, run folder, checkpoint of rsl_rl's distillation; repeatable",
+    )
     parser.add_argument("--raptor", action="store_true", help="the published RAPTOR policy beside them")
     add(parser, "--best")
-    add(parser, "--seed", default=SEED)
+    add(
+        parser,
+        "--seed",
+        type=shared.seeds,
+        default=[SEED],
+        metavar="N[,N...]",
+        help=f"seed of the start states ({SEED}); with --quadrotors also several, whose episodes add up",
+    )
     add(parser, "--device")
     add(parser, "--devices", help="devices that share the work: a number or 'all' (all; those of a CPU are its cores)")
     add(parser, "--out", help="folder for the files (default: RUN/evaluation)")
@@ -51,10 +66,14 @@ def run(argv: list[str]) -> None:
     from jdistill.evaluation.evaluate import EvaluationRequest, choose_devices, evaluate_run, finite, write
     from jdistill.evaluation.report import write_report
     from jdistill.run import compilation
+    from jdistill.run.policy_paths import named_file
 
     parser = make_parser()
     args = parse(parser, argv)
+    if len(args.seed) > 1 and not args.quadrotors:
+        parser.error("--seed: several go with --quadrotors, whose episodes they add up to")
     compilation.prepare()
+    students = [named_file("--student", name) for name in args.student]
     folder = open_run(args.run, args.logdir)
     if args.raptor:
         from jdistill.export import raptor
@@ -62,10 +81,12 @@ def run(argv: list[str]) -> None:
         raptor.check_installed()
     args, cfg, started = start_run(parser, args, folder)
     devices = choose_devices(args.devices, started.simulator)
-    request = EvaluationRequest(folder, args.episodes, args.seed, args.scenario, args.raptor, args.best, devices)
+    request = EvaluationRequest(
+        folder, args.episodes, args.seed[0], args.scenario, args.raptor, args.best, devices, students
+    )
     out = args.out or folder / "evaluation"
     if args.quadrotors:
-        craft_by_craft(args.quadrotors, request, cfg, started.task, out)
+        craft_by_craft(args.quadrotors, args.seed, request, cfg, started.task, out)
         return
     results = evaluate_run(request, cfg, started.task)
     write(results, out)
@@ -76,14 +97,14 @@ def run(argv: list[str]) -> None:
         print(f"No report.html: {e}")
 
 
-def craft_by_craft(file: Path, request: Any, cfg: Any, task: Any, out: Path) -> None:
-    """Fly the quadrotors of ``file``."""
+def craft_by_craft(file: Path, seeds: Sequence[int], request: Any, cfg: Any, task: Any, out: Path) -> None:
+    """Fly the quadrotors of ``file``, once for each of ``seeds``."""
     from bridge.quadrotors import read_csv
     from jdistill.evaluation import held_out
 
-    records = held_out.evaluate_quadrotors(request, cfg, task, file, read_csv(file), out)
+    records, by_seed = held_out.evaluate_quadrotors(request, seeds, cfg, task, file, read_csv(file), out)
     print(held_out.craft_table(records))
-    print(held_out.write(records, out))
+    print(held_out.write(by_seed, out))
     try:
         print(held_out.write_page(request.run, records, out))
     except ReportError as e:

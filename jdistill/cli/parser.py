@@ -80,6 +80,14 @@ def names(text: str) -> list[str]:
     return [name.strip() for name in text.split(",")]
 
 
+def seeds(text: str) -> list[int]:
+    """Seeds separated by commas, each once."""
+    found = [name.strip() for name in text.split(",")]
+    if not all(is_number(name.removeprefix("-")) for name in found) or len(set(found)) < len(found):
+        raise argparse.ArgumentTypeError(f"{text!r} is no seed, nor several different ones (1,2,3)")
+    return [int(name) for name in found]
+
+
 # -- arguments of several commands ---------------------------------------------------------------------------------
 
 SHARED: dict[str, dict[str, Any]] = {

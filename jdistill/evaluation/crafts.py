@@ -66,6 +66,19 @@ class Flights(NamedTuple):
             velocity_error=self.velocity_error[:, mine],
         )
 
+    @staticmethod
+    def joined(parts: Sequence[Flights]) -> Flights:
+        """Flights of equally many environments side by side; the course is the first one's."""
+        found = parts[0]
+        for part in parts[1:]:
+            found = found._replace(
+                is_active=np.concatenate([found.is_active, part.is_active], axis=1),
+                survived=np.concatenate([found.survived, part.survived]),
+                position_error=np.concatenate([found.position_error, part.position_error], axis=1),
+                velocity_error=np.concatenate([found.velocity_error, part.velocity_error], axis=1),
+            )
+        return found
+
     def numbers(self) -> dict[str, float]:
         """``survival``, and of the settled steps the statistics of both errors, ``position_mean`` for one; NaN of
         nothing."""

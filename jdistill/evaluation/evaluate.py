@@ -31,7 +31,8 @@ from jdistill.evaluation.rollouts import EpisodeStatistics, Evaluator, inference
 from jdistill.files import replace_file
 from jdistill.run.compose import RunCfg
 from jdistill.run.devices import parse_devices
-from jdistill.run.inputs import Teacher, make_actor
+from jdistill.run.folders import STUDENT_FILE
+from jdistill.run.inputs import Teacher, load_other_student, make_actor
 from jdistill.run.provenance import machine, versions
 from jdistill.run.saved_run import Saved, load_student, load_teacher
 from jdistill.run.session import open_env
@@ -42,6 +43,8 @@ SEED = 20_000
 """Of the start states; training draws from the run's own seed, 42 if not told otherwise."""
 BINS = 40
 """Of a histogram; the last one also counts what lies beyond it."""
+POLICIES = ("student", "teacher", "raptor")
+"""Names that no further student goes by."""
 COLUMNS = ("survival", "return", "length", "action_change")
 
 
@@ -87,6 +90,8 @@ class EvaluationRequest(NamedTuple):
     """The best student in place of the newest."""
     devices: Sequence[jax.Device] | None = None
     """They share the work; None takes JAX's first."""
+    students: Sequence[Path] = ()
+    """Files of further students, which see what the run's student sees."""
 
 
 def choose_devices(asked: str | int | None, simulator: Simulator) -> list[jax.Device]:
@@ -127,9 +132,10 @@ def evaluate_run(request: EvaluationRequest, cfg: RunCfg, task: Task) -> dict[st
         results[name] = {"description": scenarios[name].description, "policies": policies}
         if len(results) == 1:
             main_metric = find_main_metric(task.main_metric, statistics["student"].numbers["metrics"])
-            print(header(main_metric))
+            width = max(map(len, policies))
+            print(header(main_metric, width))
         for key, numbers in policies.items():
-            print(row(name, key, numbers, main_metric), flush=True)
+            print(row(name, key, numbers, main_metric, width), flush=True)
     if not results:
         raise ConfigError(f"{request.run}: no scenario has the run's teachers")
     return {
@@ -235,7 +241,22 @@ def make_actors(
         from jdistill.export import raptor
 
         actors["raptor"] = raptor.make_actor(env, cfg.agent.obs_groups["student"])
-    return actors
+    return actors | further_students(request.students, cfg, env)
+
+
+def further_students(files: Sequence[Path], cfg: RunCfg, env: TrainingEnv) -> dict[str, Actor]:
+    """The students of ``files``, by the name of their run's folder, or of the file where it has another name.
+
+    Raises:
+        PolicyFileError: one that cannot be read.
+        ConfigError: one that sees something else than the run's student, or gives other actions.
+    """
+    found: dict[str, Actor] = {}
+    for file in files:
+        name = file.parent.name if file.name == STUDENT_FILE else file.stem
+        taken = sum(other.partition("#")[0] == name for other in (*found, *POLICIES))
+        found[f"{name}#{taken + 1}" if taken else name] = load_other_student(file, env, cfg.agent)
+    return found
 
 
 def shapes(env: TrainingEnv) -> dict[str, jax.ShapeDtypeStruct]:
@@ -276,13 +297,13 @@ def histogram(values: np.ndarray, edges: np.ndarray) -> dict[str, list[Any]]:
 # -- the table and the files ---------------------------------------------------------------------------------------
 
 
-def header(metric: str | None) -> str:
-    """The table's head; ``metric`` is the main one."""
+def header(metric: str | None, width: int = 8) -> str:
+    """The table's head; ``metric`` is the main one, ``width`` that of the policies' column."""
     names = ["survival", "return", *([metric, "95 %", "steady"] if metric else []), "change", "RMSE", "R^2"]
-    return f"{'scenario':<18} {'policy':<8}" + "".join(f" {name:>9}" for name in names)
+    return f"{'scenario':<18} {'policy':<{max(8, width)}}" + "".join(f" {name:>9}" for name in names)
 
 
-def row(scenario: str, policy: str, numbers: Mapping[str, Any], metric: str | None) -> str:
+def row(scenario: str, policy: str, numbers: Mapping[str, Any], metric: str | None, width: int = 8) -> str:
     """One line of the table: of the main ``metric`` the mean, the 95th percentile, and the mean after 3 s."""
     cells = [f"{numbers['survival']:.1%}", f"{numbers['return']:.1f}"]
     if metric:
@@ -290,7 +311,7 @@ def row(scenario: str, policy: str, numbers: Mapping[str, Any], metric: str | No
         mean, *others = (f"{values[k]:.4f}" if k in values else "" for k in ("mean", "p95", "steady"))
         cells += [f"{mean:>{len(metric)}}", *others]
     cells += [f"{numbers['action_change']:.4f}", *(f"{numbers['agreement'][k]:.4f}" for k in ("rmse", "r2"))]
-    return f"{scenario:<18} {policy:<8}" + "".join(f" {cell:>9}" for cell in cells)
+    return f"{scenario:<18} {policy:<{max(8, width)}}" + "".join(f" {cell:>9}" for cell in cells)
 
 
 def records(results: Mapping[str, Any]) -> Iterator[dict[str, Any]]:

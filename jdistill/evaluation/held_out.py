@@ -1,9 +1,9 @@
 """A run's student craft by craft: ``jdistill evaluate RUN --quadrotors FILE``.
 
 Student, teacher and whoever is asked for fly every quadrotor of a file, as many episodes each, from the same starts.
-Written are ``quadrotors.csv``, a line for each craft, policy and scenario; ``quadrotors.html`` with the errors over
-mass and thrust-to-weight ratio; and for each policy and scenario a folder with ``tracking_errors.npz``, the errors of
-all steps, and ``trajectory_data.npz``, the first craft's flight.
+Written are ``quadrotors.csv``, a line for each craft, policy, scenario and seed; ``quadrotors.html`` with the errors
+over mass and thrust-to-weight ratio; and for each policy and scenario a folder with ``tracking_errors.npz``, the errors
+of all steps, and ``trajectory_data.npz``, the first craft's flight.
 """
 
 from __future__ import annotations
@@ -49,9 +49,18 @@ Record = dict[str, Any]
 
 
 def evaluate_quadrotors(
-    request: EvaluationRequest, cfg: RunCfg, task: Task, file: Path, specs: Sequence[QuadrotorSpec], out: Path
-) -> list[Record]:
-    """Fly all, print a line for each policy and scenario, write the flights to ``out``; returns the records.
+    request: EvaluationRequest,
+    seeds: Sequence[int],
+    cfg: RunCfg,
+    task: Task,
+    file: Path,
+    specs: Sequence[QuadrotorSpec],
+    out: Path,
+) -> tuple[list[Record], list[Record]]:
+    """Fly all once for each of ``seeds``, print a line for each policy and scenario, write the flights to ``out``.
+
+    Returns:
+        A record for each scenario, policy and craft, over all seeds; and the same seed by seed.
 
     Raises:
         ConfigError, PolicyFileError: something is missing, or does not fit; one line.
@@ -62,9 +71,11 @@ def evaluate_quadrotors(
     cfg.env.num_envs = episodes * len(specs)
     known = task.scenarios(task.with_quadrotors(cfg.env, str(file)))
     scenarios = chosen(known, request.scenarios or [name for name in SCENARIOS if name in known])
-    print(f"{len(specs)} quadrotors, {episodes} episodes each\n{head()}")
+    print(f"{len(specs)} quadrotors, {episodes * len(seeds)} episodes each")
     actors: dict[str, Actor] = {}
-    flyer, records = Flyer(), []
+    flyer = Flyer()
+    records: list[Record] = []
+    by_seed: list[Record] = []
     with ExitStack() as stack:
         for name, scenario in scenarios.items():
             with naming(name):
@@ -75,13 +86,18 @@ def evaluate_quadrotors(
                     if not flies_all(actors["teacher"], request.run, specs):
                         del actors["teacher"]
                         print("The run's teachers are those of other quadrotors, so they do not fly these.")
+                    width = max(8, *map(len, actors))
+                    print(head(width))
                 for policy, actor in actors.items():
-                    flights = flyer.fly(env, actor, request.seed)
+                    flown = {seed: flyer.fly(env, actor, seed) for seed in seeds}
+                    flights = Flights.joined(list(flown.values()))
                     found = list(_records(name, policy, flights, specs))
-                    print(line(name, policy, flights, found), flush=True)
+                    print(line(name, policy, flights, found, width), flush=True)
                     write_flights(flights, out / f"{name}_{policy}")
                     records += found
-    return records
+                    for seed, part in flown.items():
+                        by_seed += [{**record, "seed": seed} for record in _records(name, policy, part, specs)]
+    return records, by_seed
 
 
 def flies_all(teacher: Actor, run: Path, specs: Sequence[QuadrotorSpec]) -> bool:
@@ -102,20 +118,22 @@ def _records(scenario: str, policy: str, flights: Flights, specs: Sequence[Quadr
 # -- what is printed -----------------------------------------------------------------------------------------------
 
 
-def head() -> str:
-    """The head of the table of :func:`line`."""
+def head(width: int) -> str:
+    """The head of the table of :func:`line`; ``width`` is that of the policies' column."""
     names = [f"{what} {name}" for what in ("pos", "vel") for name in STATISTICS]
-    return f"{'scenario':<16} {'policy':<8} {'survival':>9} {'craft 95%':>9}" + "".join(f" {n:>10}" for n in names)
+    return f"{'scenario':<16} {'policy':<{width}} {'survival':>9} {'craft 95%':>9}" + "".join(
+        f" {n:>10}" for n in names
+    )
 
 
-def line(scenario: str, policy: str, flights: Flights, records: Sequence[Record]) -> str:
+def line(scenario: str, policy: str, flights: Flights, records: Sequence[Record], width: int) -> str:
     """Of a policy in a scenario: survival; the 95th percentile over the craft of a craft's mean error (m); and over all
     settled steps of all craft the statistics of position (m) and velocity error (m/s)."""
     numbers = flights.numbers()
     means = np.array([r["position_mean"] for r in records])
     worst = np.nanpercentile(means, 95) if np.isfinite(means).any() else np.nan
     cells = "".join(f" {numbers[f'{w}_{n}']:>10.4f}" for w in ("position", "velocity") for n in STATISTICS)
-    return f"{scenario:<16} {policy:<8} {numbers['survival']:>9.1%} {worst:>9.4f}{cells}"
+    return f"{scenario:<16} {policy:<{width}} {numbers['survival']:>9.1%} {worst:>9.4f}{cells}"
 
 
 def craft_table(records: Sequence[Record]) -> str:

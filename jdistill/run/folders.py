@@ -26,6 +26,7 @@ from jdistill.run.provenance import versions
 
 LOGDIR = "logs/jdistill"
 QUADROTORS = "quadrotors.csv"
+STUDENT_FILE = "student.safetensors"
 """What a run keeps of the quadrotors that it flies."""
 FORMAT = 1
 """Of ``run.json``; a run of a later format is refused."""
@@ -239,7 +240,7 @@ def _incomplete(run: Path, saved: int | None) -> str:
         return "no checkpoint yet"
     if _checkpoint_info(run / "checkpoints" / str(saved))["iteration"] != saved:
         return f"checkpoints/{saved} is another iteration's"
-    missing = [name for name in ("student.safetensors", "teacher.safetensors") if not (run / name).is_file()]
+    missing = [name for name in (STUDENT_FILE, "teacher.safetensors") if not (run / name).is_file()]
     return f"no {missing[0]}" if missing else ""
 
 

@@ -74,11 +74,7 @@ def load_student(file: Path, env: TrainingEnv, agent: AgentCfg) -> PolicyState:
         ConfigError: it is not the network that ``agent`` describes.
     """
     wanted = make_student(agent.student, env.num_actions)
-    if is_torch_file(file):
-        asked = wanted.activation, wanted.output_activation
-        policy, state, header = load_teacher_checkpoint(file, env.num_actions, *asked, role="student")
-    else:
-        policy, state, header = load_policy(file)
+    policy, state, header = _read_student(file, env.num_actions, agent)
     size = observations.size(agent.obs_groups["student"], env.obs_specs)
     if policy != wanted or header["obs_size"] != size:
         bare = PolicyState(params={}, normalizer=None)
@@ -88,6 +84,34 @@ def load_student(file: Path, env: TrainingEnv, agent: AgentCfg) -> PolicyState:
         raise ConfigError(f"--student {file}: is {theirs}; agent.student describes another network ({difference})")
     normalizer = state.normalizer or (Normalizer.create(size) if agent.student.obs_normalization else None)
     return state.replace(normalizer=normalizer if agent.student.obs_normalization else None)
+
+
+def _read_student(file: Path, num_actions: int, agent: AgentCfg) -> tuple[Policy, PolicyState, dict[str, Any]]:
+    """The student in ``file``; where that holds no activations, they are what ``agent`` says."""
+    if not is_torch_file(file):
+        return load_policy(file)
+    asked = agent.student.activation, agent.student.output_activation
+    return load_teacher_checkpoint(file, num_actions, *asked, role="student")
+
+
+def load_other_student(file: Path, env: TrainingEnv, agent: AgentCfg) -> PolicyActor:
+    """A student of any network that sees what a run's student sees: a policy file, or one of rsl_rl's distillation.
+
+    Raises:
+        PolicyFileError: it cannot be read.
+        ConfigError: it takes other observations, or gives other actions.
+    """
+    policy, state, header = _read_student(file, env.num_actions, agent)
+    groups = agent.obs_groups["student"]
+    size = observations.size(groups, env.obs_specs)
+    ours, theirs = (size, env.num_actions), (header["obs_size"], policy.num_actions)
+    if theirs != ours:
+        raise ConfigError(
+            f"--student {file}: takes {theirs[0]} observations and gives {theirs[1]} actions; the run's student "
+            f"takes {ours[0]} and gives {ours[1]}"
+        )
+    _check_meaning(file, "student", header, groups, env)
+    return PolicyActor(policy, state, tuple(groups), agent.clip_actions)
 
 
 def make_algorithm(env: TrainingEnv, agent: AgentCfg, shards: Shards = WHOLE) -> Distillation:
@@ -169,17 +193,17 @@ def load_teacher(file: Path, env: TrainingEnv, cfg: RunCfg, old_output_activatio
         raise ConfigError(
             f"{file}: the teacher gives {teacher.policy.num_actions} actions, the environment takes {env.num_actions}"
         )
-    frame = teacher.description.get("observation", {}).get("frame")
-    spec = env.obs_specs.get(groups[0])
-    actual = (spec and spec.frame) or frame
-    if frame is not None and frame != actual:
-        raise ConfigError(f"{file}: the teacher sees in the {frame} frame, '{groups[0]}' is in the {actual} frame")
-    _check_order(file, teacher.description.get("observation", {}), groups, env)
+    _check_meaning(file, "teacher", teacher.description, groups, env)
     return teacher
 
 
-def _check_order(file: Path, seen: dict[str, Any], groups: Sequence[str], env: TrainingEnv) -> None:
-    """Raise :class:`ConfigError` where a teacher has ``seen`` the same numbers in another order; sizes would fit."""
+def _check_meaning(file: Path, role: str, header: dict[str, Any], groups: Sequence[str], env: TrainingEnv) -> None:
+    """Raise :class:`ConfigError` where a policy saw these numbers in another frame or order; sizes would fit."""
+    seen = header.get("observation", {})
+    frame, spec = seen.get("frame"), env.obs_specs.get(groups[0])
+    actual = (spec and spec.frame) or frame
+    if frame is not None and frame != actual:
+        raise ConfigError(f"{file}: the {role} sees in the {frame} frame, '{groups[0]}' is in the {actual} frame")
     known = [part for group in seen.get("groups", [seen]) for part in group.get("layout") or ()]
     theirs, ours = (
         observations.part_names((p["name"], p["size"]) for p in known),
@@ -187,4 +211,4 @@ def _check_order(file: Path, seen: dict[str, Any], groups: Sequence[str], env: T
     )
     if ours and theirs != ours and sorted(theirs) == sorted(ours):
         order, given = (", ".join(dict.fromkeys(n.partition("[")[0] for n in names)) for names in (theirs, ours))
-        raise ConfigError(f"{file}: the teacher sees {order}; agent.obs_groups.teacher={','.join(groups)} is {given}")
+        raise ConfigError(f"{file}: the {role} sees {order}; agent.obs_groups.{role}={','.join(groups)} is {given}")

@@ -13,7 +13,7 @@ from jdistill.core.networks import Policy, PolicyState
 from jdistill.errors import ConfigError
 from jdistill.export.policy_file import load_policy
 from jdistill.run.compose import RunCfg, compose_task
-from jdistill.run.folders import settings_of, starts
+from jdistill.run.folders import STUDENT_FILE, settings_of, starts
 
 
 class Saved(NamedTuple):
@@ -54,7 +54,7 @@ def load_student(run: Path, best: bool = False) -> Saved:
     Raises:
         PolicyFileError: there is none yet, or it cannot be read.
     """
-    return Saved(*load_policy(run / ("best_student.safetensors" if best else "student.safetensors")))
+    return Saved(*load_policy(run / ("best_student.safetensors" if best else STUDENT_FILE)))
 
 
 def load_teacher(run: Path) -> Saved:

@@ -16,6 +16,7 @@ from jdistill.core.networks import Policy
 from jdistill.core.teachers import TeacherBank
 from jdistill.evaluation import held_out
 from jdistill.evaluation.crafts import Flights
+from jdistill.export.policy_file import save_policy
 from jdistill.run.folders import QUADROTORS
 
 
@@ -57,11 +58,16 @@ def test_the_command_flies_every_craft(small_run, tmp_path, capsys):
     file.write_text(to_csv(WIDE.sample(2, 9)))
     settings = ["env.physics_freq=100", "env.episode_length_s=3.2"]
     wanted = ["--quadrotors", str(file), "--episodes", "6", "--scenario", "hover", "--out", str(out)]
-    assert main(["evaluate", str(small_run), *wanted, *settings]) == 0
+    beside = ["--student", str(small_run), "--seed", "7,8"]
+    assert main(["evaluate", str(small_run), *wanted, *beside, *settings]) == 0
     told = capsys.readouterr().out
-    assert "2 quadrotors, 3 episodes each" in told and "quadrotors.html" in told
+    assert "2 quadrotors, 6 episodes each" in told and "quadrotors.html" in told
     rows = list(csv.DictReader((out / "quadrotors.csv").read_text().splitlines()))
-    assert [(row["policy"], row["id"]) for row in rows] == [(p, i) for p in ("student", "teacher") for i in "01"]
+    policies = ("student", "teacher", small_run.name)
+    flown = [(row["policy"], row["seed"], row["id"]) for row in rows]
+    assert flown == [(policy, seed, i) for policy in policies for seed in "78" for i in "01"]
+    numbers = [[x for name, x in row.items() if name != "policy"] for row in rows]
+    assert numbers[:4] == numbers[8:] and numbers[0] != numbers[2], "the same student once more; another seed"
     assert float(rows[0]["mass"]) == WIDE.draw(0, 9).mass
     page = (out / "quadrotors.html").read_text()
     assert page.count('class="grid" id="overview"') == 1 and "thrust-to-weight ratio" in page
@@ -80,3 +86,18 @@ def test_of_several_teachers_each_flies_its_own_craft_only(tmp_path):
     assert held_out.flies_all(bank, tmp_path, taught) and held_out.flies_all(bank, tmp_path, taught[1:])
     assert not held_out.flies_all(bank, tmp_path, others) and not held_out.flies_all(bank, tmp_path / "none", taught)
     assert held_out.flies_all(bank.teacher(0), tmp_path, others), "a teacher alone flies everything"
+
+
+@pytest.mark.full
+def test_students_that_see_something_else_are_told(small_run, tmp_path, capsys):
+    policy = Policy(4, (8,))
+    state = networks.init(policy, jax.random.key(0), 9, normalize=False)
+    save_policy(tmp_path / "other.safetensors", policy, state, {})
+    assert main(["evaluate", str(small_run), "--student", str(tmp_path / "other.safetensors")]) == 1
+    assert "other.safetensors: takes 9 observations and gives 4 actions; the run's" in capsys.readouterr().err
+    assert main(["evaluate", str(small_run), "--student", "env.x=1"]) == 1
+    assert "env.x=1: no such file" in capsys.readouterr().err
+    for seeds in ("1,2", "1,1", "a"):
+        with pytest.raises(SystemExit) as stop:
+            main(["evaluate", str(small_run), "--seed", seeds])
+        assert stop.value.code == 2 and "--seed" in capsys.readouterr().err
