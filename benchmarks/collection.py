@@ -74,7 +74,7 @@ def measure(num_envs: int, rounds: int) -> dict[str, Any]:
     alg = Distillation(env, make_student(cfg.agent.student, 4), cfg.agent)
     state = jax.jit(alg.init)(jax.random.key(0), teacher)
     steps = cfg.agent.num_steps_per_env
-    hover = jnp.full((num_envs, 4), 2.0 * float(task.hover_action) - 1.0)
+    hover = jnp.broadcast_to(2.0 * task.hover_action - 1.0, (num_envs, 4))
 
     def fly(env_state: Any) -> Any:
         return jax.lax.fori_loop(0, steps, lambda _, s: env.step(s, hover), env_state)

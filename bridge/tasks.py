@@ -58,8 +58,8 @@ class Task:
     """Settings of the agent that come with the task, under those of its preset."""
     preset: str | None = None
     """Name of the preset in ``configs/`` that always applies."""
-    teacher: str | None = None
-    """Name of the bundled teacher."""
+    teacher: Callable[[Any], str | None] = lambda cfg: None
+    """Name of the bundled teacher, given settings of ``cfg_cls``."""
     old_teacher_output_activation: str = "identity"
     """What ends this task's actors in checkpoints of rsl_rl 2.x and 3.x, which do not say."""
     scenarios: Callable[[Any], Mapping[str, Scenario]] = lambda cfg: {"default": Scenario("the task as it is", cfg)}

@@ -28,7 +28,7 @@ from typing import Any
 import jax
 
 from bridge.crazyflie import PointControl, PointControlCfg
-from bridge.crazyflie.cfg import RandomizationCfg, ResetCfg, TargetCfg
+from bridge.crazyflie.cfg import ACTIONS, RandomizationCfg, ResetCfg, TargetCfg
 from bridge.crazyflie.teaching import GROUP, PointControlLesson
 from bridge.env import AutoReset
 from jdistill.core import apg
@@ -43,6 +43,7 @@ def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--out", type=Path, required=True, help="policy file to write")
     parser.add_argument("--quadrotors", action="store_true", help="for quadrotors that differ widely")
+    parser.add_argument("--action", choices=ACTIONS, default="motors", help="what it commands (%(default)s)")
     parser.add_argument("--init", type=Path, help="policy file to begin with, in place of a fresh policy")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--num_envs", type=int, default=256)
@@ -59,8 +60,9 @@ def parse_args() -> argparse.Namespace:
 def task_cfg(args: argparse.Namespace) -> PointControlCfg:
     """The task that the teacher is for: the default one, or that of ``configs/crazyflie_raptor.yaml``."""
     if not args.quadrotors:
-        return PointControlCfg()
+        return PointControlCfg(action=args.action)
     return PointControlCfg(
+        action=args.action,
         drone="cf2x_T350",
         teacher_sees_physics=True,
         randomization=RandomizationCfg(mass=0.1, inertia=0.4, thrust=0.3, motor=0.5),

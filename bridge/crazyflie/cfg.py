@@ -7,12 +7,13 @@ from dataclasses import dataclass, field
 
 from bridge.errors import SettingError
 
+PREVIOUS = "previous_motor_commands"
 OBSERVATION = (
     ("position_error", 3, "m"),
     ("velocity_error", 3, "m/s"),
     ("rotation_matrix", 9, "1"),
     ("body_rates", 3, "rad/s"),
-    ("previous_motor_commands", 4, "0..1"),
+    (PREVIOUS, 4, "0..1"),
     ("rotor_speeds", 4, "0..1"),
 )
 """Parts of the teacher's observation in order: name, size, unit. The student's ends before the rotor speeds."""
@@ -25,6 +26,8 @@ PHYSICS = (
 """What follows them with ``teacher_sees_physics``: this episode's physical parameters as a policy feels them."""
 MOTORS = ("front_right", "back_right", "back_left", "front_left")
 """Order of the motor commands."""
+ACTIONS = ("motors", "ctbr")
+"""What an action may be: motor commands, or collective thrust and body rates."""
 TARGETS = ("mixed", "fixed", "langevin", "figure_eight", "step")
 """Kinds of targets."""
 ASSIGNMENTS = ("cycle", "random")
@@ -170,6 +173,20 @@ class SensorCfg:
 
 
 @dataclass
+class RateControllerCfg:
+    """The controller in the craft that holds the body rates which ``action=ctbr`` asks for."""
+
+    max_rate: float = 10.0
+    """Roll and pitch rate of the largest action, rad/s."""
+    max_yaw_rate: float = 4.0
+    """Yaw rate of the largest action, rad/s."""
+    bandwidth: float = 20.0
+    """How fast roll and pitch rate answer, 1/s, see :class:`bridge.crazyflie.commands.ThrustAndRates`."""
+    yaw_bandwidth: float = 8.0
+    """The same of the yaw rate, whose torque is a small one."""
+
+
+@dataclass
 class PointControlCfg:
     """Point control of a Crazyflie on the Crazyflow simulator."""
 
@@ -188,6 +205,11 @@ class PointControlCfg:
     """Physics steps per second; a multiple of ``policy_freq``."""
     policy_freq: int = 100
     """Control steps per second."""
+    action: str = "motors"
+    """What the actions are: ``motors``, the speed of each; or ``ctbr``, collective thrust and body rates, which a
+    controller in the craft holds, as autopilots take them."""
+    rate_controller: RateControllerCfg = field(default_factory=RateControllerCfg)
+    """That controller."""
     frame: str = "body"
     """Frame of the student's position and velocity errors: ``body``, ``world``, or ``start``: the world frame turned
     about the vertical so that the episode begins with heading 0 (the rotation matrix is then relative to it too)."""
@@ -220,6 +242,8 @@ class PointControlCfg:
         if self.quadrotor_assignment not in ASSIGNMENTS:
             known = ", ".join(ASSIGNMENTS)
             raise SettingError(f"env.quadrotor_assignment={self.quadrotor_assignment!r}: expected one of {known}")
+        if self.action not in ACTIONS:
+            raise SettingError(f"env.action={self.action!r}: expected one of {', '.join(ACTIONS)}")
         if self.reward.orientation_cost not in ORIENTATION_COSTS:
             known = ", ".join(ORIENTATION_COSTS)
             raise SettingError(f"env.reward.orientation_cost={self.reward.orientation_cost!r}: expected one of {known}")
@@ -254,6 +278,9 @@ class PointControlCfg:
         for name, width in vars(self.randomization).items():
             if not 0 <= width < 1:
                 raise SettingError(f"env.randomization.{name}={width}: expected a number in [0, 1)")
+        for name, value in vars(self.rate_controller).items():
+            if not 0 < value < math.inf:
+                raise SettingError(f"env.rate_controller.{name}={value}: expected a positive number")
         shares = {
             "target.fixed_fraction": self.target.fixed_fraction,
             "target.smoothing": self.target.smoothing,

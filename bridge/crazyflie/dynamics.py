@@ -8,6 +8,7 @@ and so may be every parameter: each environment can have a craft of its own.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any, NamedTuple, TypeVar
 
 import jax
@@ -127,8 +128,12 @@ class Quadrotor(struct.PyTreeNode):
     @property
     def hover_rotor_vel(self) -> Array:
         """Rotor speed at which four motors carry the weight, rpm."""
+        return self.rotor_vel(self.weight / 4)
+
+    def rotor_vel(self, thrust: Number) -> Array:
+        """Rotor speed in rpm at which a motor has ``thrust`` (N), which no slower one has."""
         c0, c1, c2 = self.thrust
-        return (-c1 + jnp.sqrt(c1 * c1 - 4 * c2 * (c0 - self.weight / 4))) / (2 * c2)
+        return (-c1 + jnp.sqrt(c1 * c1 - 4 * c2 * (c0 - thrust))) / (2 * c2)
 
     def command(self, action: T) -> T:
         """Motor commands in [0, 1] to rotor speeds in rpm: linear between the slowest and the fastest."""
@@ -150,15 +155,24 @@ class Derivative(NamedTuple):
     """rpm/s."""
 
 
-def step(quadrotor: Quadrotor, craft: Craft, command: Motors, force: Vector | None, dt: float, substeps: int) -> Craft:
+def step(
+    quadrotor: Quadrotor,
+    craft: Craft,
+    command: Motors | Callable[[Craft], Motors],
+    force: Vector | None,
+    dt: float,
+    substeps: int,
+) -> Craft:
     """Advance by ``substeps`` times ``dt`` seconds with the rotor speeds ``command`` (rpm) commanded.
 
-    ``force`` (N, world frame) acts on the centre of mass throughout. Of ``craft.quat`` only the direction counts.
+    They may be those that a controller finds from the craft in every substep. ``force`` (N, world frame) acts on the
+    centre of mass throughout. Of ``craft.quat`` only the direction counts.
     """
     craft = in_memory(craft.replace(quat=craft.quat.normalized()))
-    limited: Motors = tuple(jnp.clip(c, quadrotor.rotor_min, quadrotor.rotor_max) for c in command)  # type: ignore[assignment]
 
     def substep(_: int, craft: Craft) -> Craft:
+        commanded = command(craft) if callable(command) else command
+        limited: Any = tuple(jnp.clip(c, quadrotor.rotor_min, quadrotor.rotor_max) for c in commanded)
         return integrate(craft, in_memory(derivative(quadrotor, craft, limited, force)), dt)
 
     # A CPU takes a tenth longer for the loop, and a quarter of the time to compile it; a GPU would launch five times

@@ -46,6 +46,10 @@ def felt(quadrotor: Quadrotor) -> list[Array]:
     """
     hover, full = quadrotor.hover_rotor_vel, polynomial(quadrotor.thrust, jnp.asarray(quadrotor.rotor_max))
     roll = 2 * full * quadrotor.arm / quadrotor.inertia.x
+    return [quadrotor.motor_speeds(hover), 4 * full / quadrotor.weight, roll, motor_rate(quadrotor)]
+
+
+def motor_rate(quadrotor: Quadrotor) -> Array:
+    """(B,) 1/s at which a motor near hover approaches its command, spin-up and spin-down averaged."""
     (up, up2), (down, down2) = quadrotor.spin_up, quadrotor.spin_down
-    rate = 0.5 * (up + down) + (up2 + down2) * hover
-    return [quadrotor.motor_speeds(hover), 4 * full / quadrotor.weight, roll, rate]
+    return 0.5 * (up + down) + (up2 + down2) * quadrotor.hover_rotor_vel

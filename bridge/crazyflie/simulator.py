@@ -46,7 +46,7 @@ def point_control() -> Task:
         open=open_env,
         scenarios=scenarios,
         preset="crazyflie",
-        teacher="crazyflie",
+        teacher=lambda cfg: {"motors": "crazyflie", "ctbr": "crazyflie_ctbr"}[cfg.action],
         old_teacher_output_activation="tanh",
         quadrotors=drones,
         with_quadrotors=with_quadrotors,

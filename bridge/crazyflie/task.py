@@ -22,7 +22,8 @@ from bridge.crazyflie import sensor as sensors
 from bridge.crazyflie import target as targets
 from bridge.crazyflie import wind as winds
 from bridge.crazyflie.airframe import Airframe
-from bridge.crazyflie.cfg import MOTORS, OBSERVATION, PHYSICS, PointControlCfg
+from bridge.crazyflie.cfg import OBSERVATION, PHYSICS, PREVIOUS, PointControlCfg
+from bridge.crazyflie.commands import commands_of
 from bridge.crazyflie.dynamics import Craft, Motors, Quadrotor
 from bridge.crazyflie.fleet import Fleet
 from bridge.crazyflie.physics import Physics, felt
@@ -57,7 +58,7 @@ class PhysicalState(struct.PyTreeNode):
     physics: Physics
     """This episode's physical parameters."""
     last_action: Motors
-    """Motor commands of the previous step, 0..1."""
+    """The command of the previous step, 0..1."""
     heading: tuple[Array, Array] | None = None
     """Cosine and sine, each (B,), of the heading in which the episode began; None where nobody's frame needs it."""
     wind: Wind | None = None
@@ -74,15 +75,16 @@ class PointControl:
     Observation groups, in this order (body frame means rotated by the transposed rotation matrix):
 
     - ``student`` (22): position minus target (3, m) and velocity minus target velocity (3, m/s), both in
-      ``cfg.frame``; rotation matrix (9, body to world, row major); body rates (3, rad/s); previous motor commands
-      (4, 0..1).
+      ``cfg.frame``; rotation matrix (9, body to world, row major); body rates (3, rad/s); the command of the step
+      before (4, 0..1).
     - ``teacher`` (26): the same in ``cfg.teacher_frame``, then the rotor speeds (4, 0..1); with
       ``cfg.teacher_sees_physics`` (30) the episode's physical parameters behind them (4, see
       :data:`bridge.crazyflie.cfg.PHYSICS`).
 
     The student sees what ``cfg.sensor`` lets it measure, the teacher the truth.
 
-    Actions (B, 4) in [-1, 1] are motor commands; -1 is the slowest and 1 the fastest rotor speed.
+    Actions (B, 4) in [-1, 1] are motor commands, -1 the slowest and 1 the fastest rotor speed, or with
+    ``cfg.action="ctbr"`` collective thrust and body rates: see :mod:`bridge.crazyflie.commands`.
 
     With ``cfg.quadrotors`` each environment flies a craft of that file, whose id is ``info["teacher_id"]`` (B,) int32.
     """
@@ -93,12 +95,14 @@ class PointControl:
     def __init__(self, cfg: PointControlCfg):
         cfg.validate()
         self.cfg = cfg
-        teacher = OBSERVATION + PHYSICS if cfg.teacher_sees_physics else OBSERVATION
+        self._commands = commands_of(cfg.action, cfg.rate_controller)
+        seen = tuple((self._commands.observed if n == PREVIOUS else n, size, unit) for n, size, unit in OBSERVATION)
+        teacher = seen + PHYSICS if cfg.teacher_sees_physics else seen
         self.obs_specs: Mapping[str, ObservationSpec] = {
-            "student": ObservationSpec.of_layout(OBSERVATION[:-1], cfg.frame),
+            "student": ObservationSpec.of_layout(seen[:-1], cfg.frame),
             "teacher": ObservationSpec.of_layout(teacher, cfg.teacher_frame),
         }
-        self.action_layout = {"layout": list(MOTORS), "range": [-1, 1], "rate_hz": cfg.policy_freq}
+        self.action_layout = {"layout": list(self._commands.layout), "range": [-1, 1], "rate_hz": cfg.policy_freq}
         self.num_envs = cfg.num_envs
         self.step_dt = 1.0 / cfg.policy_freq
         self.max_episode_length = round(cfg.episode_length_s * cfg.policy_freq)
@@ -112,8 +116,8 @@ class PointControl:
 
     @property
     def hover_action(self) -> Array:
-        """() motor command (0..1) that carries the nominal craft."""
-        return self.quadrotor.motor_speeds(self.quadrotor.hover_rotor_vel)
+        """(4,) the command (0..1) that carries the nominal craft."""
+        return jnp.stack(self._commands.at_rest(self.quadrotor, self.quadrotor.hover_rotor_vel))
 
     @property
     def structure(self) -> Hashable:
@@ -154,7 +158,7 @@ class PointControl:
             craft=craft,
             target=targets.reset(self.cfg.target, start, Purpose.TARGET),
             physics=Physics.sample(self.cfg.randomization, start, Purpose.PHYSICS),
-            last_action=(jnp.full(n, quadrotor.motor_speeds(hover)),) * 4,
+            last_action=self._at_rest(quadrotor, hover),
             heading=_heading(craft) if self._keeps_heading else None,
             wind=winds.reset(n) if self._is_windy else None,
             sensors=sensors.reset(self.cfg.sensor, craft, start, purposes, self._delay_room)
@@ -182,7 +186,7 @@ class PointControl:
         craft = dynamics.step(
             before.physics.apply(quadrotor),
             before.craft,
-            quadrotor.command(command),
+            self._commands.controller(quadrotor, command),
             None if wind is None else wind.force,
             1.0 / cfg.physics_freq,
             cfg.physics_freq // cfg.policy_freq,
@@ -215,6 +219,16 @@ class PointControl:
             metrics=metrics,
             info={**state.info, "random": stream.next(), **self._teacher_id(sim)},
         )
+
+    def at_rest(self, sim: PhysicalState) -> PhysicalState:
+        """``sim`` with the motors at the speed that carries its craft, commanded to it."""
+        nominal = self.quadrotor_in(sim.row)
+        hover = sim.physics.apply(nominal).hover_rotor_vel
+        return sim.replace(craft=sim.craft.replace(rotor_vel=(hover,) * 4), last_action=self._at_rest(nominal, hover))
+
+    def _at_rest(self, quadrotor: Quadrotor, rotor_vel: Array) -> Motors:
+        found: Any = tuple(jnp.broadcast_to(c, self.num_envs) for c in self._commands.at_rest(quadrotor, rotor_vel))
+        return found
 
     def quadrotor_in(self, row: Array | None) -> Quadrotor:
         """The nominal craft of each environment, ``row`` being its row of the file, or of all."""
@@ -256,10 +270,11 @@ class PointControl:
             position, velocity = rotation.apply_inverse(position), rotation.apply_inverse(velocity)
         elif sim.heading is not None and frame == "start":
             position, velocity = _turn_back(sim.heading, position), _turn_back(sim.heading, velocity)
-            columns = (_turn_back(sim.heading, Vector(*column)) for column in zip(*map(_parts, rotation), strict=True))
-            rotation = Rotation(*(Vector(*row) for row in zip(*map(_parts, columns), strict=True)))
+            columns = zip(*(row.components for row in rotation), strict=True)
+            turned = [_turn_back(sim.heading, Vector(*column)).components for column in columns]
+            rotation = Rotation(*(Vector(*row) for row in zip(*turned, strict=True)))
         vectors = (position, velocity, *rotation, craft.ang_vel)
-        return [*(x for vector in vectors for x in _parts(vector)), *sim.last_action]
+        return [*(x for vector in vectors for x in vector.components), *sim.last_action]
 
     def trace(self, state: State) -> dict[str, Array]:
         """What a picture of an episode shows: ``position`` and ``target``, (B, 3) m in the world frame."""
@@ -354,10 +369,6 @@ def _orientation_cost(kind: str, craft: Craft) -> Array:
     return jnp.arccos(jnp.clip(1.0 - jnp.abs(craft.quat.normalized().z), -1.0, 1.0))
 
 
-def _parts(vector: Vector) -> tuple[Array, Array, Array]:
-    return vector.x, vector.y, vector.z
-
-
 def _largest(vector: Vector) -> Array:
     """The largest absolute component (B,)."""
-    return functools.reduce(jnp.maximum, map(jnp.abs, _parts(vector)))
+    return functools.reduce(jnp.maximum, map(jnp.abs, vector.components))

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -100,18 +99,12 @@ class PointControlLesson:
 
     def at_rest(self, rng: Array) -> tuple[Array, Array]:
         """Craft that hover level on a resting target, with any heading and any physical parameters."""
-        sim = self.still.reset(rng).pipeline_state
-        quadrotor = sim.physics.apply(self.still.quadrotor_in(sim.row))
-        hover = felt(quadrotor)[0]
-        craft = sim.craft.replace(rotor_vel=(quadrotor.command(hover),) * 4)
-        sim = sim.replace(craft=craft, last_action=(hover,) * 4)
-        action = jnp.broadcast_to(2.0 * hover[:, None] - 1.0, (hover.shape[0], 4))
-        return self.still.observe_pipeline_state(sim)[GROUP], action
+        sim = self.still.at_rest(self.still.reset(rng).pipeline_state)
+        return self.still.observe_pipeline_state(sim)[GROUP], 2.0 * jnp.stack(sim.last_action, axis=-1) - 1.0
 
     def first_action(self) -> Array:
-        """The command that hovers."""
-        quadrotor: Any = self.env.quadrotor
-        return 2.0 * quadrotor.motor_speeds(quadrotor.hover_rotor_vel) - 1.0
+        """The action that hovers."""
+        return 2.0 * self.env.hover_action - 1.0
 
     def facts(self) -> Array:
         """See :data:`bridge.crazyflie.cfg.PHYSICS`."""

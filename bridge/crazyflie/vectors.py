@@ -36,6 +36,11 @@ class Vector(struct.PyTreeNode):
         """As one array (B, 3)."""
         return jnp.stack([self.x, self.y, self.z], axis=-1)
 
+    @property
+    def components(self) -> tuple[Array, Array, Array]:
+        """x, y, z."""
+        return self.x, self.y, self.z
+
     def __add__(self, other: Vector) -> Vector:
         return Vector(self.x + other.x, self.y + other.y, self.z + other.z)
 

@@ -86,7 +86,7 @@ class IsaacLab(Simulator):
             open_env,
             {"obs_groups": {"student": ["policy"]}},
             preset="crazyflie",
-            teacher="crazyflie",
+            teacher=lambda cfg: "crazyflie",
             old_teacher_output_activation="tanh",
             main_metric="position_error",
         )

@@ -198,7 +198,11 @@ def load_teacher(file: Path, env: TrainingEnv, cfg: RunCfg, old_output_activatio
 
 
 def _check_meaning(file: Path, role: str, header: dict[str, Any], groups: Sequence[str], env: TrainingEnv) -> None:
-    """Raise :class:`ConfigError` where a policy saw these numbers in another frame or order; sizes would fit."""
+    """Raise :class:`ConfigError` where a policy saw these numbers in another frame or order, or gives others than the
+    environment takes; sizes would fit."""
+    given, taken = (x.get("layout") for x in (header.get("action", {}), env.action_layout))
+    if given and taken and list(given) != list(taken):
+        raise ConfigError(f"{file}: the {role} gives {', '.join(given)}; the environment takes {', '.join(taken)}")
     seen = header.get("observation", {})
     frame, spec = seen.get("frame"), env.obs_specs.get(groups[0])
     actual = (spec and spec.frame) or frame

@@ -85,7 +85,7 @@ def teacher_path(cfg: RunCfg, task: Task, job: Job, beginning: Beginning) -> Pat
         return teachers_in(Path(asked.dir), asked.id)
     if asked.files:
         return Teachers({key: _named_teacher(name) for key, name in enumerate(asked.files)})
-    if not (name := asked.file or task.teacher):
+    if not (name := asked.file or task.teacher(cfg.env)):
         raise ConfigError(f"{task.name}: name its teacher with --teacher FILE (or --checkpoint FILE)")
     return _named_teacher(name)
 

@@ -51,7 +51,7 @@ def test_hover_command_carries_the_nominal_craft(resting):
     for _ in range(100):
         state = env.step(state, action)
     assert float(jnp.abs(state.pipeline_state.craft.pos.array).max()) < 1e-3
-    np.testing.assert_allclose(state.obs["teacher"][:, 22:], env.hover_action, atol=1e-4)
+    np.testing.assert_allclose(state.obs["teacher"][:, 22:], jnp.tile(env.hover_action, (8, 1)), atol=1e-4)
 
 
 @pytest.mark.full

@@ -179,7 +179,7 @@ def test_one_physics_step_of_the_rotors_is_crazyflows(embedded):
 
 def test_constants_and_defaults_are_the_embedded_ones(env, embedded):
     assert env.airframe.arm_length == pytest.approx(embedded.quadrotor.arm_length)
-    assert env.hover_action == pytest.approx(float(embedded.hover_action), abs=1e-6)
+    assert env.hover_action == pytest.approx(float(embedded.hover_action[0]), abs=1e-6)
     assert env.step_dt == pytest.approx(embedded.step_dt) and env.max_episode_length == embedded.max_episode_length
     body = env.robot.data
     np.testing.assert_allclose(body.body_mass.torch, env.airframe.mass, rtol=1e-6)
