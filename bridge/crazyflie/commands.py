@@ -93,7 +93,7 @@ class ThrustAndRates:
             errors, inertias = wanted - craft.ang_vel, q.inertia
             torques = [
                 inertia * stiffness[i] * error / arms[i] - damping[i] * mixed(i, spinning)
-                for i, (inertia, error) in enumerate(zip(inertias.components, errors.components, strict=True))
+                for i, (inertia, error) in enumerate(zip(inertias.parts, errors.parts, strict=True))
             ]
             shares = [sum(MIXING[i][motor] * torques[i] for i in range(3)) / 4 for motor in range(4)]
             found: Any = tuple(q.rotor_vel(jnp.clip(command[0] * full + share, low, full)) for share in shares)

@@ -7,7 +7,9 @@ and so may be every parameter: each environment can have a craft of its own.
 
 from __future__ import annotations
 
+import functools
 import math
+import operator
 from collections.abc import Callable
 from typing import Any, NamedTuple, TypeVar
 
@@ -57,6 +59,16 @@ class Craft(struct.PyTreeNode):
         """The arguments of :meth:`of`."""
         vectors = {name: getattr(self, name).array for name in ("pos", "quat", "vel", "ang_vel")}
         return {**vectors, "rotor_vel": jnp.stack(self.rotor_vel, axis=-1)}
+
+    @property
+    def vertical(self) -> Array:
+        """Cosine of the tilt (B,): the world's z component of the body's z axis."""
+        return 1.0 - 2.0 * (self.quat.x * self.quat.x + self.quat.y * self.quat.y)
+
+    @property
+    def is_finite(self) -> Array:
+        """(B,) whether every number is."""
+        return functools.reduce(operator.and_, map(jnp.isfinite, jax.tree.leaves(self)))
 
 
 class Quadrotor(struct.PyTreeNode):
@@ -131,7 +143,7 @@ class Quadrotor(struct.PyTreeNode):
         return self.rotor_vel(self.weight / 4)
 
     def rotor_vel(self, thrust: Number) -> Array:
-        """Rotor speed in rpm at which a motor has ``thrust`` (N), which no slower one has."""
+        """Rotor speed at which one motor pulls ``thrust`` (N), rpm."""
         c0, c1, c2 = self.thrust
         return (-c1 + jnp.sqrt(c1 * c1 - 4 * c2 * (c0 - thrust))) / (2 * c2)
 
@@ -165,15 +177,19 @@ def step(
 ) -> Craft:
     """Advance by ``substeps`` times ``dt`` seconds with the rotor speeds ``command`` (rpm) commanded.
 
-    They may be those that a controller finds from the craft in every substep. ``force`` (N, world frame) acts on the
-    centre of mass throughout. Of ``craft.quat`` only the direction counts.
+    A controller in place of them is asked before every substep. ``force`` (N, world frame) acts on the centre of mass
+    throughout. Of ``craft.quat`` only the direction counts.
     """
     craft = in_memory(craft.replace(quat=craft.quat.normalized()))
 
+    def limited(command: Motors) -> Motors:
+        return tuple(jnp.clip(c, quadrotor.rotor_min, quadrotor.rotor_max) for c in command)  # type: ignore[return-value]
+
+    steady = None if callable(command) else limited(command)
+
     def substep(_: int, craft: Craft) -> Craft:
-        commanded = command(craft) if callable(command) else command
-        limited: Any = tuple(jnp.clip(c, quadrotor.rotor_min, quadrotor.rotor_max) for c in commanded)
-        return integrate(craft, in_memory(derivative(quadrotor, craft, limited, force)), dt)
+        now = in_memory(limited(command(craft))) if callable(command) else steady
+        return integrate(craft, in_memory(derivative(quadrotor, craft, now, force)), dt)  # type: ignore[arg-type]
 
     # A CPU takes a tenth longer for the loop, and a quarter of the time to compile it; a GPU would launch five times
     # the kernels.

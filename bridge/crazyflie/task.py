@@ -12,7 +12,6 @@ import operator
 from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 from flax import struct
 from jax import Array
@@ -26,11 +25,12 @@ from bridge.crazyflie.cfg import OBSERVATION, PHYSICS, PREVIOUS, PointControlCfg
 from bridge.crazyflie.commands import commands_of
 from bridge.crazyflie.dynamics import Craft, Motors, Quadrotor
 from bridge.crazyflie.fleet import Fleet
+from bridge.crazyflie.parameters import joined, split
 from bridge.crazyflie.physics import Physics, felt
 from bridge.crazyflie.random import Stream
 from bridge.crazyflie.sensor import Measurement, Sensors
 from bridge.crazyflie.target import Target
-from bridge.crazyflie.vectors import Quaternion, Rotation, Vector, in_memory
+from bridge.crazyflie.vectors import Quaternion, Rotation, heading, in_memory, turned_back
 from bridge.crazyflie.wind import Wind
 from bridge.env import Color, ObservationSpec, Renderer, State, Viewer
 from bridge.keys import split_keys
@@ -122,19 +122,19 @@ class PointControl:
     @property
     def structure(self) -> Hashable:
         """See :class:`bridge.env.Parametric`; drones, kinds of targets, disturbances and widths are no part of it."""
-        _, fixed = _split(dataclasses.replace(self.cfg, drone="", quadrotors=""))
+        _, fixed = split(dataclasses.replace(self.cfg, drone="", quadrotors=""))
         size = None if self.fleet is None else self.fleet.ids.shape[0]
         return json.dumps([fixed, self.max_episode_length, self._longest_delay, size])
 
     @property
     def parameters(self) -> dict[str, Any]:
         """See :class:`bridge.env.Parametric`."""
-        return {"cfg": _split(self.cfg)[0], "quadrotor": self.quadrotor, "fleet": self.fleet}
+        return {"cfg": split(self.cfg)[0], "quadrotor": self.quadrotor, "fleet": self.fleet}
 
     def with_parameters(self, parameters: dict[str, Any]) -> PointControl:
         """See :class:`bridge.env.Parametric`. It has wind and sensors, whatever their strength."""
         other = copy.copy(self)
-        other.cfg = _joined(self.cfg, parameters["cfg"])
+        other.cfg = joined(self.cfg, parameters["cfg"])
         other.quadrotor, other.fleet = parameters["quadrotor"], parameters["fleet"]
         other._is_windy = other._is_sensing = True
         other._delay_room = self._longest_delay
@@ -159,7 +159,7 @@ class PointControl:
             target=targets.reset(self.cfg.target, start, Purpose.TARGET),
             physics=Physics.sample(self.cfg.randomization, start, Purpose.PHYSICS),
             last_action=self._at_rest(quadrotor, hover),
-            heading=_heading(craft) if self._keeps_heading else None,
+            heading=heading(craft.quat.rotation()) if self._keeps_heading else None,
             wind=winds.reset(n) if self._is_windy else None,
             sensors=sensors.reset(self.cfg.sensor, craft, start, purposes, self._delay_room)
             if self._is_sensing
@@ -269,12 +269,11 @@ class PointControl:
         if frame == "body":
             position, velocity = rotation.apply_inverse(position), rotation.apply_inverse(velocity)
         elif sim.heading is not None and frame == "start":
-            position, velocity = _turn_back(sim.heading, position), _turn_back(sim.heading, velocity)
-            columns = zip(*(row.components for row in rotation), strict=True)
-            turned = [_turn_back(sim.heading, Vector(*column)).components for column in columns]
-            rotation = Rotation(*(Vector(*row) for row in zip(*turned, strict=True)))
+            position, velocity = turned_back(sim.heading, position), turned_back(sim.heading, velocity)
+            columns = (turned_back(sim.heading, column) for column in rotation.transposed())
+            rotation = Rotation(*columns).transposed()
         vectors = (position, velocity, *rotation, craft.ang_vel)
-        return [*(x for vector in vectors for x in vector.components), *sim.last_action]
+        return [*(x for vector in vectors for x in vector.parts), *sim.last_action]
 
     def trace(self, state: State) -> dict[str, Array]:
         """What a picture of an episode shows: ``position`` and ``target``, (B, 3) m in the world frame."""
@@ -291,13 +290,12 @@ class PointControl:
     def _limits(self, craft: Craft) -> dict[str, Array]:
         """Which limits the craft (B) breaks, by name."""
         limit = self.cfg.termination
-        finite = functools.reduce(operator.and_, map(jnp.isfinite, jax.tree.leaves(craft)))
         return {
             "distance": craft.pos.norm() > limit.max_distance,
-            "linear_velocity": _largest(craft.vel) > limit.max_linear_velocity,
-            "body_rate": _largest(craft.ang_vel) > limit.max_body_rate,
-            "tilt": _vertical(craft) < jnp.cos(jnp.deg2rad(limit.max_tilt)),
-            "nan": ~finite,
+            "linear_velocity": craft.vel.largest() > limit.max_linear_velocity,
+            "body_rate": craft.ang_vel.largest() > limit.max_body_rate,
+            "tilt": craft.vertical < jnp.cos(jnp.deg2rad(limit.max_tilt)),
+            "nan": ~craft.is_finite,
         }
 
     def _metrics(self, sim: PhysicalState, limits: dict[str, Array]) -> dict[str, Array]:
@@ -321,54 +319,8 @@ class PointControl:
         return in_memory(craft)
 
 
-def _split(cfg: Any) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The settings that may be traced, as numbers, and all else, both nested as the settings are."""
-    numbers: dict[str, Any] = {}
-    rest: dict[str, Any] = {}
-    for name, value in vars(cfg).items():
-        if dataclasses.is_dataclass(value):
-            numbers[name], rest[name] = _split(value)
-        elif isinstance(value, float) or name == "delay_steps":
-            numbers[name] = value
-        elif name == "kind":
-            numbers[name] = targets.KINDS[value]
-        else:
-            rest[name] = value
-    return numbers, rest
-
-
-def _joined(cfg: Any, numbers: dict[str, Any]) -> Any:
-    """The settings ``cfg`` with other numbers."""
-    parts = {k: _joined(getattr(cfg, k), v) if isinstance(v, dict) else v for k, v in numbers.items()}
-    return dataclasses.replace(cfg, **parts)
-
-
-def _heading(craft: Craft) -> tuple[Array, Array]:
-    """Cosine and sine, each (B,), of the direction in which the body's x axis points, seen from above."""
-    rotation = craft.quat.rotation()
-    x, y = rotation.x.x, rotation.y.x
-    length = jnp.sqrt(x * x + y * y)
-    return x / length, y / length
-
-
-def _turn_back(heading: tuple[Array, Array], v: Vector) -> Vector:
-    """A world vector in the world frame turned by ``heading``."""
-    cos, sin = heading
-    return Vector(cos * v.x + sin * v.y, cos * v.y - sin * v.x, v.z)
-
-
-def _vertical(craft: Craft) -> Array:
-    """Cosine of the tilt (B,): the world's z component of the body's z axis."""
-    return 1.0 - 2.0 * (craft.quat.x * craft.quat.x + craft.quat.y * craft.quat.y)
-
-
 def _orientation_cost(kind: str, craft: Craft) -> Array:
     """(B,), see :class:`bridge.crazyflie.cfg.RewardCfg`."""
     if kind == "tilt":
-        return 1.0 - _vertical(craft)
+        return 1.0 - craft.vertical
     return jnp.arccos(jnp.clip(1.0 - jnp.abs(craft.quat.normalized().z), -1.0, 1.0))
-
-
-def _largest(vector: Vector) -> Array:
-    """The largest absolute component (B,)."""
-    return functools.reduce(jnp.maximum, map(jnp.abs, vector.components))

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from bridge.crazyflie.cfg import OBSERVATION, PointControlCfg, ResetCfg, TargetCfg
-from bridge.crazyflie.dynamics import Craft, Quadrotor
+from bridge.crazyflie.dynamics import Quadrotor
 from bridge.crazyflie.physics import felt
 from bridge.crazyflie.task import PointControl
 from bridge.crazyflie.vectors import Vector
@@ -77,11 +77,11 @@ class PointControlLesson:
         rate = craft.ang_vel
         rates = 0.003 * rate.x**2 + 0.003 * rate.y**2 + 0.01 * rate.z**2
         roughness = 4.0 * sum((a - b) ** 2 for a, b in zip(now.last_action, then.last_action, strict=True))
-        tilt = 0.1 * (1.0 - vertical(craft))
+        tilt = 0.1 * (1.0 - craft.vertical)
         # The task's limits are 4 m/s and 90 degrees. Walls that rise well before them have a gradient that a
         # termination lacks.
         walls = jnp.sum(jax.nn.relu(jnp.abs(craft.vel.array) - 3.0) ** 2, axis=-1)
-        walls += 10.0 * jax.nn.relu(0.3 - vertical(craft)) ** 2
+        walls += 10.0 * jax.nn.relu(0.3 - craft.vertical) ** 2
         return tracking + rates + roughness + tilt + walls
 
     def refresh(self, state: State, rng: Array) -> State:
@@ -91,7 +91,7 @@ class PointControlLesson:
         craft = state.pipeline_state.craft
         error = (craft.pos - state.pipeline_state.target.pos).norm()
         # `<` is false for what is not a number, so that such states restart as well.
-        fine = (error < 5.0) & (jnp.abs(craft.vel.array).max(axis=-1) < 6.0) & (vertical(craft) > -0.2)
+        fine = (error < 5.0) & (jnp.abs(craft.vel.array).max(axis=-1) < 6.0) & (craft.vertical > -0.2)
         fine &= jnp.abs(craft.ang_vel.array).max(axis=-1) < 35.0
         done = ~fine | (jax.random.uniform(pick_key, fine.shape) < RESTARTED)
         chosen = where_done(done, (fresh.pipeline_state, fresh.obs), (state.pipeline_state, state.obs))
@@ -114,8 +114,3 @@ class PointControlLesson:
 def huber(x: Vector, width: float) -> Array:
     """Smooth length of vectors, pseudo-Huber: ``|x|^2 / (2 width)`` near zero, ``|x|`` far away."""
     return jnp.sqrt(x.dot(x) + width * width) - width
-
-
-def vertical(craft: Craft) -> Array:
-    """Cosine of the tilt (B,)."""
-    return craft.quat.rotation().z.z

@@ -6,6 +6,7 @@ whole formulas into kernels that run along the batch.
 
 from __future__ import annotations
 
+import functools
 from typing import NamedTuple
 
 import jax
@@ -37,8 +38,8 @@ class Vector(struct.PyTreeNode):
         return jnp.stack([self.x, self.y, self.z], axis=-1)
 
     @property
-    def components(self) -> tuple[Array, Array, Array]:
-        """x, y, z."""
+    def parts(self) -> tuple[Array, Array, Array]:
+        """The components in order."""
         return self.x, self.y, self.z
 
     def __add__(self, other: Vector) -> Vector:
@@ -68,6 +69,10 @@ class Vector(struct.PyTreeNode):
         """Length (B,)."""
         return jnp.sqrt(self.dot(self))
 
+    def largest(self) -> Array:
+        """The largest absolute component (B,)."""
+        return functools.reduce(jnp.maximum, map(jnp.abs, self.parts))
+
 
 class Rotation(NamedTuple):
     """Rotation matrices, by their rows."""
@@ -83,6 +88,10 @@ class Rotation(NamedTuple):
     def apply_inverse(self, v: Vector) -> Vector:
         """R' v: from the world's frame to the body's where R is a craft's."""
         return self.x * v.x + self.y * v.y + self.z * v.z
+
+    def transposed(self) -> Rotation:
+        """The inverse."""
+        return Rotation(*(Vector(*column) for column in zip(*(row.parts for row in self), strict=True)))
 
 
 class Quaternion(struct.PyTreeNode):
@@ -137,6 +146,29 @@ class Quaternion(struct.PyTreeNode):
             Vector(2 * (x * y + z * w), 1 - 2 * (x * x + z * z), 2 * (y * z - x * w)),
             Vector(2 * (x * z - y * w), 2 * (y * z + x * w), 1 - 2 * (x * x + y * y)),
         )
+
+
+Heading = tuple[Array, Array]
+"""Cosine and sine of an angle about the vertical, each (B,)."""
+
+
+def heading(rotation: Rotation) -> Heading:
+    """The direction in which the body's x axis points, seen from above."""
+    x, y = rotation.x.x, rotation.y.x
+    length = jnp.sqrt(x * x + y * y)
+    return x / length, y / length
+
+
+def turned_back(by: Heading, v: Vector) -> Vector:
+    """A world vector in the world frame turned by a heading."""
+    cos, sin = by
+    return Vector(cos * v.x + sin * v.y, cos * v.y - sin * v.x, v.z)
+
+
+def turned_forth(by: Heading, v: Vector) -> Vector:
+    """The inverse of :func:`turned_back`."""
+    cos, sin = by
+    return Vector(cos * v.x - sin * v.y, cos * v.y + sin * v.x, v.z)
 
 
 def in_memory[T](tree: T) -> T:
