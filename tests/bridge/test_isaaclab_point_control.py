@@ -31,6 +31,7 @@ from bridge.crazyflie.dynamics import Craft
 from bridge.crazyflie.random import Stream
 from bridge.crazyflie.vectors import Vector
 from bridge.errors import SettingError
+from bridge.isaaclab import launch
 from bridge.isaaclab.managers import ManagerNames, names_of
 from bridge.isaaclab_tasks.point_control import TASK_ID
 from bridge.isaaclab_tasks.point_control import dynamics as rotors
@@ -476,29 +477,35 @@ def file(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def fleet(make_isaaclab_env, file):
-    """Sixteen environments with the three craft; targets rest, nothing is randomized."""
+    """Environments 1 to 16 of many with the three craft; targets rest, nothing is randomized."""
     fixed = [f"env.scene.num_envs={NUM_ENVS}", "env.target.kind=fixed", *ZERO]
-    env = make_isaaclab_env(TASK_ID, f"env.quadrotors={file}", *fixed)
+    env = make_isaaclab_env(TASK_ID, f"env.quadrotors={file}", "env.first_env=1", *fixed)
     env.cfg.quadrotor_assignment = "cycle"
     return env
 
 
+@pytest.fixture(scope="module")
+def embedded_fleet(file) -> PointControl:
+    """The embedded task with the three craft, integrated as MuJoCo integrates."""
+    return symplectic(quadrotors=str(file))
+
+
 @pytest.mark.parametrize("assignment", ["cycle", "random"])
-def test_the_craft_of_a_file_fly_as_in_the_embedded_task(fleet, file, assignment):
+def test_the_craft_of_a_file_fly_as_in_the_embedded_task(fleet, embedded_fleet, assignment):
     """Mass, inertia, arm, motors, thrust, drag, and what is randomized about them, after different starts."""
-    embedded, rng = symplectic(quadrotors=str(file)), np.random.default_rng(0)
+    rng = np.random.default_rng(0)
     fleet.cfg.quadrotor_assignment = assignment
     assert max(spec.mass for spec in ROWS) > 10 * min(spec.mass for spec in ROWS)
 
     def policy(obs):
         return jnp.asarray(2 * (fleet.hover_action.numpy() + 0.03 * rng.normal(size=(NUM_ENVS, 4))) - 1, jnp.float32)
 
-    worst = fly(fleet, embedded, policy, 0.4, closed_loop=False)
+    worst = fly(fleet, embedded_fleet, policy, 0.4, closed_loop=False)
     assert worst["pos"].max() < 1e-4 and worst["vel"].max() < 1e-3
     assert worst["attitude"].max() < 1e-3 and worst["ang_vel"].max() < 1e-2
     ids = np.array([ROWS[i].id for i in fleet.row])
     np.testing.assert_array_equal(fleet.obs_buf["teacher_id"][:, 0], ids)
-    assert (ids == np.resize([7, 2, 40], NUM_ENVS)).all() == (assignment == "cycle")
+    assert (ids == np.resize([2, 40, 7], NUM_ENVS)).all() == (assignment == "cycle")
 
 
 def test_a_new_episode_may_be_another_crafts(fleet):
@@ -525,6 +532,13 @@ def test_a_new_episode_may_be_another_crafts(fleet):
     far = (start.pos.norm(dim=1).reshape(200, -1).amax(dim=0) / 10).numpy()
     arms = np.array([spec.arm_length for spec in mine])
     assert (far <= arms * (1 + 1e-5)).all() and (far > 0.95 * arms).all()
+
+
+def test_processes_share_the_craft_out_together():
+    for num_envs, parts, part, own, first in ((8, 1, 3, 8, 24), (None, 2, 1, 50, 50)):
+        cfg = launch.load_env_cfg(TASK_ID, [])
+        launch.number_envs(TASK_ID, cfg, num_envs, parts, part)
+        assert (cfg.scene.num_envs, cfg.first_env) == (own, first)
 
 
 def test_ids_that_no_observation_can_hold_are_refused(tmp_path):

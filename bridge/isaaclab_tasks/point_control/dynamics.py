@@ -126,8 +126,8 @@ def wrench(
     force = quadrotor.drag * vel
     force[:, 2] += forces.sum(dim=-1)
     roll, pitch = (quadrotor.arm * forces @ mixing[:2].T).unbind(dim=-1)
-    spin = mixing[2] * (quadrotor.rotor_inertia * RAD_PER_S)
-    momentum, momentum_rate = (rotor_vel * spin).sum(dim=-1), (rotor_acc * spin).sum(dim=-1)
+    inertia = quadrotor.rotor_inertia[:, 0] * RAD_PER_S
+    momentum, momentum_rate = inertia * (rotor_vel @ mixing[2]), inertia * (rotor_acc @ mixing[2])
     torque = torch.stack(
         [
             roll + ang_vel[:, 1] * momentum,
