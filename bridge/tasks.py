@@ -33,6 +33,8 @@ class Session(NamedTuple):
     """Folder above a simulator's own videos."""
     parts: int = 1
     """Into how many parts a simulator is to divide the number of environments that its own config has; this is one."""
+    part: int = 0
+    """Which of the processes that share the run this is, each with as many environments."""
 
 
 class Scenario(NamedTuple):

@@ -7,7 +7,9 @@ import re
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
+import h5py
 import jax
 import numpy as np
 import onnxruntime
@@ -20,12 +22,16 @@ from bridge.isaaclab.agent import agent_defaults
 from bridge.isaaclab.env import IsaacLabEnv
 from bridge.isaaclab.simulator import POINT_CONTROL
 from bridge.isaaclab_tasks import point_control
+from bridge.quadrotors import read_csv
 from jdistill.cli.main import run_command
 from jdistill.core import networks
 from jdistill.core.networks import Policy
 from jdistill.export import rsl_rl
 from jdistill.export.policy_file import load_policy, save_policy
+from jdistill.run.saved_run import load_config
+from jdistill.run.teachers import TABLE
 from tests.conftest import BUNDLED_TEACHER, ROOT
+from tests.jdistill.run.test_teachers import HEADER, NETWORK, row, teacher_state, write_teacher
 from tests.test_train_jax import ENVIRONMENT, complaint, status_of, train
 
 SMALL = ["--num_envs", "8", "--device", "cpu", "--logger", "none", "agent.num_steps_per_env=16"]
@@ -93,6 +99,34 @@ def test_a_student_is_evaluated_in_its_simulator(documented, tmp_path):
     assert policies["teacher"]["length"] == 20 and policies["teacher"]["survival"] == 1
     assert policies["teacher"]["agreement"] == {"rmse": 0.0, "r2": 1.0} and policies["student"]["agreement"]["rmse"] > 0
     assert len(policies["student"]["traces"][0]["action"]) == 20
+
+
+def test_teachers_of_many_quadrotors(tmp_path):
+    """Of each craft of the folder its own teacher is heard; and a run that was moved finds its craft again."""
+    (folder := tmp_path / "teachers").mkdir()
+    (folder / TABLE).write_text("\n".join([HEADER, *map(row, (7, 2, 5))]) + "\n")
+    for key in (7, 2, 5):
+        write_teacher(folder, key)
+    settings = [*SMALL, "agent.student.rnn_type=null", "agent.algorithm.num_learning_epochs=1"]
+    settings += ["env.episode_length_s=0.08", "agent.init_at_random_ep_len=false"]
+    flown = tmp_path / "flown.hdf5"
+    arguments = ["--sim", "isaaclab", "--teacher_dir", str(folder), "--phase1", "1", "--record", str(flown)]
+    run, out = train(tmp_path / "logs", *settings, *arguments, "--max_iterations", "2")
+    assert "3 (ids 2, 5, 7), each 26 observations" in out
+    with h5py.File(flown) as file:
+        episodes = [{k: v[()] for k, v in (*g["obs"].items(), *g.items()) if k != "obs"} for g in file["data"].values()]
+    assert sorted(int(episode["teacher_id"][0, 0]) for episode in episodes) == [2] * 12 + [5] * 8 + [7] * 12, "in turn"
+    for episode in episodes:
+        (key,) = set(episode["teacher_id"][:, 0].astype(int).tolist())
+        expected = networks.act(NETWORK, teacher_state(key), (), episode["teacher"])[1]
+        np.testing.assert_allclose(episode["teacher_actions"], expected, atol=1e-5)
+    craft = read_csv(folder / TABLE)
+    shutil.rmtree(folder)
+    run = Path(shutil.move(run, run.with_name("moved")))
+    assert load_config(run).env.quadrotors == str(run / "quadrotors.csv") and read_csv(run / "quadrotors.csv") == craft
+    resume = ["--sim", "isaaclab", "--device", "cpu", "--resume", "--load_run", str(run), "--max_iterations", "3"]
+    again, out = train(tmp_path / "logs", *resume)
+    assert again == run and "3 (ids 2, 5, 7)" in out
 
 
 def test_an_external_package_registers_its_task(tmp_path, capsys):
@@ -208,6 +242,8 @@ def test_registered_configs_are_defaults():
         (["--sim", "isaaclab", "env.tilt=3"], "env.tilt: no setting 'tilt' in env; there are "),
         (["--sim", "isaaclab", "env.target.kindd=fixed"], "env.target.kindd: no setting 'kindd' in env.target"),
         (["--sim", "isaaclab", "env.drone=cf9"], "env.drone='cf9': expected one of"),
+        (["--sim", "isaaclab", "env.quadrotors=/nowhere.csv"], "/nowhere.csv: No such file or directory"),
+        (["--sim", "isaaclab", f"env.quadrotors={__file__}"], "test_train_isaaclab.py: unknown column"),
         (["--sim", "isaaclab", "physics=bullet"], "bullet"),
         (["env.robot.spawn.usd_path=/nowhere/cf2x.usd"], "/nowhere/cf2x.usd"),
         (["--sim", "isaaclab", "agent.algorithm.learning_rat=1"], "did you mean agent.algorithm.learning_rate?"),

@@ -18,20 +18,14 @@ import jax.numpy as jnp
 from flax import struct
 from jax import Array
 
-from bridge.crazyflie.airframe import Airframe
+from bridge.crazyflie.constants import MIXING, RAD_PER_S, Constants
 from bridge.crazyflie.vectors import Quaternion, Vector, in_memory
-from bridge.errors import SettingError
 
 T = TypeVar("T")
 Number = Array | float
 """A parameter: (B,), or () for all environments."""
 Motors = tuple[Array, Array, Array, Array]
 """A number of each motor, (B,): front-right, back-right, back-left, front-left."""
-
-RAD_PER_S = 2 * math.pi / 60
-"""rpm to rad/s."""
-MIXING = ((-1.0, -1.0, 1.0, 1.0), (-1.0, 1.0, 1.0, -1.0), (-1.0, 1.0, -1.0, 1.0))
-"""The side of the x and the y axis on which each motor sits, and its sense of rotation."""
 
 
 class Craft(struct.PyTreeNode):
@@ -72,60 +66,26 @@ class Craft(struct.PyTreeNode):
 
 
 class Quadrotor(struct.PyTreeNode):
-    """Physical parameters; each may differ between environments."""
+    """Physical parameters, see :class:`Constants`; each may differ between environments."""
 
     mass: Number
-    """kg."""
     inertia: Vector
-    """Principal moments about the body axes, kg m^2."""
     arm: Number
-    """Distance of the motors to the body's x and y axes, m."""
     thrust: tuple[Number, Number, Number]
-    """A motor's thrust in N as a polynomial in rpm, constant term first."""
     torque: tuple[Number, Number, Number]
-    """A propeller's drag torque in Nm, likewise."""
     spin_up: tuple[Number, Number]
-    """Linear (1/s) and quadratic (1/(rpm s)) rate at which a motor gains speed."""
     spin_down: tuple[Number, Number]
-    """The same while it loses speed."""
     rotor_inertia: Number
-    """One propeller with its motor, kg m^2."""
     drag: Vector
-    """Drag of the air along the body axes, N/(m/s); negative."""
     rotor_min: Number
-    """Slowest rotor speed, rpm."""
     rotor_max: Number
-    """Fastest rotor speed, rpm."""
     gravity: Number
-    """m/s^2, downwards."""
 
     @staticmethod
-    def of(airframe: Airframe) -> Quadrotor:
-        """The craft that Crazyflow's tables describe.
-
-        Raises:
-            SettingError: it is no X of four equal arms, or its axes are not the principal ones.
-        """
-        off_diagonal = [
-            m[i][j] for m in (airframe.J, airframe.drag_matrix) for i in range(3) for j in range(3) if i != j
-        ]
-        if airframe.mixing_matrix != MIXING or any(off_diagonal) or any(airframe.gravity_vec[:2]):
-            raise SettingError("env.drone: not a quadrotor in X configuration with principal axes forward and left")
-        up, up2, down, down2 = airframe.rotor_dyn_coef
-        return Quadrotor(
-            mass=airframe.mass,
-            inertia=Vector(*(airframe.J[i][i] for i in range(3))),  # type: ignore[arg-type]
-            arm=airframe.L,
-            thrust=airframe.rpm2thrust,  # type: ignore[arg-type]
-            torque=airframe.rpm2torque,  # type: ignore[arg-type]
-            spin_up=(up, up2),
-            spin_down=(down, down2),
-            rotor_inertia=airframe.prop_inertia,
-            drag=Vector(*(airframe.drag_matrix[i][i] for i in range(3))),  # type: ignore[arg-type]
-            rotor_min=airframe.rotor_min,
-            rotor_max=airframe.rotor_max,
-            gravity=-airframe.gravity_vec[2],
-        )
+    def of(constants: Constants) -> Quadrotor:
+        """With these numbers."""
+        numbers: dict[str, Any] = constants._asdict()
+        return Quadrotor(**{**numbers, "inertia": Vector(*constants.inertia), "drag": Vector(*constants.drag)})
 
     @property
     def weight(self) -> Number:

@@ -23,6 +23,7 @@ from bridge.crazyflie import wind as winds
 from bridge.crazyflie.airframe import Airframe
 from bridge.crazyflie.cfg import OBSERVATION, PHYSICS, PREVIOUS, PointControlCfg
 from bridge.crazyflie.commands import commands_of
+from bridge.crazyflie.constants import Constants
 from bridge.crazyflie.dynamics import Craft, Motors, Quadrotor
 from bridge.crazyflie.fleet import Fleet
 from bridge.crazyflie.parameters import joined, split
@@ -106,7 +107,7 @@ class PointControl:
         self.num_envs = cfg.num_envs
         self.step_dt = 1.0 / cfg.policy_freq
         self.max_episode_length = round(cfg.episode_length_s * cfg.policy_freq)
-        self.quadrotor = Quadrotor.of(Airframe.load(cfg.drone))
+        self.quadrotor = Quadrotor.of(Constants.of(Airframe.load(cfg.drone)))
         """The nominal craft, where no file says otherwise."""
         self.fleet = Fleet.of(read_csv(cfg.quadrotors)) if cfg.quadrotors else None
         """The craft of the file."""

@@ -13,3 +13,13 @@ PREFIXES = ("env.", "physics=", "renderer=", "presets=")
 @dataclass
 class IsaacLabCfg(OverridesCfg):
     """``overrides`` are in Isaac Lab's words: ``env.scene.ground=None``, ``physics=newton_mjwarp``."""
+
+    quadrotors: str | None = None
+    """CSV file of quadrotors, ``env.quadrotors`` of tasks that fly some; null where nothing is said of it."""
+
+
+@dataclass
+class QuadrotorsCfg(IsaacLabCfg):
+    """Of a task that flies quadrotors out of files."""
+
+    quadrotors: str | None = ""

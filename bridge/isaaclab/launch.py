@@ -137,6 +137,7 @@ def open_env(
     mode: str,
     video_dir: str,
     parts: int = 1,
+    part: int = 0,
 ) -> Iterator[IsaacLabEnv]:
     """Start the simulator and the task ``name``; both end with the context.
 
@@ -150,17 +151,18 @@ def open_env(
             Isaac Sim's Kit runs, which wants its main thread, else ``callback``.
         video_dir: folder above the videos of ``--video``.
         parts: processes that share the number of environments in the task's config, where ``cfg`` has none.
+        part: which process this is.
 
     Raises:
         SettingError: the task cannot be started as asked; one line.
     """
     env_cfg = load_env_cfg(name, cfg.overrides)
+    if cfg.quadrotors:
+        # Not as an override: a path may hold what Hydra's grammar has other uses for.
+        setattr(*locate(env_cfg, f"env.quadrotors={cfg.quadrotors}"), cfg.quadrotors)
     env_cfg.seed = seed
     env_cfg.sim.device = launch.device
-    if cfg.num_envs is not None:
-        env_cfg.scene.num_envs = cfg.num_envs
-    else:
-        env_cfg.scene.num_envs = share(name, env_cfg.scene.num_envs, parts)
+    number_envs(name, env_cfg, cfg.num_envs, parts, part)
     with _told(name):
         pre_launch_video_config(env_cfg, launch)
         needs_kit = bool(validate_launch(env_cfg, launch)[1])
@@ -186,6 +188,16 @@ def open_env(
         raise LaunchError(f"{name}: {line_of(failure)}") from failure
     if failure is not None:
         raise failure
+
+
+def number_envs(name: str, env_cfg: Any, num_envs: int | None, parts: int, part: int) -> None:
+    """Say in the config of the task ``name`` how many environments this process has, and which: see :func:`open_env`.
+
+    A setting ``env.first_env``, where the task has one, becomes the number of the first among those of all processes.
+    """
+    env_cfg.scene.num_envs = share(name, env_cfg.scene.num_envs, parts) if num_envs is None else num_envs
+    if hasattr(env_cfg, "first_env"):
+        env_cfg.first_env = part * env_cfg.scene.num_envs
 
 
 @contextmanager

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from bridge.isaaclab.cfg import PREFIXES, IsaacLabCfg
+from bridge.isaaclab.cfg import PREFIXES, IsaacLabCfg, QuadrotorsCfg
 from bridge.overrides import separate
 from bridge.tasks import Launch, Request, Session, Simulator, Task, UnknownTaskError
 
@@ -74,7 +74,7 @@ class IsaacLab(Simulator):
 
         @contextmanager
         def open_env(cfg: Any, session: Session) -> Iterator[TrainingEnv]:
-            details = session.seed, session.groups, session.mode, session.video_dir, session.parts
+            details = session.seed, session.groups, session.mode, session.video_dir, session.parts, session.part
             with launch.open_env(name, cfg, options, *details) as env:
                 yield env
 
@@ -82,7 +82,7 @@ class IsaacLab(Simulator):
             return Task(name, IsaacLabCfg, open_env, agent.agent_defaults(name, options.agent))
         return Task(
             name,
-            IsaacLabCfg,
+            QuadrotorsCfg,
             open_env,
             {"obs_groups": {"student": ["policy"]}},
             preset="crazyflie",

@@ -66,7 +66,7 @@ def evaluate_quadrotors(
         ConfigError, PolicyFileError: something is missing, or does not fit; one line.
     """
     if task.with_quadrotors is None:
-        raise ConfigError(f"--quadrotors: the task {cfg.task} flies no quadrotors out of files")
+        raise ConfigError(f"--quadrotors: the task {cfg.task} cannot be flown craft by craft")
     episodes = max(1, request.episodes // len(specs))
     cfg.env.num_envs = episodes * len(specs)
     known = task.scenarios(task.with_quadrotors(cfg.env, str(file)))

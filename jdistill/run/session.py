@@ -100,8 +100,8 @@ def open_env(
     if parts > 1 and settings.num_envs is not None:
         settings, parts = dataclasses.replace(settings, num_envs=settings.num_envs // parts), 1
     # Simulators that are stepped by a process each must not all do the same.
-    seed += processes.process_id()
-    session = Session(seed, needed_groups(cfg.agent), cfg.bridge.mode, video_dir, parts)
+    part = processes.process_id()
+    session = Session(seed + part, needed_groups(cfg.agent), cfg.bridge.mode, video_dir, parts, part)
     with task.open(settings, session) as env:
         yield env
 

@@ -172,7 +172,7 @@ def quadrotors(cfg: RunCfg, teachers: Teachers | None) -> Table | None:
     Raises:
         ConfigError: a quadrotor without a teacher, or another one than its teacher's.
     """
-    if not hasattr(cfg.env, "quadrotors"):
+    if getattr(cfg.env, "quadrotors", None) is None:
         return None
     flown = Table.read(Path(cfg.env.quadrotors)) if cfg.env.quadrotors else None
     if flown is None or teachers is None or teachers.table is None:

@@ -13,6 +13,7 @@ import pytest
 
 from bridge.crazyflie import dynamics
 from bridge.crazyflie.airframe import Airframe
+from bridge.crazyflie.constants import Constants
 from bridge.crazyflie.dynamics import Craft, Quadrotor
 from bridge.crazyflie.vectors import Vector
 
@@ -36,7 +37,7 @@ def crazyflow(drone: str) -> Any:
 
 def quadrotor_of(drone: str) -> Quadrotor:
     """Ours with Crazyflow's numbers, which it keeps in single precision."""
-    quadrotor = Quadrotor.of(Airframe.load(drone))
+    quadrotor = Quadrotor.of(Constants.of(Airframe.load(drone)))
     rounded = jax.tree.map(np.float32, quadrotor)
     return rounded.replace(rotor_min=quadrotor.rotor_min, rotor_max=quadrotor.rotor_max)
 
@@ -168,7 +169,7 @@ def test_commands_beyond_the_motors_limits_are_cut(crazyflie):
 
 def test_each_environment_may_have_a_craft_of_its_own():
     """A batch of all of Crazyflow's drones flies as each of them alone."""
-    quadrotors = [Quadrotor.of(Airframe.load(name)) for name in Airframe.names()]
+    quadrotors = [Quadrotor.of(Constants.of(Airframe.load(name))) for name in Airframe.names()]
     mixed = jax.tree.map(lambda *values: jnp.array(values), *quadrotors)
     states = {k: v[: len(quadrotors)] for k, v in Case("cf2x_L250", np.float32).states.items()}
     command = (jnp.full(len(quadrotors), 15_000.0),) * 4

@@ -14,6 +14,7 @@ import pytest
 from bridge.crazyflie import PointControl, PointControlCfg, dynamics
 from bridge.crazyflie.airframe import Airframe
 from bridge.crazyflie.cfg import RewardCfg
+from bridge.crazyflie.constants import Constants
 from bridge.crazyflie.dynamics import Craft, Quadrotor
 from bridge.crazyflie.simulator import FOUNDATION, point_control
 from bridge.crazyflie.task import _orientation_cost
@@ -35,7 +36,7 @@ def configured(*overrides: str, layers=("crazyflie", "crazyflie_foundation")):
 
 
 def test_the_craft_flies_as_the_fork_says():
-    quadrotor, full = Quadrotor.of(Airframe.load("foundation")), 2.25 * 0.0282 * 9.81 / 4
+    quadrotor, full = Quadrotor.of(Constants.of(Airframe.load("foundation"))), 2.25 * 0.0282 * 9.81 / 4
     for u in (0.0, 0.3, 1.0):
         w = quadrotor.command(u)
         thrust = sum(c * w**i for i, c in enumerate(quadrotor.thrust))

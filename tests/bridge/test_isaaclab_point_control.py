@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from pathlib import Path
 from types import SimpleNamespace
@@ -25,25 +26,33 @@ from bridge.crazyflie import PointControl, PointControlCfg, dynamics
 from bridge.crazyflie import target as embedded_targets
 from bridge.crazyflie.airframe import Airframe
 from bridge.crazyflie.cfg import RandomizationCfg, ResetCfg, TargetCfg
+from bridge.crazyflie.constants import Constants
 from bridge.crazyflie.dynamics import Craft
 from bridge.crazyflie.random import Stream
 from bridge.crazyflie.vectors import Vector
+from bridge.errors import SettingError
+from bridge.isaaclab import launch
 from bridge.isaaclab.managers import ManagerNames, names_of
 from bridge.isaaclab_tasks.point_control import TASK_ID
 from bridge.isaaclab_tasks.point_control import dynamics as rotors
 from bridge.isaaclab_tasks.point_control import target as targets
+from bridge.isaaclab_tasks.point_control.fleet import MAX_ID, Fleet
+from bridge.quadrotor_distribution import WIDE
+from bridge.quadrotors import to_csv
 from jdistill.core import networks
 from jdistill.export.policy_file import load_policy
 from tests.conftest import BUNDLED_TEACHER, jitted
 
 NUM_ENVS = 16
+ZERO = [f"env.randomization.{name}=0.0" for name in ("mass", "inertia", "thrust", "motor")]
+ROWS = [dataclasses.replace(spec, id=id) for id, spec in zip((7, 2, 40), WIDE.sample(3, 7), strict=True)]
+"""Three craft of very different mass."""
 
 
 @pytest.fixture
 def env(make_isaaclab_env):
     """Sixteen Crazyflies on Isaac Lab, freshly reset; targets rest, nothing is randomised."""
-    zero = [f"env.randomization.{name}=0.0" for name in ("mass", "inertia", "thrust", "motor")]
-    env = make_isaaclab_env(TASK_ID, f"env.scene.num_envs={NUM_ENVS}", "env.target.kind=fixed", *zero)
+    env = make_isaaclab_env(TASK_ID, f"env.scene.num_envs={NUM_ENVS}", "env.target.kind=fixed", *ZERO)
     env.cfg.frame = "body"
     env.reset(seed=1)
     return env
@@ -58,18 +67,24 @@ def embedded() -> PointControl:
 
 @pytest.fixture(scope="module")
 def embedded_symplectic() -> PointControl:
-    """The same, integrated as MuJoCo integrates: new velocities first, then the pose with them."""
+    """The same, integrated as MuJoCo integrates."""
+    return symplectic()
 
-    def symplectic(craft, change, dt):
+
+def symplectic(**settings) -> PointControl:
+    """The embedded task integrated as MuJoCo integrates: new velocities first, then the pose with them."""
+
+    def integrate(craft, change, dt):
         after = euler(craft, change, dt)
         quat = (craft.quat * dynamics.turned(after.ang_vel * dt)).normalized()
         return after.replace(pos=craft.pos + after.vel * dt, quat=quat)
 
     euler = dynamics.integrate
     wide = RandomizationCfg(mass=0.05, inertia=0.05, thrust=0.05, motor=0.05)
-    env = jitted(PointControl(PointControlCfg(num_envs=NUM_ENVS, target=TargetCfg(kind="fixed"), randomization=wide)))
+    cfg = PointControlCfg(num_envs=NUM_ENVS, target=TargetCfg(kind="fixed"), randomization=wide, **settings)
+    env = jitted(PointControl(cfg))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(dynamics, "integrate", symplectic)
+        patch.setattr(dynamics, "integrate", integrate)
         state = env.reset(jax.random.key(0))
         env.step(env.step(state, jnp.zeros((NUM_ENVS, 4))), jnp.zeros((NUM_ENVS, 4)))  # Compiles it with the patch.
     return env
@@ -119,8 +134,10 @@ def fly(env, embedded, teacher, seconds: float, closed_loop: bool) -> dict[str, 
     In closed loop the teacher sees each simulator's own observations, else the embedded task's alone.
     """
     state = embedded.reset(jax.random.key(0))
-    sim = state.pipeline_state
     env.reset()
+    if state.pipeline_state.row is not None:
+        state = state.replace(pipeline_state=state.pipeline_state.replace(row=jnp.asarray(env.row.numpy(), jnp.int32)))
+    sim = state.pipeline_state
     put(env, sim.craft, sim.physics)
     obs = env._get_observations()
     worst = differences(env, sim.craft)
@@ -159,16 +176,17 @@ def test_one_physics_step_of_the_rotors_is_crazyflows(embedded):
 
     rng = np.random.default_rng(0)
     n, airframe = 100, Airframe.load("cf2x_L250")
+    quadrotor = rotors.Quadrotor.of(Constants.of(airframe))
     quat, vel, ang_vel = Rotation.random(n, rng=0), rng.normal(size=(n, 3)), 5 * rng.normal(size=(n, 3))
     rotor_vel, command = rng.uniform(8e3, 23e3, (2, n, 4))
     params = load_fn_params(dynamics, "cf2x_L250")
     state = [jnp.asarray(x) for x in (np.zeros((n, 3)), quat.as_quat(), vel, ang_vel, command, rotor_vel)]
     _, _, acc, ang_acc, rotor_acc = dynamics(*state, **{k: jnp.asarray(v) for k, v in params.items()})
     ones, as_torch = torch.ones(n), functools.partial(torch.tensor, dtype=torch.float32)
-    ours = rotors.rotor_acceleration(airframe, as_torch(rotor_vel), as_torch(command), ones)
+    ours = rotors.rotor_acceleration(quadrotor, as_torch(rotor_vel), as_torch(command), ones)
     np.testing.assert_allclose(ours, rotor_acc, rtol=1e-4, atol=0.5)
     force, torque = rotors.wrench(
-        airframe, as_torch(rotor_vel), ours, as_torch(quat.inv().apply(vel)), as_torch(ang_vel), ones
+        quadrotor, as_torch(rotor_vel), ours, as_torch(quat.inv().apply(vel)), as_torch(ang_vel), ones
     )
     weight = np.array([0.0, 0.0, 9.81 * airframe.mass])
     np.testing.assert_allclose(force, quat.inv().apply(airframe.mass * np_of(acc) + weight), rtol=1e-4, atol=1e-5)
@@ -178,16 +196,28 @@ def test_one_physics_step_of_the_rotors_is_crazyflows(embedded):
 
 
 def test_constants_and_defaults_are_the_embedded_ones(env, embedded):
-    assert env.airframe.arm_length == pytest.approx(embedded.quadrotor.arm_length)
-    assert env.hover_action == pytest.approx(float(embedded.hover_action[0]), abs=1e-6)
+    np.testing.assert_allclose(env.quadrotor.arm_length, np.full((NUM_ENVS, 1), embedded.quadrotor.arm_length))
+    np.testing.assert_allclose(env.hover_action, np.full((NUM_ENVS, 1), embedded.hover_action[0]), atol=1e-6)
     assert env.step_dt == pytest.approx(embedded.step_dt) and env.max_episode_length == embedded.max_episode_length
     body = env.robot.data
-    np.testing.assert_allclose(body.body_mass.torch, env.airframe.mass, rtol=1e-6)
-    np.testing.assert_allclose(body.body_inertia.torch[:, 0].reshape(-1, 3, 3), [env.airframe.J] * NUM_ENVS, atol=1e-11)
+    airframe = Airframe.load(env.cfg.drone)
+    np.testing.assert_allclose(body.body_mass.torch, airframe.mass, rtol=1e-6)
+    np.testing.assert_allclose(body.body_inertia.torch[:, 0].reshape(-1, 3, 3), [airframe.J] * NUM_ENVS, atol=1e-11)
     from bridge.isaaclab_tasks.point_control.cfg import PointControlEnvCfg
 
     ours, theirs = PointControlEnvCfg(), PointControlCfg()
-    for name in ("drone", "frame", "teacher_frame", "target", "reset", "termination", "reward", "randomization"):
+    for name in (
+        "drone",
+        "quadrotors",
+        "quadrotor_assignment",
+        "frame",
+        "teacher_frame",
+        "target",
+        "reset",
+        "termination",
+        "reward",
+        "randomization",
+    ):
         assert getattr(ours, name) == getattr(theirs, name)
     assert ours.scene.num_envs == theirs.num_envs
     for group, size in (("policy", 22), ("teacher", 26)):
@@ -240,7 +270,7 @@ def test_reward_terms(env, embedded):
 def test_each_limit_ends_the_episode_and_the_next_one_is_sound(env, embedded, limit, fields):
     still = {"pos": [0, 0, 0], "quat": [0, 0, 0, 1], "vel": [0, 0, 0], "ang_vel": [0, 0, 0]}
     put(env, embedded.reset(jax.random.key(0)).pipeline_state.craft, **(still | fields))
-    hover = torch.full((NUM_ENVS, 4), 2 * env.hover_action - 1)
+    hover = (2 * env.hover_action - 1).expand(-1, 4)
     obs, reward, terminated, truncated, extras = env.step(hover)
     assert terminated.all() and not truncated.any()
     ended = {k.split("/")[1]: float(v) for k, v in extras["log"].items() if k.startswith("Episode_Termination/")}
@@ -259,7 +289,7 @@ def test_time_ends_an_episode_and_the_observation_is_the_new_ones(env):
     obs, _, terminated, truncated, _ = env.step(torch.zeros(NUM_ENVS, 4))
     assert not terminated.any() and truncated.tolist() == [True] * 4 + [False] * (NUM_ENVS - 4)
     assert env.episode_length_buf.tolist() == [0] * 4 + [1] * (NUM_ENVS - 4)
-    np.testing.assert_allclose(obs["teacher"][:4, 18:], env.hover_action, atol=1e-6)
+    np.testing.assert_allclose(obs["teacher"][:4, 18:], env.hover_action[:4].expand(-1, 8), atol=1e-6)
     np.testing.assert_allclose(obs["teacher"][4:, 18:22], 0.5, atol=1e-6)
     shown = {k: v.clone() for k, v in obs.items()}
     env.sim.forward()
@@ -268,8 +298,8 @@ def test_time_ends_an_episode_and_the_observation_is_the_new_ones(env):
 
 
 def test_default_resets_fill_their_ranges(env):
-    craft = env._initial_craft(ResetCfg(), 2000)
-    for name, radius in (("pos", 10 * env.airframe.arm_length), ("vel", 1.0), ("ang_vel", 1.0)):
+    craft = env._initial_craft(ResetCfg(), torch.arange(2000) % NUM_ENVS)
+    for name, radius in (("pos", 10 * float(env.quadrotor.arm_length[0])), ("vel", 1.0), ("ang_vel", 1.0)):
         length = getattr(craft, name).norm(dim=1).numpy()
         assert 0.97 * radius < length.max() <= radius * (1 + 1e-5)
         away = length[length > 0]
@@ -363,19 +393,23 @@ def test_another_asset_flies(make_isaaclab_env, tmp_path, usd, mass, inertia):
     else:
         path = Path(newton.__file__).parent / "examples" / "assets" / "crazyflie.usd"
     still = [f"env.reset.{name}=0.0" for name in ("position", "linear_velocity", "angular_velocity", "tilt", "yaw")]
-    zero = [f"env.randomization.{name}=0.0" for name in ("mass", "inertia", "thrust", "motor")]
-    env = make_isaaclab_env(TASK_ID, "env.scene.num_envs=2", f"env.robot.spawn.usd_path={path}", *still, *zero)
+    env = make_isaaclab_env(TASK_ID, "env.scene.num_envs=2", f"env.robot.spawn.usd_path={path}", *still, *ZERO)
     env.reset()
     assert env.robot.num_bodies == 1
     np.testing.assert_allclose(env.robot.data.body_mass.torch, mass, rtol=1e-5)
     np.testing.assert_allclose(env.robot.data.body_inertia.torch[:, 0, 0], inertia, rtol=1e-4)
     for _ in range(50):
-        env.step(torch.full((2, 4), 2 * env.hover_action - 1))
+        env.step((2 * env.hover_action - 1).expand(-1, 4))
     assert env.craft.pos.abs().max() < 1e-3
 
 
 def test_settings_that_make_no_sense_are_named(make_isaaclab_env):
-    for override, named in (("env.frame=moon", "env.frame"), ("env.drone=cf9", "env.drone")):
+    for override, named in (
+        ("env.frame=moon", "env.frame"),
+        ("env.drone=cf9", "env.drone"),
+        ("env.quadrotors=/nowhere.csv", "^/nowhere.csv: No such file or directory$"),
+        ("env.quadrotor_assignment=all", "env.quadrotor_assignment='all': expected one of cycle, random"),
+    ):
         with pytest.raises(ValueError, match=named):
             make_isaaclab_env(TASK_ID, "env.scene.num_envs=2", override)
 
@@ -431,3 +465,83 @@ def test_managers_of_another_kind_are_told_and_cost_nothing_else(env, capsys):
     finally:
         del env.observation_manager, env.action_manager
     assert capsys.readouterr().err.startswith("No names in policy.json: the environment's managers are others (")
+
+
+@pytest.fixture(scope="module")
+def file(tmp_path_factory) -> Path:
+    """The three craft."""
+    file = tmp_path_factory.mktemp("quadrotors") / "quads.csv"
+    file.write_text(to_csv(ROWS))
+    return file
+
+
+@pytest.fixture
+def fleet(make_isaaclab_env, file):
+    """Environments 1 to 16 of many with the three craft; targets rest, nothing is randomized."""
+    fixed = [f"env.scene.num_envs={NUM_ENVS}", "env.target.kind=fixed", *ZERO]
+    env = make_isaaclab_env(TASK_ID, f"env.quadrotors={file}", "env.first_env=1", *fixed)
+    env.cfg.quadrotor_assignment = "cycle"
+    return env
+
+
+@pytest.fixture(scope="module")
+def embedded_fleet(file) -> PointControl:
+    """The embedded task with the three craft, integrated as MuJoCo integrates."""
+    return symplectic(quadrotors=str(file))
+
+
+@pytest.mark.parametrize("assignment", ["cycle", "random"])
+def test_the_craft_of_a_file_fly_as_in_the_embedded_task(fleet, embedded_fleet, assignment):
+    """Mass, inertia, arm, motors, thrust, drag, and what is randomized about them, after different starts."""
+    rng = np.random.default_rng(0)
+    fleet.cfg.quadrotor_assignment = assignment
+    assert max(spec.mass for spec in ROWS) > 10 * min(spec.mass for spec in ROWS)
+
+    def policy(obs):
+        return jnp.asarray(2 * (fleet.hover_action.numpy() + 0.03 * rng.normal(size=(NUM_ENVS, 4))) - 1, jnp.float32)
+
+    worst = fly(fleet, embedded_fleet, policy, 0.4, closed_loop=False)
+    assert worst["pos"].max() < 1e-4 and worst["vel"].max() < 1e-3
+    assert worst["attitude"].max() < 1e-3 and worst["ang_vel"].max() < 1e-2
+    ids = np.array([ROWS[i].id for i in fleet.row])
+    np.testing.assert_array_equal(fleet.obs_buf["teacher_id"][:, 0], ids)
+    assert (ids == np.resize([2, 40, 7], NUM_ENVS)).all() == (assignment == "cycle")
+
+
+def test_a_new_episode_may_be_another_crafts(fleet):
+    """Drawn where an episode ends and nowhere else; and whoever it is hovers at its own command."""
+    fleet.cfg.quadrotor_assignment = "random"
+    fleet.reset()
+    before, ends = fleet.row.clone(), torch.arange(NUM_ENVS) % 2 == 0
+    for _ in range(3):
+        fleet.episode_length_buf[ends] = fleet.max_episode_length - 1
+        obs = fleet.step(torch.zeros(NUM_ENVS, 4))[0]
+    assert (fleet.row[~ends] == before[~ends]).all() and (fleet.row[ends] != before[ends]).any()
+    np.testing.assert_array_equal(obs["teacher_id"][:, 0], [ROWS[i].id for i in fleet.row])
+    body, mine = fleet.robot.data, [ROWS[i] for i in fleet.row]
+    np.testing.assert_allclose(body.body_mass.torch[:, 0], [spec.mass for spec in mine], rtol=1e-6)
+    moments = body.body_inertia.torch[:, 0].reshape(-1, 3, 3).diagonal(dim1=1, dim2=2)
+    np.testing.assert_allclose(moments, [(spec.Ixx, spec.Iyy, spec.Izz) for spec in mine], rtol=1e-6)
+    np.testing.assert_allclose(fleet.hover_action[:, 0], [spec.hover for spec in mine], rtol=1e-5)
+    fleet.place(fleet._initial_craft(ResetCfg(0, 0, 0, 0, 0), torch.arange(NUM_ENVS)), torch.arange(NUM_ENVS).int())
+    fleet.physics.thrust[:] = fleet.physics.mass[:] = 1.0
+    for _ in range(20):
+        fleet.step((2 * fleet.hover_action - 1).expand(-1, 4))
+    assert fleet.craft.pos.abs().max() < 1e-3
+    start = fleet._initial_craft(ResetCfg(on_target_fraction=0), torch.arange(NUM_ENVS).repeat(200))
+    far = (start.pos.norm(dim=1).reshape(200, -1).amax(dim=0) / 10).numpy()
+    arms = np.array([spec.arm_length for spec in mine])
+    assert (far <= arms * (1 + 1e-5)).all() and (far > 0.95 * arms).all()
+
+
+def test_processes_share_the_craft_out_together():
+    for num_envs, parts, part, own, first in ((8, 1, 3, 8, 24), (None, 2, 1, 50, 50)):
+        cfg = launch.load_env_cfg(TASK_ID, [])
+        launch.number_envs(TASK_ID, cfg, num_envs, parts, part)
+        assert (cfg.scene.num_envs, cfg.first_env) == (own, first)
+
+
+def test_ids_that_no_observation_can_hold_are_refused(tmp_path):
+    (file := tmp_path / "quads.csv").write_text(to_csv([dataclasses.replace(ROWS[0], id=MAX_ID + 1)]))
+    with pytest.raises(SettingError, match=r"quads.csv: id is 16777217, on Isaac Lab expected at most 16777216"):
+        Fleet.read(str(file))

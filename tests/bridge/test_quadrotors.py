@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from bridge.crazyflie import PointControl, PointControlCfg, dynamics
 from bridge.crazyflie.airframe import Airframe
 from bridge.crazyflie.cfg import RandomizationCfg, ResetCfg, WindCfg
+from bridge.crazyflie.constants import Constants
 from bridge.crazyflie.dynamics import Quadrotor
 from bridge.crazyflie.simulator import drones
 from bridge.crazyflie.vectors import Vector
@@ -222,7 +223,7 @@ def test_a_row_flies_as_its_drone_does(rows, fleet):
     craft = state.pipeline_state.craft
     ours = fly(fleet.quadrotor_in(state.pipeline_state.row), craft)
     for i, name in enumerate(Airframe.names()):
-        theirs = fly(Quadrotor.of(Airframe.load(name)), craft)
+        theirs = fly(Quadrotor.of(Constants.of(Airframe.load(name))), craft)
         np.testing.assert_allclose(ours.vel.array[i], theirs.vel.array[i], atol=0.02)
         # Reaction of the propellers to a change of their speed, which is about the vertical, is left out.
         rates = [np.array(c.ang_vel.array[i, :2]) for c in (ours, theirs)]

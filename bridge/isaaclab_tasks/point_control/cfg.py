@@ -76,6 +76,13 @@ class PointControlEnvCfg(DirectRLEnvCfg):
     with it; the asset that comes with the task has those of ``drone``."""
     drone: str = DEFAULTS.drone
     """Crazyflow's name of the airframe whose motors and drag the craft has."""
+    quadrotors: str = DEFAULTS.quadrotors
+    """CSV file of quadrotors to be flown in place of ``drone``, mass and inertia included, whatever ``robot`` says of
+    them; see :mod:`bridge.quadrotors`. Empty flies ``drone``."""
+    quadrotor_assignment: str = DEFAULTS.quadrotor_assignment
+    """Which of them an environment flies, ``cycle`` or ``random``."""
+    first_env: int = 0
+    """Number of the first environment among those of all processes, along which ``cycle`` goes; a launcher sets it."""
     frame: str = DEFAULTS.frame
     """Frame of the student's position and velocity errors: ``body`` or ``world``."""
     teacher_frame: str = DEFAULTS.teacher_frame
@@ -99,6 +106,8 @@ class PointControlEnvCfg(DirectRLEnvCfg):
         policy_freq = max(1, round(1.0 / (self.sim.dt * self.decimation)))
         PointControlCfg(
             drone=self.drone,
+            quadrotors=self.quadrotors,
+            quadrotor_assignment=self.quadrotor_assignment,
             num_envs=self.scene.num_envs,
             episode_length_s=self.episode_length_s,
             physics_freq=policy_freq * self.decimation,

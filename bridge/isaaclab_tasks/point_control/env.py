@@ -13,11 +13,11 @@ from isaaclab.assets import RigidObject
 from isaaclab.envs import DirectRLEnv
 from torch import Tensor
 
-from bridge.crazyflie.airframe import Airframe
 from bridge.crazyflie.cfg import MOTORS, OBSERVATION, RandomizationCfg, ResetCfg
 from bridge.isaaclab_tasks.point_control import target as targets
 from bridge.isaaclab_tasks.point_control.cfg import PointControlEnvCfg
 from bridge.isaaclab_tasks.point_control.dynamics import rotation_matrix, rotor_acceleration, wrench
+from bridge.isaaclab_tasks.point_control.fleet import MAX_ID, Fleet
 
 
 @dataclass
@@ -62,6 +62,7 @@ class PointControlEnv(DirectRLEnv):
       ``cfg.frame``; rotation matrix (9, body to world, row major); body rates (3, rad/s); previous motor commands
       (4, 0..1).
     - ``teacher`` (26): the same in ``cfg.teacher_frame``, then the rotor speeds (4, 0..1).
+    - ``teacher_id`` (1), only with ``cfg.quadrotors``: the id of the craft that the environment flies.
 
     Actions (B, 4) in [-1, 1] are motor commands; -1 is the slowest and 1 the fastest rotor speed.
     """
@@ -69,23 +70,26 @@ class PointControlEnv(DirectRLEnv):
     cfg: PointControlEnvCfg
 
     def __init__(self, cfg: PointControlEnvCfg, render_mode: str | None = None, **kwargs: Any):
-        self.airframe = Airframe.load(cfg.drone)
+        # Before the simulation starts, which takes longer than to see that the file is none.
+        self.fleet = Fleet.read(cfg.quadrotors) if cfg.quadrotors else Fleet.of_drone(cfg.drone)
         # The user's name for the craft is env.robot; Isaac Lab builds and clones what the scene's settings hold.
         cfg.robot.spawn.drone = cfg.drone
         cfg.scene.robot = cfg.robot
         super().__init__(cfg, render_mode, **kwargs)
         self.robot: RigidObject = self.scene["robot"]
-        mass = float(self.robot.data.body_mass.torch[0, 0])
-        gravity = math.hypot(*cfg.sim.gravity)
-        low, high = self.airframe.rotor_min, self.airframe.rotor_max
-        self.hover_rotor_vel = self.airframe.rotor_vel(mass * gravity / 4)
-        """Rotor speed that carries the nominal craft, rpm."""
-        self.hover_action = (self.hover_rotor_vel - low) / (high - low)
-        """The same as a motor command (0..1)."""
         n, device = self.num_envs, self.device
-        self.rotor_vel = torch.full((n, 4), self.hover_rotor_vel, device=device)
+        self.fleet = self.fleet.to(device)
+        """The nominal craft, on the simulation's device."""
+        if self.fleet.ids is None:
+            self.fleet.quadrotors.mass[:] = self.robot.data.body_mass.torch[:1]  # The asset may have its own.
+        self.row = (cfg.first_env + torch.arange(n, device=device)) % self.fleet.size
+        """(B,) the row of the fleet that each environment flies."""
+        self.quadrotor = self.fleet.quadrotors.take(self.row)
+        """The nominal craft of each environment."""
+        self._weigh(torch.arange(n, dtype=torch.int32, device=device))
+        self.rotor_vel = self.hover_rotor_vel.expand(n, 4).clone()
         """(B, 4) rpm."""
-        self.last_action = torch.full((n, 4), self.hover_action, device=device)
+        self.last_action = self.hover_action.expand(n, 4).clone()
         """(B, 4) motor commands of the previous step, 0..1."""
         self.action_change = torch.zeros(n, device=device)
         """(B,) norm of the last change of the motor commands."""
@@ -95,6 +99,16 @@ class PointControlEnv(DirectRLEnv):
         self.action_layout = {"layout": list(MOTORS), "range": [-1, 1], "rate_hz": round(1.0 / self.step_dt)}
         self.target = targets.reset(cfg.target, n, device)
         self.physics = Physics.sample(cfg.randomization, n, device)
+
+    @property
+    def hover_rotor_vel(self) -> Tensor:
+        """(B, 1) rotor speed that carries the nominal craft, rpm."""
+        return self.quadrotor.hover_rotor_vel(math.hypot(*self.cfg.sim.gravity))
+
+    @property
+    def hover_action(self) -> Tensor:
+        """(B, 1) the same as a motor command (0..1)."""
+        return self.quadrotor.motor_speeds(self.hover_rotor_vel)
 
     @property
     def craft(self) -> Craft:
@@ -126,6 +140,8 @@ class PointControlEnv(DirectRLEnv):
     def _configure_gym_env_spaces(self) -> None:
         super()._configure_gym_env_spaces()
         self.single_observation_space["teacher"] = gym.spaces.Box(-math.inf, math.inf, (26,))
+        if self.fleet.ids is not None:
+            self.single_observation_space["teacher_id"] = gym.spaces.Box(0.0, MAX_ID, (1,))
 
     def _pre_physics_step(self, actions: Tensor) -> None:
         command = 0.5 * (actions.clamp(-1.0, 1.0) + 1.0)
@@ -135,14 +151,13 @@ class PointControlEnv(DirectRLEnv):
 
     def _apply_action(self) -> None:
         """Called before every physics step: set the wrench of this moment, then let the rotors move on."""
-        low, high = self.airframe.rotor_min, self.airframe.rotor_max
-        command = low + self.last_action * (high - low)
-        rotor_acc = rotor_acceleration(self.airframe, self.rotor_vel, command, self.physics.motor)
+        command = self.quadrotor.command(self.last_action)
+        rotor_acc = rotor_acceleration(self.quadrotor, self.rotor_vel, command, self.physics.motor)
         craft = self.craft
         vel = _to_body(rotation_matrix(craft.quat), craft.vel)
-        force, torque = wrench(self.airframe, self.rotor_vel, rotor_acc, vel, craft.ang_vel, self.physics.thrust)
+        force, torque = wrench(self.quadrotor, self.rotor_vel, rotor_acc, vel, craft.ang_vel, self.physics.thrust)
         # A heavier craft with gravity unchanged flies as the nominal one does under a smaller force; the same holds for
-        # inertia and torque, gyroscopic term included. So the simulation's own masses never need to be rewritten.
+        # inertia and torque, gyroscopic term included. So what an episode draws is never written to the simulation.
         self.robot.permanent_wrench_composer.set_forces_and_torques_index(
             forces=(force / self.physics.mass[:, None])[:, None],
             torques=(torque / self.physics.inertia[:, None])[:, None],
@@ -175,13 +190,13 @@ class PointControlEnv(DirectRLEnv):
         return torch.where(self.limits["nan"], 0.0, reward) - weights.termination * self.reset_terminated
 
     def _get_observations(self) -> dict[str, Tensor]:
-        low, high = self.airframe.rotor_min, self.airframe.rotor_max
         craft = self.craft
         student = self._observe_without_motors(craft, self.cfg.frame)
         same = self.cfg.frame == self.cfg.teacher_frame
         teacher = student if same else self._observe_without_motors(craft, self.cfg.teacher_frame)
-        motors = (craft.rotor_vel - low) / (high - low)
-        return {"policy": student, "teacher": torch.cat([teacher, motors], dim=-1)}
+        teacher = torch.cat([teacher, self.quadrotor.motor_speeds(craft.rotor_vel)], dim=-1)
+        ids = {} if self.fleet.ids is None else {"teacher_id": self.fleet.ids[self.row][:, None]}
+        return {"policy": student, "teacher": teacher, **ids}
 
     def _observe_without_motors(self, craft: Craft, frame: str) -> Tensor:
         rotation = rotation_matrix(craft.quat)
@@ -208,8 +223,12 @@ class PointControlEnv(DirectRLEnv):
         env_ids = torch.as_tensor(env_ids, dtype=torch.int32, device=self.device)
         super()._reset_idx(env_ids)
         n = len(env_ids)
-        self.place(self._initial_craft(self.cfg.reset, n), env_ids)
-        self.last_action[env_ids] = self.hover_action
+        if self.cfg.quadrotor_assignment == "random" and self.fleet.size > 1:
+            self.row[env_ids] = torch.randint(self.fleet.size, (n,), device=self.device)
+            self.quadrotor.put(env_ids, self.fleet.quadrotors.take(self.row[env_ids]))
+            self._weigh(env_ids)
+        self.place(self._initial_craft(self.cfg.reset, env_ids), env_ids)
+        self.last_action[env_ids] = self.hover_action[env_ids]
         for state, fresh in (
             (self.target, targets.reset(self.cfg.target, n, self.device)),
             (self.physics, Physics.sample(self.cfg.randomization, n, self.device)),
@@ -217,18 +236,30 @@ class PointControlEnv(DirectRLEnv):
             for name, value in vars(fresh).items():
                 getattr(state, name)[env_ids] = value
 
-    def _initial_craft(self, cfg: ResetCfg, n: int) -> Craft:
-        device = self.device
+    def _weigh(self, env_ids: Tensor) -> None:
+        """Give the bodies of the environments ``env_ids`` (K,) mass and inertia of the crafts of a file."""
+        if self.fleet.ids is None:
+            return
+        # Newton's bodies take them as exactly as a rescaled wrench would: bodies of 20 g to 5 kg accelerated as they
+        # should but for rounding, also after a second write to some of them. So whatever else pushes at them later is
+        # answered by the craft's mass, and a step costs what it costs with one craft.
+        mass, inertia = self.quadrotor.mass[env_ids], self.quadrotor.inertia[env_ids]
+        self.robot.set_masses_index(masses=mass, env_ids=env_ids)
+        self.robot.set_inertias_index(inertias=torch.diag_embed(inertia).reshape(-1, 1, 9), env_ids=env_ids)
+
+    def _initial_craft(self, cfg: ResetCfg, env_ids: Tensor) -> Craft:
+        """Start states (K) of the crafts of the environments ``env_ids`` (K,)."""
+        n, device = len(env_ids), self.device
         away = (torch.rand(n, 1, device=device) >= cfg.on_target_fraction).float()
         angle = torch.deg2rad(torch.tensor([cfg.tilt, cfg.tilt, cfg.yaw], device=device))
         euler = angle * (2.0 * torch.rand(n, 3, device=device) - 1.0)
         level = torch.tensor([0.0, 0.0, 1.0], device=device)
         return Craft(
-            pos=away * cfg.position * self.airframe.arm_length * _in_unit_ball(n, device),
+            pos=away * cfg.position * self.quadrotor.arm_length[env_ids] * _in_unit_ball(n, device),
             quat=euler_to_quat(euler * torch.maximum(away, level)),
             vel=away * cfg.linear_velocity * _in_unit_ball(n, device),
             ang_vel=away * cfg.angular_velocity * _in_unit_ball(n, device),
-            rotor_vel=torch.full((n, 4), self.hover_rotor_vel, device=device),
+            rotor_vel=self.hover_rotor_vel[env_ids].expand(n, 4),
         )
 
 
