@@ -66,7 +66,7 @@ class Craft(struct.PyTreeNode):
 
 
 class Quadrotor(struct.PyTreeNode):
-    """Physical parameters, see :class:`Constants`; each may differ between environments."""
+    """Physical parameters, see :class:`bridge.crazyflie.constants.Constants`; each may differ between environments."""
 
     mass: Number
     inertia: Vector
