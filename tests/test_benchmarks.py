@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-from benchmarks import dagger, devices, raptor, tasks_page, teachers
+from benchmarks import dagger, devices, quadrotors, raptor, tasks_page, teachers
 from benchmarks.page import DOCS, page
 from tests.conftest import ROOT
 
@@ -22,6 +22,14 @@ def test_the_tables_of_the_history_are_those_of_the_numbers_beside_them():
 def test_what_many_teachers_cost_is_what_the_page_says():
     results = json.loads((DOCS / "teachers.json").read_text())
     assert f"\n\n{teachers.table(results)}\n\n" in (DOCS / "teachers.md").read_text()
+
+
+def test_the_students_of_many_quadrotors_are_what_the_page_says():
+    found = json.loads((DOCS / "quadrotors.json").read_text())
+    text = (DOCS / "crazyflie.md").read_text()
+    assert f"\n\n{quadrotors.table(found['results'])}\n\n" in text
+    assert f"took {sum(found['seconds'].values()) / 60:.0f} minutes" in text
+    assert all(teacher["passed"] == "True" for teacher in found["teachers"]) and "All 100 teachers were good" in text
 
 
 def test_the_comparisons_with_raptor_are_those_of_the_numbers():
