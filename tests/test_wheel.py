@@ -55,7 +55,7 @@ def test_the_wheel_does_everything_on_its_own(installed, tmp_path):
     train = ["train", "--phase1", "2", "--max_iterations", "3", "--num_envs", "4", "agent.num_steps_per_env=16"]
     assert "SWITCHING TO PHASE 2" in jdistill(*train, "agent.save_interval=100")
     (folder,) = (tmp_path / "logs" / "jdistill" / "distillation").iterdir()
-    assert "learning_rate_half_life: 300" in (folder / "config.yaml").read_text(), "the preset is in the wheel"
+    assert "learning_rate_half_life: 255" in (folder / "config.yaml").read_text(), "the preset is in the wheel"
     jdistill("evaluate", folder, "--episodes", "4", "--scenario", "hover", "env.episode_length_s=0.1")
     assert json.loads((folder / "evaluation" / "evaluation.json").read_text())["scenarios"].keys() == {"hover"}
     assert jdistill("report", folder.name).strip() == f"logs/jdistill/distillation/{folder.name}/report.html"
