@@ -1,25 +1,37 @@
-"""Writes a student in several formats, each of them checked, and ``policy.json`` beside them.
+"""Writes a student in several formats, each of them checked, and beside them what every format needs.
 
 A file counts as written when its policy, read back, acts as the student does for 100 steps of the student's own
 task; where that task needs a simulator of its own, over 100 observations like those that the student has seen.
-``policy.json`` says what goes in and what comes out.
+
+- ``policy.json`` says what goes in and what comes out.
+- ``golden.npz`` has those 100 steps, for tests on the machine that is to run the policy: ``observations`` (100, D),
+  ``actions`` (100, A), and ``begins`` (100,), true where the recurrent state begins anew.
+- ``calibration.npz`` has ``observations`` (1000, D) of ten flights, the first of which is the golden one: what the
+  policy sees in use, for quantizers.
 """
 
 from __future__ import annotations
 
 import contextlib
+import io
+import itertools
 import json
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from bridge.env import TrainingEnv
 from jdistill.errors import ExportError, UserError
 from jdistill.export import formats, verify
 from jdistill.export.formats import Exported, Student
-from jdistill.export.verify import Start
+from jdistill.export.verify import STEPS, Recording, Start
 from jdistill.files import replace_file
+
+FLIGHTS = 10
+"""Of ``STEPS`` steps each, whose observations make the calibration set."""
 
 DESCRIPTION = (
     *("observation", "action", "control_rate_hz"),
@@ -37,6 +49,8 @@ def export(
 ) -> None:
     """Write and check a student in every format of ``names``; prints a line for each.
 
+    ``out`` gets ``policy.json``, ``golden.npz`` and ``calibration.npz`` too.
+
     Args:
         student: what to export.
         names: of :func:`jdistill.export.formats.known_formats`.
@@ -52,13 +66,23 @@ def export(
     original = verify.jax_policy(student.policy, student.state)
     files = {}
     with _folder(out):
+        recordings = _recordings(student, original, env)
+        golden = next(recordings)
         for name, function in functions.items():
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", FutureWarning)  # TorchScript is what was asked for.
                 exported = function(student, out)
-                difference = _check(exported, student, original, env)
+                difference = _check(exported, golden)
             files[name] = {"file": exported.file.name, "largest_difference": difference, **exported.notes}
-        content = {**sidecar(student), **(notes or {}), "files": files}
+        others = itertools.islice(recordings, FLIGHTS - 1)
+        calibration = np.concatenate([golden.observations, *(flight.observations for flight in others)])
+        _save(out / "golden.npz", observations=golden.observations, actions=golden.actions, begins=golden.begins)
+        _save(out / "calibration.npz", observations=calibration)
+        beside = {
+            "golden": {"file": "golden.npz", "steps": STEPS, "source": golden.source},
+            "calibration": {"file": "calibration.npz", "observations": len(calibration), "source": golden.source},
+        }
+        content = {**sidecar(student), **(notes or {}), "files": files, **beside}
         replace_file(out / "policy.json", json.dumps(content, indent=1) + "\n")
 
 
@@ -87,22 +111,31 @@ def sidecar(student: Student) -> dict[str, Any]:
     }
 
 
-def _check(exported: Exported, student: Student, original: Start, env: TrainingEnv | None) -> float | None:
+def _recordings(student: Student, original: Start, env: TrainingEnv | None) -> Iterator[Recording]:
+    if env is None:
+        return verify.draws(student.layers, original)
+    return verify.flights(env, student.agent.obs_groups["student"], original)
+
+
+def _save(file: Path, **arrays: np.ndarray) -> None:
+    buffer = io.BytesIO()
+    np.savez(buffer, allow_pickle=False, **arrays)
+    replace_file(file, buffer.getvalue())
+
+
+def _check(exported: Exported, golden: Recording) -> float | None:
     """Compare what was written with the student; prints a line, returns the largest difference; None without any."""
-    if exported.start is None:
-        print(f"{exported.file}: written, but not compared with the original: nothing here can run it")
-        return None
-    if env is not None:
-        what = f"{verify.STEPS} steps"
-        groups = student.agent.obs_groups["student"]
-        difference = verify.rollout_difference(env, groups, original, exported.start)
-    else:
-        what = f"{verify.STEPS} drawn observations (its simulator is not the embedded one)"
-        difference = verify.drawn_difference(student.layers, original, exported.start)
     file = exported.file
-    if not difference <= verify.TOLERANCE:  # A NaN is no agreement either.
+    if exported.start is None:
+        print(f"{file}: written, but not compared with the original: nothing here can run it")
+        return None
+    what = {"task": "steps", "drawn": "drawn observations (its simulator is not the embedded one)"}[golden.source]
+    difference = verify.difference(golden, exported.start)
+    allowed = verify.TOLERANCE if exported.tolerance is None else exported.tolerance
+    if not difference <= allowed:  # A NaN is no agreement either.
         for written in (file, *exported.more_files):
             written.unlink(missing_ok=True)
         raise ExportError(f"{file.name}: its actions differ by {difference:.1e} from the original's; not written")
-    print(f"{file}: {what} beside the original, largest difference {difference:.1e}")
+    line = f"{file}: {STEPS} {what} beside the original, largest difference {difference:.1e}"
+    print(line if exported.tolerance is None else f"{line} ({allowed:g} is allowed)")
     return difference
