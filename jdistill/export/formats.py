@@ -30,6 +30,7 @@ FORMATS = {
     "onnx": "jdistill.export.onnx:export",
     "safetensors": "jdistill.export.policy_file:export",
     "c": "jdistill.export.c:export",
+    "px4": "jdistill.export.px4:export",
 }
 """Our own formats, ``module:function`` by name. Nothing is imported before it is asked for."""
 
