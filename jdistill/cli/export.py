@@ -84,11 +84,12 @@ def run(argv: list[str]) -> None:
     policy, state, header = load_student(folder, args.best)
     graph = OnnxCfg(args.batch, args.opset, args.rnn, args.state, args.dtype)
     teacher = folder / "teacher.safetensors"
-    student = Student(policy, state, header, cfg.agent, teacher, args.actor_std, args.name, graph)
     notes = {"task": cfg.task, "versions": versions("jdistill", "jax", "flax", "torch", "onnx")}
     request = request_of(cfg)
     with ExitStack() as stack:
         env = None
         if registry.find(request).is_jax:  # Any other would have to be started first.
             env = stack.enter_context(open_env(cfg, start(request).task))
+            header = {**getattr(env, "deployment", {}), **header}  # What policy files of earlier versions do not say.
+        student = Student(policy, state, header, cfg.agent, teacher, args.actor_std, args.name, graph)
         export(student, args.format, args.out or folder / "exported", env, notes)

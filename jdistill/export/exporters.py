@@ -16,6 +16,7 @@ import contextlib
 import io
 import itertools
 import json
+import shutil
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -32,10 +33,12 @@ from jdistill.files import replace_file
 
 FLIGHTS = 10
 """Of ``STEPS`` steps each, whose observations make the calibration set."""
+FLIGHT_TOLERANCE = 0.1
+"""How far two flights may come apart in ``STEPS`` steps, in any number that is observed."""
 
 DESCRIPTION = (
     *("observation", "action", "control_rate_hz"),
-    *("robot", "command_names", "physics_dt", "decimation"),
+    *("robot", "command_names", "physics_dt", "decimation", "motors"),
 )
 """What ``policy.json`` takes over from a policy file's header (see :func:`jdistill.core.observations.describe`)."""
 
@@ -73,6 +76,9 @@ def export(
                 warnings.simplefilter("ignore", FutureWarning)  # TorchScript is what was asked for.
                 exported = function(student, out)
                 difference = _check(exported, golden)
+                if exported.flies and exported.start is not None and env is not None:
+                    own = next(verify.flights(env, student.agent.obs_groups["student"], exported.start))
+                    _check_flight(exported, golden, own)
             files[name] = {"file": exported.file.name, "largest_difference": difference, **exported.notes}
         others = itertools.islice(recordings, FLIGHTS - 1)
         calibration = np.concatenate([golden.observations, *(flight.observations for flight in others)])
@@ -133,9 +139,27 @@ def _check(exported: Exported, golden: Recording) -> float | None:
     difference = verify.difference(golden, exported.start)
     allowed = verify.TOLERANCE if exported.tolerance is None else exported.tolerance
     if not difference <= allowed:  # A NaN is no agreement either.
-        for written in (file, *exported.more_files):
-            written.unlink(missing_ok=True)
+        _remove(exported)
         raise ExportError(f"{file.name}: its actions differ by {difference:.1e} from the original's; not written")
     line = f"{file}: {STEPS} {what} beside the original, largest difference {difference:.1e}"
     print(line if exported.tolerance is None else f"{line} ({allowed:g} is allowed)")
     return difference
+
+
+def _check_flight(exported: Exported, golden: Recording, own: Recording) -> None:
+    """Compare a flight with that of the student from the same start, until the first of their episodes ends."""
+    ends = np.flatnonzero((golden.begins | own.begins)[1:])
+    length = int(ends[0]) + 1 if len(ends) else STEPS
+    apart = float(np.max(np.abs(own.observations[:length] - golden.observations[:length])))
+    if not apart <= FLIGHT_TOLERANCE:
+        _remove(exported)
+        raise ExportError(f"{exported.file.name}: flies otherwise than the original, {apart:.1e} away; not written")
+    print(f"{exported.file}: flew {length} steps by itself, what it saw differs by {apart:.1e} at most")
+
+
+def _remove(exported: Exported) -> None:
+    for written in (exported.file, *exported.more_files):
+        if written.is_dir():
+            shutil.rmtree(written)
+        else:
+            written.unlink(missing_ok=True)

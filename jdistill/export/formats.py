@@ -30,6 +30,7 @@ FORMATS = {
     "onnx": "jdistill.export.onnx:export",
     "safetensors": "jdistill.export.policy_file:export",
     "c": "jdistill.export.c:export",
+    "crazyflie": "jdistill.export.crazyflie:export",
     "px4": "jdistill.export.px4:export",
 }
 """Our own formats, ``module:function`` by name. Nothing is imported before it is asked for."""
@@ -82,6 +83,7 @@ class Exported:
     """What a format has written."""
 
     file: Path
+    """A file, or a folder."""
     start: Start | None
     """The policy, read back from the file; its actions are compared with the student's. None where nothing on this
     machine can run it."""
@@ -92,6 +94,8 @@ class Exported:
     tolerance: float | None = None
     """The largest difference from the student's actions that counts as none; None for
     :data:`jdistill.export.verify.TOLERANCE`. A format with less precision has its own, and its line tells."""
+    flies: bool = False
+    """Whether what was written is to fly the task by itself too, since it has a control loop of its own."""
 
 
 Format = Callable[[Student, Path], Exported]
