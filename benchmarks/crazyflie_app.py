@@ -1,12 +1,12 @@
 """A student's exported Crazyflie app in flight, beside the student itself in JAX.
 
-    python -m benchmarks.crazyflie_app RUN                   # 1000 episodes
-    python -m benchmarks.crazyflie_app RUN --episodes 100
+    python -m benchmarks.crazyflie_app RUN                   # 1000 episodes of its task
+    python -m benchmarks.crazyflie_app RUN --scenario noise --episodes 100
 
 The app's controller is built by this machine's C compiler, with the stand-in for the firmware around it, and flies in
 the simulator: estimates, gyro and setpoints go in in the firmware's units, the motors' thrusts come out as the firmware
-rounds them. Both fly the run's task from the same states, with the same targets and the same noise. Exits with 1 where
-survival differs by more than half a percent, or the steady error by more than 2 mm.
+rounds them. Both fly the run's task, or a scenario, from the same states, with the same targets and the same noise.
+Exits with 1 where survival differs by more than half a percent, or the steady error by more than 2 mm.
 """
 
 from __future__ import annotations
@@ -22,10 +22,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from bridge.crazyflie import PointControl
+from bridge.crazyflie.scenarios import scenarios
 from bridge.env import State
 from jdistill.core import networks, observations
 from jdistill.errors import ConfigError
 from jdistill.export import c, crazyflie
+from jdistill.export.crazyflie_loop import Loop
 from jdistill.export.formats import Student
 from jdistill.run.saved_run import load_config, load_student
 
@@ -82,7 +84,7 @@ def in_jax(student: Student, count: int) -> Act:
     return act
 
 
-def in_c(loop: crazyflie.Loop, count: int) -> Act:
+def in_c(loop: Loop, count: int) -> Act:
     """The app's controller: it gets the state that the sensors measure, and the target as setpoint."""
     craft = loop.craft(count)
 
@@ -96,7 +98,7 @@ def in_c(loop: crazyflie.Loop, count: int) -> Act:
     return act
 
 
-def build(student: Student, folder: Path) -> crazyflie.Loop:
+def build(student: Student, folder: Path) -> Loop:
     """The app of a student, compiled.
 
     Raises:
@@ -104,7 +106,7 @@ def build(student: Student, folder: Path) -> crazyflie.Loop:
     """
     crazyflie.export(student, folder)
     compiler = c.find_compiler()
-    loop = compiler and crazyflie.Loop.compiled(compiler, folder / crazyflie.NAME / "src", student.header["motors"])
+    loop = compiler and Loop.compiled(compiler, folder / crazyflie.NAME / "src", student.header["motors"])
     if not loop:
         raise ConfigError("no C compiler for this machine: install gcc or clang, or say which by CC")
     return loop
@@ -115,10 +117,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("run", type=Path, help="folder of a run of point control")
     parser.add_argument("--episodes", type=int, default=1000)
+    parser.add_argument("--scenario", default="default", help="of point control's evaluation (default: the run's task)")
     args = parser.parse_args(argv)
     cfg = load_config(args.run, [f"env.num_envs={args.episodes}"])
     policy, state, header = load_student(args.run, False)
-    env = PointControl(cfg.env)
+    known = scenarios(cfg.env)
+    if args.scenario not in known:
+        parser.error(f"--scenario {args.scenario}: expected one of {', '.join(known)}")
+    env = PointControl(known[args.scenario].cfg)
     student = Student(policy, state, {**env.deployment, **header}, cfg.agent, args.run / "teacher.safetensors")
     with tempfile.TemporaryDirectory() as folder:
         loop = build(student, Path(folder))

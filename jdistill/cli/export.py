@@ -1,4 +1,4 @@
-"""A run's student as ONNX, TorchScript, safetensors or for rsl_rl."""
+"""A run's student as ONNX, TorchScript, safetensors or C, for rsl_rl, the Crazyflie's firmware or PX4."""
 
 from __future__ import annotations
 

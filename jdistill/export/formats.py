@@ -95,7 +95,8 @@ class Exported:
     """The largest difference from the student's actions that counts as none; None for
     :data:`jdistill.export.verify.TOLERANCE`. A format with less precision has its own, and its line tells."""
     flies: bool = False
-    """Whether what was written is to fly the task by itself too, since it has a control loop of its own."""
+    """Whether what was written has a control loop of its own: it is compared in a simulator alone, where it has to fly
+    the task by itself too."""
 
 
 Format = Callable[[Student, Path], Exported]

@@ -72,7 +72,7 @@ def acts_alike_in_every_format(policy: Policy, state, observations, out) -> None
     for _ in range(2):
         act = original()
         expected += [act(obs) for obs in observations]
-    for name in formats.FORMATS:
+    for name in formats.FORMATS.keys() - {"crazyflie", "px4"}:  # They take students of one kind.
         start, actions = formats.load(name)(student, out).start, []
         for _ in range(2):
             act = start()
