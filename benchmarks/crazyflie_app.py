@@ -129,9 +129,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     with tempfile.TemporaryDirectory() as folder:
         loop = build(student, Path(folder))
     found = {"JAX": fly(env, in_jax(student, args.episodes)), "C": fly(env, in_c(loop, args.episodes))}
-    print(
-        f"| {args.episodes} episodes | survival | steady error | episodes with the PID controller |\n|---|---|---|---|"
-    )
+    title = f"{args.scenario}, {args.episodes} episodes"
+    print(f"| {title} | survival | steady error | with the PID controller |\n|---|---|---|---|")
     for name, numbers in found.items():
         print(f"| {name} | {numbers.survival:.1%} | {1000 * numbers.steady_error:.2f} mm | {numbers.fallbacks} |")
     return 0 if agree(*found.values()) else 1
