@@ -36,7 +36,7 @@ LIMITS: dict[str, tuple[Any, str]] = {
 class Loop:
     """The controller as this machine's compiler builds it, with the stand-in for the firmware around it."""
 
-    def __init__(self, library: ctypes.CDLL, motors: Mapping[str, Any]):
+    def __init__(self, library: Any, motors: Mapping[str, Any]):
         self.library, self.motors = library, motors
 
     @staticmethod
