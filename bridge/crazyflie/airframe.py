@@ -80,6 +80,14 @@ class Airframe:
         """Fastest rotor speed, rpm."""
         return self.rotor_vel(self.thrust_max)
 
+    @property
+    def motors(self) -> dict[str, Any]:
+        """``rpm``, slowest and fastest; ``thrust``, :attr:`rpm2thrust`; ``hover_command``, the share of the way from
+        the one speed to the other at which the motors carry the weight."""
+        low, high = self.rotor_min, self.rotor_max
+        hover = self.rotor_vel(-self.mass * self.gravity_vec[2] / 4)
+        return {"rpm": [low, high], "thrust": list(self.rpm2thrust), "hover_command": (hover - low) / (high - low)}
+
     def rotor_vel(self, thrust: float) -> float:
         """Rotor speed in rpm at which one motor pulls ``thrust`` N."""
         c0, c1, c2 = self.rpm2thrust

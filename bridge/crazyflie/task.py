@@ -107,10 +107,13 @@ class PointControl:
         self.num_envs = cfg.num_envs
         self.step_dt = 1.0 / cfg.policy_freq
         self.max_episode_length = round(cfg.episode_length_s * cfg.policy_freq)
-        self.quadrotor = Quadrotor.of(Constants.of(Airframe.load(cfg.drone)))
+        airframe = Airframe.load(cfg.drone)
+        self.quadrotor = Quadrotor.of(Constants.of(airframe))
         """The nominal craft, where no file says otherwise."""
         self.fleet = Fleet.of(read_csv(cfg.quadrotors)) if cfg.quadrotors else None
         """The craft of the file."""
+        self.deployment = {} if cfg.quadrotors else {"motors": {"airframe": cfg.drone, **airframe.motors}}
+        """What a program that flies the real craft needs to know."""
         self._keeps_heading = "start" in (cfg.frame, cfg.teacher_frame)
         self._is_windy, self._is_sensing = cfg.wind.force > 0, not cfg.sensor.is_perfect
         self._delay_room = cfg.sensor.delay_steps

@@ -167,7 +167,8 @@ def describe(env: Any, entries: Sequence[str]) -> dict[str, Any]:
     """What goes into a policy that sees ``entries`` of ``env`` and what comes out, for the header of its file.
 
     Where the environment has ``deployment``, what that says stands beside it: ``robot`` (``joint_names``,
-    ``default_joint_pos``, ``joint_stiffness``, ``joint_damping``), ``command_names``, ``physics_dt``, ``decimation``.
+    ``default_joint_pos``, ``joint_stiffness``, ``joint_damping``), ``command_names``, ``physics_dt``, ``decimation``;
+    of point control ``motors`` (:attr:`bridge.crazyflie.airframe.Airframe.motors`).
     """
     groups = []
     for entry in entries:

@@ -6,8 +6,8 @@
     policy_reset(&state);                     /* at an episode's start */
     policy_step(&state, observation, action); /* every control step */
 
-``-DPOLICY_NO_LIBM`` does without libm too. The names begin with what ``--name`` says. What each number of an
-observation and an action is, the header says as an enum, with units.
+``-DPOLICY_NO_LIBM`` does without libm too, ``-DPOLICY_SCRATCH=static`` without arrays on the stack. The names begin
+with what ``--name`` says. What each number of an observation and an action is, the header says as an enum, with units.
 """
 
 from __future__ import annotations
@@ -137,7 +137,7 @@ def header_text(name: str, layers: PolicyLayers, description: Mapping[str, Any])
     """``policy.h``; ``description`` is the header of the student's policy file."""
     upper = name.upper()
     rate = description.get("control_rate_hz")
-    rate_line = f"#define {upper}_RATE_HZ {_literal(rate)} /* control steps a second */\n" if rate else ""
+    rate_line = f"#define {upper}_RATE_HZ {literal(rate)} /* control steps a second */\n" if rate else ""
     enums = [_enum(f"{upper}_OBS", observation_parts(description), "The observation: where each part begins.")]
     enums.append(_enum(f"{upper}_ACTION", action_parts(description), "The action."))
     if layers.recurrent:
@@ -226,6 +226,9 @@ def source_text(name: str, layers: PolicyLayers) -> str:
     reset = "\n".join(f"    {line}" for line in _reset(layers))
     return f"""#include "{name}.h"
 
+#ifndef POLICY_SCRATCH
+#define POLICY_SCRATCH /* Or "static": what a step computes in then is not on the stack. */
+#endif
 {library}
 
 #define WIDEST {_widest(layers)}
@@ -240,7 +243,7 @@ void {name}_reset({name}_state *state)
 
 void {name}_step({name}_state *state, const float obs[{upper}_OBS_SIZE], float action[{upper}_NUM_ACTIONS])
 {{
-    float x[WIDEST], y[WIDEST];
+    POLICY_SCRATCH float x[WIDEST], y[WIDEST];
     int i;
 {steps}
 }}
@@ -308,12 +311,12 @@ def _loop(size: int, statement: str) -> Iterator[str]:
 
 
 def _array(name: str, value: np.ndarray) -> str:
-    numbers = [_literal(x) for x in value.reshape(-1)]
+    numbers = [literal(x) for x in value.reshape(-1)]
     lines = [", ".join(numbers[i : i + 8]) for i in range(0, len(numbers), 8)]
     return f"static const float {name}[{value.size}] = {{\n    " + ",\n    ".join(lines) + "};"
 
 
-def _literal(x: Any) -> str:
+def literal(x: Any) -> str:
     """The shortest decimal of a float32 that is read back as the same number."""
     text = str(np.float32(x))
     return f"{text}f" if any(c in text for c in ".e") else f"{text}.0f"

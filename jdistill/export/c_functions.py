@@ -116,7 +116,7 @@ static void dense(const float *weight, const float *bias, int inputs, int output
 static void gru(const float *weight_ih, const float *weight_hh, const float *bias_ih, const float *bias_hh,
                 int inputs, const float *x, float *h)
 {
-    float a[3 * HIDDEN], b[3 * HIDDEN];
+    POLICY_SCRATCH float a[3 * HIDDEN], b[3 * HIDDEN];
     int i;
     dense(weight_ih, bias_ih, inputs, 3 * HIDDEN, x, a);
     dense(weight_hh, bias_hh, HIDDEN, 3 * HIDDEN, h, b);
@@ -135,7 +135,7 @@ static void gru(const float *weight_ih, const float *weight_hh, const float *bia
 static void lstm(const float *weight_ih, const float *weight_hh, const float *bias_ih, const float *bias_hh,
                  int inputs, const float *x, float *h, float *c)
 {
-    float a[4 * HIDDEN], b[4 * HIDDEN];
+    POLICY_SCRATCH float a[4 * HIDDEN], b[4 * HIDDEN];
     int i;
     dense(weight_ih, bias_ih, inputs, 4 * HIDDEN, x, a);
     dense(weight_hh, bias_hh, HIDDEN, 4 * HIDDEN, h, b);

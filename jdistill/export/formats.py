@@ -30,8 +30,27 @@ FORMATS = {
     "onnx": "jdistill.export.onnx:export",
     "safetensors": "jdistill.export.policy_file:export",
     "c": "jdistill.export.c:export",
+    "crazyflie": "jdistill.export.crazyflie:export",
+    "px4": "jdistill.export.px4:export",
 }
 """Our own formats, ``module:function`` by name. Nothing is imported before it is asked for."""
+
+
+@dataclass(frozen=True)
+class OnnxCfg:
+    """How an ONNX graph is to look; the defaults are what rsl_rl's look like."""
+
+    batch: int | None = 1
+    """Environments that it takes at once; None for any number."""
+    opset: int = 20
+    """ONNX's version of the operators; 20 is the first with an exact GELU."""
+    rnn: str = "operator"
+    """A recurrent layer is ONNX's ``operator``, or one step of it ``unrolled`` into products and sigmoids."""
+    state: str = "separate"
+    """The recurrent state has inputs and outputs of its own, ``separate``, or stands ``inside``: behind the observation
+    in ``obs``, behind the actions in ``actions``."""
+    dtype: str = "float32"
+    """Of weights and arithmetic, or ``float16``. What goes in and comes out is float32, and so is the normalizer."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,6 +69,8 @@ class Student:
     """Standard deviation with which rsl_rl's PPO begins to explore around the student."""
     name: str = "policy"
     """What the names in exported C code begin with."""
+    onnx: OnnxCfg = OnnxCfg()
+    """How the ONNX graph is to look."""
 
     @cached_property
     def layers(self) -> PolicyLayers:
@@ -62,6 +83,7 @@ class Exported:
     """What a format has written."""
 
     file: Path
+    """A file, or a folder."""
     start: Start | None
     """The policy, read back from the file; its actions are compared with the student's. None where nothing on this
     machine can run it."""
@@ -69,6 +91,12 @@ class Exported:
     """Files beside it."""
     notes: Mapping[str, Any] = field(default_factory=dict)
     """What ``policy.json`` tells of it beside its name."""
+    tolerance: float | None = None
+    """The largest difference from the student's actions that counts as none; None for
+    :data:`jdistill.export.verify.TOLERANCE`. A format with less precision has its own, and its line tells."""
+    flies: bool = False
+    """Whether what was written has a control loop of its own: it is compared in a simulator alone, where it has to fly
+    the task by itself too."""
 
 
 Format = Callable[[Student, Path], Exported]

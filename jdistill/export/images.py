@@ -21,9 +21,15 @@ def inputs(cnns: Sequence[CNNCfg], obs: Any) -> tuple[np.ndarray, list[np.ndarra
 
 
 def drawn(cnns: Sequence[CNNCfg], vector: np.ndarray, rng: np.random.Generator) -> Any:
-    """An observation of these numbers (1, D) and of images drawn at random, each pixel in [0, 1]."""
-    images = tuple(rng.random((1, *cfg.shape), np.float32) for cfg in cnns)
+    """Observations of these numbers (T, D) and of images drawn at random, each pixel in [0, 1]."""
+    images = tuple(rng.random((len(vector), *cfg.shape), np.float32) for cfg in cnns)
     return Observation(vector, images) if images else vector
+
+
+def arrays(cnns: Sequence[CNNCfg], obs: Any) -> dict[str, np.ndarray]:
+    """Observations of T steps by names: ``observations`` (T, D) and each image as the environment gives it."""
+    images = obs.images if isinstance(obs, Observation) else ()
+    return {"observations": vector_of(obs), **dict(zip((cfg.group for cfg in cnns), images, strict=True))}
 
 
 def _image(cfg: CNNCfg, image: np.ndarray) -> np.ndarray:

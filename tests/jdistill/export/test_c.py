@@ -48,7 +48,7 @@ def student_of(policy: Policy, name: str = "policy") -> Student:
 
 
 def table(name: str, rows: np.ndarray) -> str:
-    lines = ", ".join("{" + ", ".join(c._literal(x) for x in row) + "}" for row in rows)
+    lines = ", ".join("{" + ", ".join(c.literal(x) for x in row) + "}" for row in rows)
     return f"static const float {name}[{len(rows)}][{rows.shape[1]}] = {{{lines}}};\n"
 
 
