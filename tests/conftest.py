@@ -71,7 +71,11 @@ def needs_extras(path: Path) -> bool:
     lines = ast.parse(path.read_text()).body
     names = [alias.name for line in lines if isinstance(line, ast.Import) for alias in line.names]
     names += [line.module or "" for line in lines if isinstance(line, ast.ImportFrom)]
-    others = [ROOT.joinpath(*name.split(".")).with_suffix(".py") for name in names if name.startswith("tests.test_")]
+    others = [
+        ROOT.joinpath(*name.split(".")).with_suffix(".py")
+        for name in names
+        if name.startswith("tests.") and ".test_" in name
+    ]
     return any(name.split(".")[0] in OPTIONAL for name in names) or any(map(needs_extras, others))
 
 

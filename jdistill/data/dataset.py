@@ -112,12 +112,7 @@ def load(
     num_columns = parts * max(1, min(num_columns, len(lengths) // parts))
     places, filled = _places(lengths, num_columns)
     rows = -(-int(filled.max()) // horizon) * horizon
-    dtype = np.dtype(jnp.dtype(cfg.history_dtype))
-    arrays: dict[str, Any] = {
-        "obs": jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, _held(x.dtype, dtype)), seen.shapes),
-        "teacher_action": jax.ShapeDtypeStruct((num_actions,), dtype),
-        **(teacher.arrays if teacher else {}),
-    }
+    arrays = _arrays(cfg, seen, num_actions, teacher)
     nbytes = rows * num_columns * (sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(arrays)) + 1)
     what = f"--dataset {', '.join(cfg.dataset)}: with {sum(lengths)} steps the dataset"
     check_memory(nbytes, what, "train on fewer files", copies=1)  # In the host's memory, from where it is copied.
@@ -139,7 +134,7 @@ def load(
     teacher_action = _relabel(teacher, packed, is_first) if teacher else packed["teacher_action"]
     history = History(
         obs=jax.device_put(packed["obs"]),
-        teacher_action=jnp.asarray(teacher_action, dtype),
+        teacher_action=jnp.asarray(teacher_action, arrays["teacher_action"].dtype),
         is_first=jax.device_put(is_first),
         carry=(),
         origin=jnp.zeros((), jnp.int32),
@@ -147,6 +142,16 @@ def load(
     )
     moments = _moments(observations.vector_of(packed["obs"]), filled)
     return Recording(history, moments, _summary(lengths, history, () if teacher else labels))
+
+
+def _arrays(cfg: AlgorithmCfg, seen: Seen, num_actions: int, teacher: Relabeler | None) -> dict[str, Any]:
+    """What a step is, by name; the teacher's own numbers are needed until it has relabelled."""
+    dtype = np.dtype(jnp.dtype(cfg.history_dtype))
+    return {
+        "obs": jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, _held(x.dtype, dtype)), seen.shapes),
+        "teacher_action": jax.ShapeDtypeStruct((num_actions,), dtype),
+        **(teacher.arrays if teacher else {}),
+    }
 
 
 def _held(kind: Any, floats: np.dtype[Any]) -> Any:
