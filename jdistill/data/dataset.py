@@ -113,9 +113,7 @@ def load(
     places, filled = _places(lengths, num_columns)
     rows = -(-int(filled.max()) // horizon) * horizon
     arrays = _arrays(cfg, seen, num_actions, teacher)
-    nbytes = rows * num_columns * (sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(arrays)) + 1)
-    what = f"--dataset {', '.join(cfg.dataset)}: with {sum(lengths)} steps the dataset"
-    check_memory(nbytes, what, "train on fewer files", copies=1)  # In the host's memory, from where it is copied.
+    _check_memory(cfg.dataset, arrays, rows * num_columns, sum(lengths))
     packed = jax.tree.map(lambda x: np.zeros((rows, num_columns, *x.shape), x.dtype), arrays)
     is_first = np.zeros((rows, num_columns), bool)
 
@@ -152,6 +150,13 @@ def _arrays(cfg: AlgorithmCfg, seen: Seen, num_actions: int, teacher: Relabeler 
         "teacher_action": jax.ShapeDtypeStruct((num_actions,), dtype),
         **(teacher.arrays if teacher else {}),
     }
+
+
+def _check_memory(files: Sequence[str], arrays: dict[str, Any], room: int, steps: int) -> None:
+    """Refuse what does not fit: ``room`` steps of ``arrays``, of which ``steps`` are taken."""
+    nbytes = room * (sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(arrays)) + 1)
+    what = f"--dataset {', '.join(files)}: with {steps} steps the dataset"
+    check_memory(nbytes, what, "train on fewer files", copies=1)  # In the host's memory, from where it is copied.
 
 
 def _held(kind: Any, floats: np.dtype[Any]) -> Any:
