@@ -151,7 +151,9 @@ def configure(job: Job, beginning: Beginning, started: Started) -> RunCfg:
     task, run = started.task, beginning.run
     defaults = [known_settings(task.agent_defaults)]
     if task.preset:
-        defaults.insert(0, {"agent": load_file(preset(task.preset))["agent"]})
+        # A resumed run's environment is what it was, also where its version knew nothing of a preset's.
+        sections = ("agent",) if run else ("agent", "env")
+        defaults.insert(0, {k: v for k, v in load_file(preset(task.preset)).items() if k in sections})
 
     def composed(layers: Sequence[dict[str, Any]], overrides: Sequence[str] = ()) -> RunCfg:
         layers, overrides = with_obs_groups([*defaults, *layers], overrides, task)

@@ -7,7 +7,9 @@ decides has Isaac Lab's names (``env.scene.num_envs``, ``env.sim.dt``, ``env.dec
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import is_dataclass
 from pathlib import Path
+from typing import Any
 
 import isaaclab.sim as sim_utils
 from isaaclab.assets import AssetBaseCfg, RigidObjectCfg
@@ -18,10 +20,20 @@ from isaaclab.utils import configclass
 from isaaclab_newton.physics import MJWarpSolverCfg, NewtonCfg
 from isaaclab_tasks.utils import PresetCfg
 
-from bridge.crazyflie.cfg import PointControlCfg, RandomizationCfg, ResetCfg, RewardCfg, TargetCfg, TerminationCfg
+from bridge.crazyflie.cfg import (
+    PointControlCfg,
+    RandomizationCfg,
+    ResetCfg,
+    RewardCfg,
+    SensorCfg,
+    TargetCfg,
+    TerminationCfg,
+)
 from bridge.errors import SettingError
 
 DEFAULTS = PointControlCfg()
+KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: "a name"}
+"""What values can be, in words."""
 CRAZYFLIE_USD = str(Path(__file__).with_name("crazyflie.usda"))
 """The craft that comes with the task."""
 
@@ -83,6 +95,8 @@ class PointControlEnvCfg(DirectRLEnvCfg):
     """Which of them an environment flies, ``cycle`` or ``random``."""
     first_env: int = 0
     """Number of the first environment among those of all processes, along which ``cycle`` goes; a launcher sets it."""
+    action: str = DEFAULTS.action
+    """What the actions are: ``motors``, the speed of each."""
     frame: str = DEFAULTS.frame
     """Frame of the student's position and velocity errors: ``body`` or ``world``."""
     teacher_frame: str = DEFAULTS.teacher_frame
@@ -97,14 +111,17 @@ class PointControlEnvCfg(DirectRLEnvCfg):
     """Weights of the reward terms."""
     randomization: RandomizationCfg = DEFAULTS.randomization
     """Ranges of the physical parameters."""
+    sensor: SensorCfg = DEFAULTS.sensor
+    """Noise and delay of what the student sees; none."""
 
     def validate_config(self) -> None:
         """Isaac Lab's hook for checks: raise :class:`SettingError` on the first setting that makes no sense."""
-        for name, value in (("target.kind", self.target.kind), ("frame", self.frame)):
-            if value in ("step", "start"):
+        chosen = {"target.kind": self.target.kind, "action": self.action}
+        for name, value in (chosen | {"frame": self.frame, "teacher_frame": self.teacher_frame}).items():
+            if value in ("step", "ctbr", "start"):
                 raise SettingError(f"env.{name}={value!r}: known to the embedded simulator only, use --sim crazyflow")
         policy_freq = max(1, round(1.0 / (self.sim.dt * self.decimation)))
-        PointControlCfg(
+        embedded = PointControlCfg(
             drone=self.drone,
             quadrotors=self.quadrotors,
             quadrotor_assignment=self.quadrotor_assignment,
@@ -112,6 +129,7 @@ class PointControlEnvCfg(DirectRLEnvCfg):
             episode_length_s=self.episode_length_s,
             physics_freq=policy_freq * self.decimation,
             policy_freq=policy_freq,
+            action=self.action,
             frame=self.frame,
             teacher_frame=self.teacher_frame,
             target=self.target,
@@ -119,4 +137,17 @@ class PointControlEnvCfg(DirectRLEnvCfg):
             termination=self.termination,
             reward=self.reward,
             randomization=self.randomization,
-        ).validate()
+            sensor=self.sensor,
+        )
+        _check_kinds(embedded, DEFAULTS)
+        embedded.validate()
+
+
+def _check_kinds(cfg: Any, defaults: Any, path: str = "env") -> None:
+    """Raise :class:`SettingError` on a value of another kind than the default's: Isaac Lab takes any."""
+    for name, default in vars(defaults).items():
+        value, key = getattr(cfg, name), f"{path}.{name}"
+        if is_dataclass(default):
+            _check_kinds(value, default, key)
+        elif type(value) is not type(default) and (type(default), type(value)) != (float, int):
+            raise SettingError(f"{key}={value!r}: expected {KINDS[type(default)]}")

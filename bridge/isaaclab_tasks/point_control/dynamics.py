@@ -18,6 +18,22 @@ from bridge.crazyflie.constants import MIXING, RAD_PER_S, Constants
 
 
 @dataclass
+class Craft:
+    """Physical state of a batch of quadrotors."""
+
+    pos: Tensor
+    """(B, 3) m, world frame, relative to the spawn point."""
+    quat: Tensor
+    """(B, 4) xyzw, body to world."""
+    vel: Tensor
+    """(B, 3) m/s, world frame."""
+    ang_vel: Tensor
+    """(B, 3) rad/s, body frame."""
+    rotor_vel: Tensor
+    """(B, 4) rpm; motors front-right, back-right, back-left, front-left."""
+
+
+@dataclass
 class Quadrotor:
     """Physical parameters of N craft, see :class:`bridge.crazyflie.constants.Constants`."""
 

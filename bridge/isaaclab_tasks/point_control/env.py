@@ -16,24 +16,9 @@ from torch import Tensor
 from bridge.crazyflie.cfg import MOTORS, OBSERVATION, RandomizationCfg, ResetCfg
 from bridge.isaaclab_tasks.point_control import target as targets
 from bridge.isaaclab_tasks.point_control.cfg import PointControlEnvCfg
-from bridge.isaaclab_tasks.point_control.dynamics import rotation_matrix, rotor_acceleration, wrench
+from bridge.isaaclab_tasks.point_control.dynamics import Craft, rotation_matrix, rotor_acceleration, wrench
 from bridge.isaaclab_tasks.point_control.fleet import MAX_ID, Fleet
-
-
-@dataclass
-class Craft:
-    """Physical state of a batch of quadrotors."""
-
-    pos: Tensor
-    """(B, 3) m, world frame, relative to the spawn point."""
-    quat: Tensor
-    """(B, 4) xyzw, body to world."""
-    vel: Tensor
-    """(B, 3) m/s, world frame."""
-    ang_vel: Tensor
-    """(B, 3) rad/s, body frame."""
-    rotor_vel: Tensor
-    """(B, 4) rpm; motors front-right, back-right, back-left, front-left."""
+from bridge.isaaclab_tasks.point_control.sensor import Measurement, Sensors
 
 
 @dataclass
@@ -63,6 +48,8 @@ class PointControlEnv(DirectRLEnv):
       (4, 0..1).
     - ``teacher`` (26): the same in ``cfg.teacher_frame``, then the rotor speeds (4, 0..1).
     - ``teacher_id`` (1), only with ``cfg.quadrotors``: the id of the craft that the environment flies.
+
+    The student sees what ``cfg.sensor`` lets it measure, the teacher the truth.
 
     Actions (B, 4) in [-1, 1] are motor commands; -1 is the slowest and 1 the fastest rotor speed.
     """
@@ -99,6 +86,8 @@ class PointControlEnv(DirectRLEnv):
         self.action_layout = {"layout": list(MOTORS), "range": [-1, 1], "rate_hz": round(1.0 / self.step_dt)}
         self.target = targets.reset(cfg.target, n, device)
         self.physics = Physics.sample(cfg.randomization, n, device)
+        self.sensors = None if cfg.sensor.is_perfect else Sensors(cfg.sensor, n, device)
+        """What the student has measured; None where its sensors are perfect."""
 
     @property
     def hover_rotor_vel(self) -> Tensor:
@@ -166,6 +155,8 @@ class PointControlEnv(DirectRLEnv):
 
     def _get_dones(self) -> tuple[Tensor, Tensor]:
         craft = self.craft
+        if self.sensors is not None:  # Here, before episodes that are over begin anew.
+            self.sensors.step(craft)
         self.limits = self._limits(craft)
         terminated = torch.stack(list(self.limits.values())).any(dim=0)
         time_out = (self.episode_length_buf >= self.max_episode_length) & ~terminated
@@ -191,14 +182,15 @@ class PointControlEnv(DirectRLEnv):
 
     def _get_observations(self) -> dict[str, Tensor]:
         craft = self.craft
-        student = self._observe_without_motors(craft, self.cfg.frame)
-        same = self.cfg.frame == self.cfg.teacher_frame
-        teacher = student if same else self._observe_without_motors(craft, self.cfg.teacher_frame)
+        measured = craft if self.sensors is None else self.sensors.seen
+        student = teacher = self._observe_without_motors(measured, self.cfg.frame)
+        if measured is not craft or self.cfg.frame != self.cfg.teacher_frame:
+            teacher = self._observe_without_motors(craft, self.cfg.teacher_frame)
         teacher = torch.cat([teacher, self.quadrotor.motor_speeds(craft.rotor_vel)], dim=-1)
         ids = {} if self.fleet.ids is None else {"teacher_id": self.fleet.ids[self.row][:, None]}
         return {"policy": student, "teacher": teacher, **ids}
 
-    def _observe_without_motors(self, craft: Craft, frame: str) -> Tensor:
+    def _observe_without_motors(self, craft: Craft | Measurement, frame: str) -> Tensor:
         rotation = rotation_matrix(craft.quat)
         position, velocity = craft.pos - self.target.pos, craft.vel - self.target.vel
         if frame == "body":
@@ -227,7 +219,10 @@ class PointControlEnv(DirectRLEnv):
             self.row[env_ids] = torch.randint(self.fleet.size, (n,), device=self.device)
             self.quadrotor.put(env_ids, self.fleet.quadrotors.take(self.row[env_ids]))
             self._weigh(env_ids)
-        self.place(self._initial_craft(self.cfg.reset, env_ids), env_ids)
+        craft = self._initial_craft(self.cfg.reset, env_ids)
+        self.place(craft, env_ids)
+        if self.sensors is not None:
+            self.sensors.reset(env_ids, craft)
         self.last_action[env_ids] = self.hover_action[env_ids]
         for state, fresh in (
             (self.target, targets.reset(self.cfg.target, n, self.device)),
