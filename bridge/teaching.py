@@ -9,8 +9,12 @@ from jax import Array
 from bridge.env import ObservationSpec, State
 
 
-class Course(Protocol):
-    """A task made for teaching: a batch of environments (B) of one craft, all of it differentiable JAX."""
+class Lesson(Protocol):
+    """A task made for teaching: a batch of environments (B) of one craft, all of it differentiable JAX.
+
+    Where there are several craft, ``parameters`` has their numbers along a first axis (N) of every leaf, and
+    ``of_craft`` takes those of one.
+    """
 
     num_envs: int
     """B."""
@@ -20,10 +24,16 @@ class Course(Protocol):
     """The observation group of the teacher."""
     unsure: slice
     """Columns of that group which the student lacks, so that the teacher should not lean on them."""
+    parameters: Any
+    """A pytree, the leading axis of every leaf is N."""
 
     @property
     def obs_spec(self) -> ObservationSpec:
         """Of the group."""
+        ...
+
+    def of_craft(self, parameters: Any) -> Lesson:
+        """The lesson of one craft; ``parameters`` are its own, without the axis N."""
         ...
 
     def reset(self, rng: Array) -> State:
@@ -42,26 +52,12 @@ class Course(Protocol):
         """Restart some of the environments, and all that are lost."""
         ...
 
-    def first_action(self) -> Array:
-        """() what an untrained policy best begins with, in [-1, 1]."""
-        ...
-
-
-class Lesson(Course, Protocol):
-    """A course with a state of rest, for many craft.
-
-    ``parameters`` has their numbers along a first axis (N) of every leaf, and ``of_craft`` takes those of one.
-    """
-
-    parameters: Any
-    """A pytree, the leading axis of every leaf is N."""
-
-    def of_craft(self, parameters: Any) -> Lesson:
-        """The lesson of one craft; ``parameters`` are its own, without the axis N."""
-        ...
-
     def at_rest(self, rng: Array) -> tuple[Array, Array]:
         """Observations (B, D) of craft that rest where they should, and the actions (B, A) that keep them there."""
+        ...
+
+    def first_action(self) -> Array:
+        """() what an untrained policy best begins with, in [-1, 1]."""
         ...
 
     def facts(self) -> Array:

@@ -1,7 +1,8 @@
-"""Train the bundled teacher of the task ``crazyflie_forest`` from scratch, with analytic policy gradients.
+"""Train the bundled teacher of the task ``crazyflie_forest`` from scratch: jdistill's own algorithm, with an expert.
 
-The algorithm is that of :mod:`jdistill.core.apg`; the task's part of it, a cost with slopes where something can be hit,
-is :mod:`bridge.crazyflie.forest.teaching`. About a quarter of an hour on two cores. ::
+The expert (:mod:`bridge.crazyflie.forest.planner`) looks at all columns and chooses a free heading. What it does is made
+a policy, an MLP on the observation group ``teacher``, as a student becomes one: its own flights are labelled with what
+the expert would have done (DAgger). A few minutes on two cores. ::
 
     python examples/train_forest_teacher.py --out jdistill/teachers/crazyflie_forest.safetensors
 """
@@ -11,26 +12,43 @@ from __future__ import annotations
 import argparse
 import json
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
+from flax import struct
 from jax import Array
 
 from bridge.crazyflie.forest.cfg import ForestFlightCfg
 from bridge.crazyflie.forest.task import ForestFlight
-from bridge.crazyflie.forest.teaching import DANGER, ForestCourse
+from bridge.crazyflie.forest.teaching import EXPERT, GuidedForestFlight
 from bridge.env import AutoReset
-from jdistill.core import apg
-from jdistill.core.apg import ApgCfg, Learner
+from bridge.episodes import SUCCESS
+from jdistill.core.actor import PolicyActor
+from jdistill.core.config import AgentCfg, AlgorithmCfg
+from jdistill.core.distillation import Distillation
 from jdistill.core.networks import Policy, PolicyState
-from jdistill.evaluation.evaluate import evaluate
+from jdistill.evaluation.rollouts import Evaluator
 from jdistill.export.policy_file import save_policy
+from jdistill.run import compilation
 
+GROUP = "teacher"
 NETWORK: dict[str, Any] = {"hidden_dims": (128, 128, 64), "activation": "elu", "output_activation": "tanh"}
+SEED = 1000
+"""Of the forests in which it is tried out."""
 
-RAMP = 0.5
-"""The share of the updates after which closeness has its full weight."""
+
+class Expert(struct.PyTreeNode):
+    """The planner as an actor, see :class:`jdistill.core.actor.Actor`."""
+
+    def initial_carry(self, batch: int) -> Any:
+        """None."""
+        return ()
+
+    def act(self, carry: Any, obs: Mapping[str, Array]) -> tuple[Any, Array]:
+        """What it has written into the observations."""
+        return carry, obs[EXPERT]
 
 
 def parse_args() -> argparse.Namespace:
@@ -38,50 +56,57 @@ def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--out", type=Path, required=True, help="policy file to write")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--num_envs", type=int, default=192)
-    parser.add_argument("--horizon", type=int, default=60, help="control steps the gradient flows through")
-    parser.add_argument("--updates", type=int, default=1500)
-    parser.add_argument("--learning_rate", type=float, default=2e-3, help="decays to zero along a cosine")
-    parser.add_argument("--action_error", type=float, default=0.1, help="standard deviation, per stretch, -1..1")
+    parser.add_argument("--num_envs", type=int, default=128)
+    parser.add_argument("--iterations", type=int, default=600)
     return parser.parse_args()
 
 
 def train(args: argparse.Namespace) -> tuple[Policy, PolicyState]:
-    """Run all updates; returns the network, its parameters and its normalizer."""
-    course = ForestCourse(ForestFlightCfg(num_envs=args.num_envs))
-    cfg = ApgCfg(
-        updates=args.updates,
-        horizon=args.horizon,
-        learning_rate=args.learning_rate,
-        action_error=args.action_error,
-        trim=0.0,
+    """Run all iterations; returns the network, its parameters and its normalizer."""
+    algorithm = AlgorithmCfg(
+        use_two_stage_training=True,
+        phase1_iterations=args.iterations // 10,
+        use_dagger=True,
+        max_buffer_size=150 * 100 * args.num_envs,
+        gradient_length=4,
+        num_learning_epochs=4,
+        learning_rate_half_life=args.iterations / 5,
     )
-    policy = Policy(num_actions=course.num_actions, **NETWORK)
-    init_key, rng = jax.random.split(jax.random.key(args.seed))
-    learner = apg.init(course, cfg, apg.fresh_policy(course, policy, init_key), rng)
-
-    @jax.jit
-    def update(learner: Learner, normalize: bool, danger: float) -> tuple[Learner, dict[str, Array]]:
-        return apg.update(course.with_danger(danger), policy, cfg, learner, normalize)
-
+    cfg = AgentCfg(num_steps_per_env=100, obs_groups={"student": [GROUP], "teacher": [EXPERT]}, algorithm=algorithm)
+    env = AutoReset(GuidedForestFlight(ForestFlightCfg(num_envs=args.num_envs)))
+    policy = Policy(num_actions=env.num_actions, **NETWORK)
+    algorithm_on_env, expert = Distillation(env, policy, cfg), Expert()
+    state = jax.jit(algorithm_on_env.init)(jax.random.key(args.seed), expert)
+    state = state.replace(env_state=env.randomize_episode_length(state.env_state, jax.random.key(args.seed)))
+    iterate = jax.jit(lambda state: algorithm_on_env.iteration(state, expert)[:2], donate_argnums=0)
     begin = time.perf_counter()
-    for i in range(args.updates):
-        danger = DANGER * min(1.0, 0.1 + i / (RAMP * args.updates))
-        learner, metrics = update(learner, i < cfg.normalizer_updates, danger)
-        if i % 50 == 0 or i == args.updates - 1:
+    for i in range(args.iterations):
+        state, metrics = iterate(state)
+        if i % 25 == 0 or i == args.iterations - 1:
+            loss, success = (float(metrics.scalars[name]) for name in ("Loss/behavior", SUCCESS))
             elapsed = time.perf_counter() - begin
-            cost, norm = (float(metrics[name]) for name in ("cost", "gradient_norm"))
-            print(f"{i:5d}  cost {cost:.4f}  gradient norm {norm:7.3f}  {elapsed:5.0f} s", flush=True)
-    return policy, learner.policy
+            print(f"{i:5d}  loss {loss:.4f}  success {success:6.1%}  {elapsed:5.0f} s", flush=True)
+    return policy, state.student
+
+
+def measure(policy: Policy, state: PolicyState, episodes: int = 1000) -> dict[str, Any]:
+    """The policy and the expert in as many other forests."""
+    env = AutoReset(GuidedForestFlight(ForestFlightCfg(num_envs=episodes)))
+    evaluator = Evaluator({"default": PolicyActor(policy, state, (GROUP,)), EXPERT: Expert()})
+    numbers = {}
+    for name in ("default", EXPERT):
+        found = evaluator.rollout(env, name, SEED).numbers
+        numbers[name] = {k: found[k] for k in ("success", "survival", "return", "length", "terminations")}
+    return numbers
 
 
 def describe(numbers: dict[str, Any]) -> dict[str, Any]:
     """The policy file's header: what goes in, what comes out, what it is worth."""
     env = ForestFlight(ForestFlightCfg(num_envs=1))
-    spec = env.obs_specs[ForestCourse.group]
+    spec = env.obs_specs[GROUP]
     return {
         "observation": {
-            "group": ForestCourse.group,
+            "group": GROUP,
             "frame": spec.frame,
             "layout": [dict(zip(("name", "size", "unit"), part, strict=True)) for part in spec.layout],
         },
@@ -93,14 +118,14 @@ def describe(numbers: dict[str, Any]) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Train, evaluate in 1000 other forests, write."""
+    """Train, try out, write."""
     args = parse_args()
-    policy, policy_state = train(args)
-    env = AutoReset(ForestFlight(ForestFlightCfg(num_envs=1000, camera="none")))
-    numbers = {"default": evaluate(env, policy, policy_state, [ForestCourse.group])}
+    compilation.prepare()
+    policy, state = train(args)
+    numbers = measure(policy, state)
     print(json.dumps(numbers), flush=True)
     args.out.parent.mkdir(parents=True, exist_ok=True)
-    save_policy(args.out, policy, policy_state, describe(numbers))
+    save_policy(args.out, policy, state, describe(numbers))
     print(f"wrote {args.out}")
 
 

@@ -15,7 +15,7 @@ how far it is from rest where it should rest, which the cost of an episode barel
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -24,7 +24,7 @@ from flax import struct
 from jax import Array
 
 from bridge.env import State
-from bridge.teaching import Course, Lesson
+from bridge.teaching import Lesson
 from jdistill.core import networks
 from jdistill.core.networks import Policy, PolicyState
 
@@ -46,7 +46,7 @@ class ApgCfg:
     action_error: float = 0.1
     """Standard deviation of the error of the actions (-1..1), drawn anew for every stretch."""
     trim: float = 20.0
-    """Weight of the trim loss, for a :class:`bridge.teaching.Lesson`; 0 for a mere :class:`bridge.teaching.Course`."""
+    """Weight of the trim loss."""
 
     def optimizer(self) -> optax.GradientTransformation:
         """Adam on clipped gradients."""
@@ -67,14 +67,14 @@ class Learner(struct.PyTreeNode):
     """Of the next update."""
 
 
-def init(lesson: Course, cfg: ApgCfg, policy: PolicyState, rng: Array) -> Learner:
+def init(lesson: Lesson, cfg: ApgCfg, policy: PolicyState, rng: Array) -> Learner:
     """Begin with ``policy``."""
     reset_key, rng = jax.random.split(rng)
     return Learner(policy, cfg.optimizer().init(policy.params), lesson.reset(reset_key), rng)
 
 
-def fresh_policy(lesson: Course, policy: Policy, rng: Array) -> PolicyState:
-    """Untrained parameters that command about :meth:`bridge.teaching.Course.first_action`, whatever is observed."""
+def fresh_policy(lesson: Lesson, policy: Policy, rng: Array) -> PolicyState:
+    """Untrained parameters that command about :meth:`bridge.teaching.Lesson.first_action`, whatever is observed."""
     state = networks.init(policy, rng, lesson.obs_spec.shape[0], normalize=True)
     last = max(name for name in state.params if name.startswith("mlp_"))
     dense = state.params[last]["dense"]
@@ -104,7 +104,7 @@ def specialize(generalist: PolicyState, facts: Array) -> PolicyState:
 
 
 def update(
-    lesson: Course, policy: Policy, cfg: ApgCfg, learner: Learner, normalize: Array | bool
+    lesson: Lesson, policy: Policy, cfg: ApgCfg, learner: Learner, normalize: Array | bool
 ) -> tuple[Learner, dict[str, Array]]:
     """One gradient step; ``normalize`` says whether the normalizer learns too.
 
@@ -119,7 +119,7 @@ def update(
         candidate = learner.policy.replace(params=params)
         value, after = stretch(lesson, policy, cfg, candidate, state, handicap_key)
         if cfg.trim > 0:
-            value += cfg.trim * trim_loss(cast(Lesson, lesson), policy, candidate, handicap_key)
+            value += cfg.trim * trim_loss(lesson, policy, candidate, handicap_key)
         return value, after
 
     (value, (state, obs)), gradient = jax.value_and_grad(loss, has_aux=True)(learner.policy.params)
@@ -134,7 +134,7 @@ def update(
 
 
 def stretch(
-    lesson: Course, policy: Policy, cfg: ApgCfg, policy_state: PolicyState, state: State, rng: Array
+    lesson: Lesson, policy: Policy, cfg: ApgCfg, policy_state: PolicyState, state: State, rng: Array
 ) -> tuple[Array, tuple[State, Array]]:
     """Fly the steps of a stretch: mean cost, and beside it the last State and all observations (T, B, D)."""
     noise_key, error_key = jax.random.split(rng)

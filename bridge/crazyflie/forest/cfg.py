@@ -22,7 +22,7 @@ SENSED = (
     ("previous_command", 4, "-1..1"),
 )
 """Parts of the student's observation in order: name, size, unit. The teacher's begins with them."""
-KNOWN = (("lateral_position", 1, "m"), ("columns", 3 * NEAREST, "m"))
+KNOWN = (("lateral_position", 1, "m"), ("columns", 3 * NEAREST, "1/m, 1/m, m"))
 """What follows them in the teacher's."""
 COMMANDS = ("forward_velocity", "left_velocity", "up_velocity", "yaw_rate")
 """Order of the actions."""
@@ -115,7 +115,7 @@ class ForestFlightCfg:
     """Crazyflow's name of the airframe."""
     num_envs: int = 100
     """Number of environments; ``--num_envs`` sets it."""
-    episode_length_s: float = 15.0
+    episode_length_s: float = 18.0
     """Length of an episode, s."""
     physics_freq: int = 300
     """Physics steps per second; a multiple of ``policy_freq``."""

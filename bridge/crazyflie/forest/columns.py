@@ -15,6 +15,8 @@ from bridge.crazyflie.vectors import Heading, Vector, in_memory
 
 CANDIDATES = 16
 """Places that are drawn for a column; it takes the first that is far enough from those before it."""
+SOFT = 0.5
+"""Added to a distance before its inverse is taken, m."""
 NOWHERE = 1e3
 """Where columns are that have found no place, m along both axes."""
 
@@ -64,19 +66,19 @@ def plant(cfg: ForestCfg, rng: Array) -> Columns:
 
 
 def nearest(columns: Columns, pos: Vector, by: Heading, count: int, sight: float) -> Array:
-    """(B, 3 count) of the columns whose surfaces are nearest to ``pos``, nearest first: x and y from there in the frame
-    turned by the heading, and radius, m.
+    """(B, 3 count) of the columns whose surfaces are nearest to ``pos``, nearest first: where and how wide they are.
 
-    What is farther than ``sight`` (m), or not there, counts as a point at that distance.
+    Three numbers each: x and y of the direction to the axis, in the frame turned by the heading, times a closeness, and
+    the radius (m). The closeness is ``1 / (d + 0.5) - 1 / (sight + 0.5)`` at a distance d (m) from the surface, so that
+    a network tells near ones well; all three are 0 for what is farther than ``sight`` or not there.
     """
     x, y = columns.x - pos.x[:, None], columns.y - pos.y[:, None]
     away = jnp.sqrt(x * x + y * y + 1e-9)
     clearance = away - columns.radius
-    is_seen = clearance < sight
-    scale = jnp.where(is_seen, 1.0, sight / away)
+    closeness = jax.nn.relu(1 / (jnp.maximum(clearance, 0.0) + SOFT) - 1 / (sight + SOFT))
     cos, sin = (part[:, None] for part in by)
-    ahead, left = (cos * x + sin * y) * scale, (cos * y - sin * x) * scale
-    rows = in_memory(jnp.stack([ahead, left, jnp.where(is_seen, columns.radius, 0.0)], axis=-1))
+    ahead, left = ((cos * x + sin * y) / away * closeness, (cos * y - sin * x) / away * closeness)
+    rows = in_memory(jnp.stack([ahead, left, jnp.where(closeness > 0, columns.radius, 0.0)], axis=-1))
     # A column's place in the order is the number of those before it; of equals the first comes first.
     total = clearance.shape[1]
     before = clearance[:, None, :] < clearance[:, :, None]
@@ -84,5 +86,4 @@ def nearest(columns: Columns, pos: Vector, by: Heading, count: int, sight: float
     order = in_memory(jnp.sum(before | equal, axis=-1))
     chosen = order[:, None, :, None] == jnp.arange(min(count, total))[:, None, None]
     found = jnp.where(chosen, rows[:, None], 0.0).sum(axis=2).reshape(-1, 3 * min(count, total))
-    absent = jnp.tile(jnp.array([sight, 0.0, 0.0]), count - min(count, total))
-    return jnp.concatenate([found, jnp.broadcast_to(absent, (len(found), absent.size))], axis=1)
+    return jnp.pad(found, ((0, 0), (0, 3 * (count - min(count, total)))))

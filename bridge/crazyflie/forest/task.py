@@ -86,7 +86,8 @@ class ForestFlight:
       (m); previous commands (4).
     - ``tof`` (8, 8, 1) or ``depth`` (60, 100, 1): the newest picture, see :mod:`bridge.crazyflie.forest.camera`.
     - ``teacher`` (44): the numbers of ``student``, exact; the distance from the hall's middle plane (m); for each of
-      the 8 nearest columns, nearest first, x and y from the craft in the heading frame and the radius (m).
+      the 8 nearest columns, nearest first, direction, closeness and radius, see
+      :func:`bridge.crazyflie.forest.columns.nearest`.
 
     Actions (B, 4) in [-1, 1] are velocities forward, to the left and up, in the heading frame of the step's beginning,
     and the yaw rate; :mod:`bridge.crazyflie.forest.pilot` flies them.
