@@ -34,7 +34,7 @@ from jdistill.export.policy_file import save_policy
 from jdistill.run import compilation
 
 GROUP = "teacher"
-NETWORK: dict[str, Any] = {"hidden_dims": (128, 128, 64), "activation": "elu", "output_activation": "tanh"}
+NETWORK: dict[str, Any] = {"hidden_dims": (256, 128, 64), "activation": "elu", "output_activation": "tanh"}
 SEED = 1000
 """Of the forests in which it is tried out."""
 
@@ -57,7 +57,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--out", type=Path, required=True, help="policy file to write")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--num_envs", type=int, default=128)
-    parser.add_argument("--iterations", type=int, default=600)
+    parser.add_argument("--iterations", type=int, default=400)
     return parser.parse_args()
 
 
@@ -70,7 +70,7 @@ def train(args: argparse.Namespace) -> tuple[Policy, PolicyState]:
         max_buffer_size=150 * 100 * args.num_envs,
         gradient_length=4,
         num_learning_epochs=4,
-        learning_rate_half_life=args.iterations / 5,
+        learning_rate_half_life=args.iterations / 4,
     )
     cfg = AgentCfg(num_steps_per_env=100, obs_groups={"student": [GROUP], "teacher": [EXPERT]}, algorithm=algorithm)
     env = AutoReset(GuidedForestFlight(ForestFlightCfg(num_envs=args.num_envs)))

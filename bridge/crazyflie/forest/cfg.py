@@ -37,13 +37,13 @@ do not overlap cover 0.547 at most (Feder, "Random sequential adsorption", 1980)
 class ForestCfg:
     """The hall, its columns, and where episodes begin and end."""
 
-    obstacles: int = 24
+    obstacles: int = 18
     """Number of columns; 0 is an empty hall. One that finds no place is left out."""
     min_radius: float = 0.15
     """Radii are drawn from [min_radius, max_radius], m."""
     max_radius: float = 0.35
     """See ``min_radius``."""
-    gap: float = 0.6
+    gap: float = 0.8
     """Least distance between the surfaces of two columns, m. The craft fits through every gap, so that every forest has
     a way through."""
     length: float = 14.0
@@ -115,7 +115,7 @@ class ForestFlightCfg:
     """Crazyflow's name of the airframe."""
     num_envs: int = 100
     """Number of environments; ``--num_envs`` sets it."""
-    episode_length_s: float = 18.0
+    episode_length_s: float = 20.0
     """Length of an episode, s."""
     physics_freq: int = 300
     """Physics steps per second; a multiple of ``policy_freq``."""

@@ -14,15 +14,15 @@ from bridge.crazyflie.forest.cfg import ForestFlightCfg
 from bridge.crazyflie.forest.task import RADIUS, ForestState
 from bridge.crazyflie.vectors import Vector, heading, in_memory, turned_back
 
-FAN = np.deg2rad(np.linspace(-100.0, 100.0, 41)).astype(np.float32)
+FAN = np.deg2rad(np.linspace(-85.0, 85.0, 35)).astype(np.float32)
 """Headings that are considered, beside that of the goal, rad."""
-LOOKAHEAD, MARGIN = 2.5, 0.28
+LOOKAHEAD, MARGIN = 2.5, 0.32
 """How far a heading should be free, and the clearance that it should have, m."""
 BLOCKED = 6.0
 """Weight of a heading's being blocked at hand; the other term is at most 2."""
 KEPT = 0.7
 """Weight of a heading's distance from the velocity, so that the craft stays with a decision."""
-CRUISE, SLOWEST = 1.25, 0.5
+CRUISE, SLOWEST = 1.15, 0.5
 """Speed where a heading is free, and at least, m/s."""
 
 
@@ -41,8 +41,11 @@ def act(cfg: ForestFlightCfg, sim: ForestState) -> Array:
     distance = jnp.sqrt(way.x**2 + way.y**2)
     pace = jnp.minimum(SLOWEST + (CRUISE - SLOWEST) * (1.0 - blocked), 0.5 + distance)
     turn = heading(craft.quat.rotation())
-    wanted = turned_back(turn, Vector(u * pace, v * pace, jnp.clip(1.5 * way.z, -0.5, 0.5)))
-    off = jnp.arctan2(wanted.y, wanted.x)
+    free = turned_back(turn, Vector(u, v, jnp.clip(1.5 * way.z, -0.5, 0.5)))
+    off = jnp.arctan2(free.y, free.x)
+    # Slowly where the eyes are not yet, for those that have to see.
+    pace = pace * (0.3 + 0.7 * jnp.maximum(free.x, 0.0))
+    wanted = Vector(free.x * pace, free.y * pace, free.z)
     pilot = cfg.pilot
     commands = (wanted.x / pilot.speed, wanted.y / pilot.speed, wanted.z / pilot.climb, 2.5 * off / pilot.yaw_rate)
     return jnp.clip(jnp.stack(commands, axis=-1), -1.0, 1.0)
