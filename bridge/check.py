@@ -16,6 +16,7 @@ import numpy as np
 from bridge.env import Env, ObservationSpec, State, require
 from bridge.errors import SettingError
 from bridge.keys import keys_for
+from bridge.observation import looks_channels_first
 
 
 def check_env(env: Env) -> dict[str, ObservationSpec]:
@@ -93,9 +94,9 @@ def _specs(env: Any, obs: Mapping[str, Any]) -> dict[str, ObservationSpec]:
             raise SettingError(f"{name}: there is no obs['{group}'], which it declares; there are {', '.join(obs)}")
         layout = tuple(layouts.get(group, ()))
         terms = declared[group].terms if group in declared else {}
-        spec = ObservationSpec(
-            tuple(obs[group].shape[1:]), np.dtype(obs[group].dtype), layout, frames.get(group), terms
-        )
+        shape = tuple(obs[group].shape[1:])
+        first = declared[group].channels_first if group in declared else looks_channels_first(shape)
+        spec = ObservationSpec(shape, np.dtype(obs[group].dtype), layout, frames.get(group), terms, first)
         total = (sum(size for _, size, _ in layout),) if layout else spec.shape
         for expected in (shapes.get(group, spec.shape), total):
             if spec.shape != expected:

@@ -8,7 +8,6 @@ that changes lives in the :class:`State` pytree.
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Protocol, runtime_checkable
 
@@ -22,6 +21,8 @@ from bridge.episodes import begin_episodes, count_episodes
 from bridge.errors import RenderError, SettingError
 from bridge.keys import keys_for, random_ages, split_keys
 from bridge.nonfinite import finite_envs
+from bridge.observation import Layout as Layout
+from bridge.observation import ObservationSpec as ObservationSpec
 
 Color = tuple[float, float, float]
 """Red, green, blue, each 0..1."""
@@ -32,35 +33,6 @@ metrics are averaged over all steps."""
 EPISODE_INFO = ("teacher_id",)
 """Entries of ``info``, each (B,), that belong to an episode: ``teacher_id`` (int32) is that of its craft's teacher."""
 
-Layout = tuple[tuple[str, int, str], ...]
-"""Parts of an observation group in order: name, size, unit."""
-FLOAT32: np.dtype[Any] = np.dtype(np.float32)
-
-
-@dataclass(frozen=True)
-class ObservationSpec:
-    """What an observation group is, for each environment of the batch."""
-
-    shape: tuple[int, ...]
-    """Without the batch axis: (D,) of a vector, (height, width, channels) of an image."""
-    dtype: np.dtype[Any] = FLOAT32
-    """Of its numbers."""
-    layout: Layout = ()
-    """What a vector is made of, where the environment says."""
-    frame: str | None = None
-    """The frame it is measured in, where the environment has a choice."""
-    terms: Mapping[str, Mapping[str, Any]] = field(default_factory=dict, hash=False)
-    """What else is known of the parts of ``layout``: ``clip`` and ``scale``, applied in this order; ``history_length``,
-    the steps that it holds, the oldest first; ``elements``, what its numbers are called."""
-
-    @classmethod
-    def of_layout(cls, layout: Layout, frame: str | None = None) -> ObservationSpec:
-        """A float32 vector of these parts."""
-        return cls((sum(size for _, size, _ in layout),), layout=layout, frame=frame)
-
-    def __str__(self) -> str:
-        return f"{self.dtype}[{', '.join(map(str, self.shape))}]"
-
 
 class State(struct.PyTreeNode):
     """What an environment hands back; the leading axis of every array is ``num_envs`` (B)."""
@@ -69,7 +41,8 @@ class State(struct.PyTreeNode):
     """The simulator's own state, a pytree (Brax's name for it). Leaves have the leading axis B too, so that finished
     environments can be replaced one by one; what is shared, a random key for one, belongs in ``info``."""
     obs: dict[str, Array]
-    """Observation groups by name: vectors (B, D) float32, images (B, height, width, channels) uint8 or float32."""
+    """Observation groups by name: vectors (B, D) float32, images (B, height, width, channels) uint8 or float32; see
+    :class:`bridge.observation.ObservationSpec`."""
     reward: Array
     """(B,) float32, the reward of the step that led here."""
     done: Array

@@ -38,6 +38,7 @@ from bridge.isaaclab.managers import names_of
 from bridge.isaaclab.render import VisualizerRenderer
 from bridge.keys import random_ages, single_key
 from bridge.main_thread import MainThread
+from bridge.observation import looks_channels_first
 
 T = TypeVar("T")
 
@@ -113,7 +114,8 @@ class IsaacLabEnv:
         if (managed := self._names.layouts.get(name, ())) and value.shape[1:] == (sum(size for _, size, _ in managed),):
             layout, terms = managed, self._names.terms[name]
         held = jax.dtypes.canonicalize_dtype(dtype)  # JAX has no 64 bits, as long as it is not told to.
-        return ObservationSpec(tuple(value.shape[1:]) or (1,), held, layout, frames.get(name), terms)
+        sizes = tuple(value.shape[1:]) or (1,)
+        return ObservationSpec(sizes, held, layout, frames.get(name), terms, looks_channels_first(sizes))
 
     def restarting_nonfinite(self) -> IsaacLabEnv:
         """See :func:`bridge.nonfinite.restarting`: this object, from now on.

@@ -89,7 +89,7 @@ class AlgorithmCfg:
 
 @dataclass
 class StudentCfg:
-    """The student's network: dense layers, recurrent layers, dense layers."""
+    """The student's network: dense layers, recurrent layers, dense layers; before them what encodes images."""
 
     pre_dims: list[int] = field(default_factory=lambda: [16])
     """Widths of the dense layers before the recurrent ones."""
@@ -109,6 +109,12 @@ class StudentCfg:
     """Whether the recurrent state at an episode's start is trained, instead of zero."""
     obs_normalization: bool = True
     """Whether observations are normalized by their running mean and standard deviation."""
+    cnn_cfg: dict[str, Any] = field(default_factory=dict)
+    """The CNN of images among the observations: rsl_rl's settings (``output_channels``, ``kernel_size``, ...), for all
+    images, or for each by its group; see :mod:`jdistill.core.cnn_cfg`."""
+    encoder_dims: dict[str, list[int]] = field(default_factory=dict)
+    """By group, widths of dense layers that this group alone passes first, the last one linear: ``{height_scan: [128,
+    64]}``."""
     init_noise_std: float = 0.0
     """Standard deviation of the noise on the student's actions in rollouts; the loss never sees it."""
 

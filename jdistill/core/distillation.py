@@ -141,9 +141,9 @@ class Distillation:
         state, carry, loss = self.regress(state.replace(rng=rng, history=history), data)
         if self.sampler.update_leaves_carry:
             state = state.replace(student_carry=carry)
-        normalizer = state.student.normalizer
+        normalizer, seen = state.student.normalizer, observations.vector_of(experience.obs)
         student = state.student.replace(
-            normalizer=normalizer and normalizer.update(experience.obs, self.shards, experience.counts)
+            normalizer=normalizer and normalizer.update(seen, self.shards, experience.counts)
         )
         return state.replace(student=student), loss
 
@@ -273,7 +273,7 @@ class Distillation:
         key = jax.random.key(0)
         student = jax.eval_shape(lambda: networks.init(self.student, key, self.obs_size, normalize=False))
         return self.sampler.empty_history(
-            obs=jnp.zeros((envs, self.obs_size)),
+            obs=jax.tree.map(lambda x: jnp.zeros((envs, *x.shape), x.dtype), self.obs_shapes),
             teacher_action=jnp.zeros((envs, self.env.num_actions)),
             carry=jax.eval_shape(self.initial_carry, student.params),
             leaves_out=self.collector.restarts_nonfinite,
@@ -301,15 +301,19 @@ class Distillation:
         state = PolicyState(params=params, normalizer=None)
         return networks.initial_carry(self.student, state, self.env.num_envs if batch is None else batch)
 
-    def student_obs(self, obs: dict[str, Array]) -> Array:
+    def student_obs(self, obs: dict[str, Array]) -> Any:
         """The student's raw observation (..., D): its groups side by side."""
-        selected: Array = observations.select(obs, self.cfg.obs_groups["student"])
-        return selected
+        return observations.select(obs, self.cfg.obs_groups["student"])
 
     @property
     def obs_size(self) -> int:
-        """Size of the student's observation."""
+        """How many numbers the student observes, images aside."""
         return observations.size(self.cfg.obs_groups["student"], self.env.obs_specs)
+
+    @property
+    def obs_shapes(self) -> Any:
+        """The student's observation, of one environment, without its numbers."""
+        return observations.shapes(self.cfg.obs_groups["student"], self.env.obs_specs)
 
 
 LOSS_FUNCTIONS: dict[str, Callable[[Array, Array], Array]] = {

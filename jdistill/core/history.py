@@ -7,7 +7,7 @@ trained on, because ``is_first`` marks where episodes begin and so where a recur
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -21,8 +21,8 @@ from jdistill.core.networks import Carry
 class Sequences(NamedTuple):
     """``N`` sequences of ``L`` consecutive steps."""
 
-    obs: Array
-    """(L, N, D) float32, the student's raw observation."""
+    obs: Any
+    """(L, N, D) float32, the student's raw observation; images of bytes are left so."""
     teacher_action: Array
     """(L, N, A) float32"""
     is_first: Array
@@ -40,8 +40,8 @@ class Sequences(NamedTuple):
 class History(struct.PyTreeNode):
     """A ring of ``P`` steps of ``B`` columns."""
 
-    obs: Array
-    """(P, B, D) the student's raw observation: normalizers change, observations do not."""
+    obs: Any
+    """(P, B, D) the student's raw observation: normalizers change, observations do not. Bytes of images stay bytes."""
     teacher_action: Array
     """(P, B, A) the teacher's action on its own observation of the same step."""
     is_first: Array
@@ -58,31 +58,35 @@ class History(struct.PyTreeNode):
 
     @staticmethod
     def create(
-        steps: int, obs: Array, teacher_action: Array, carry: Carry, dtype: DTypeLike, leaves_out: bool = False
+        steps: int, obs: Any, teacher_action: Array, carry: Carry, dtype: DTypeLike, leaves_out: bool = False
     ) -> History:
-        """An empty history of ``steps`` steps; ``obs`` (B, D), ``teacher_action`` (B, A) and ``carry`` show the shapes.
+        """An empty history of ``steps`` steps; ``obs`` (B, ...), ``teacher_action`` (B, A), ``carry`` show the shapes.
 
-        ``carry`` leaves are (rows, B, hidden), all rows together. ``leaves_out``: whether some steps may not count.
+        Floats are held as ``dtype``. ``carry`` leaves are (rows, B, hidden), all rows together. ``leaves_out``: whether
+        some steps may not count.
         """
 
         def zeros(x: Array, kind: DTypeLike) -> Array:
             return jnp.zeros((steps, *x.shape), kind)
 
+        def held(x: Array) -> Array:
+            return zeros(x, dtype if jnp.issubdtype(x.dtype, jnp.floating) else x.dtype)
+
         return History(
-            obs=zeros(obs, dtype),
+            obs=jax.tree.map(held, obs),
             teacher_action=zeros(teacher_action, dtype),
-            is_first=zeros(obs[:, 0], bool),
+            is_first=zeros(teacher_action[:, 0], bool),
             carry=jax.tree.map(lambda x: jnp.zeros(x.shape, dtype), carry),
             origin=jnp.zeros((), jnp.int32),
-            length=jnp.zeros(obs.shape[0], jnp.int32),
-            counts=zeros(obs[:, 0], bool) if leaves_out else None,
+            length=jnp.zeros(teacher_action.shape[0], jnp.int32),
+            counts=zeros(teacher_action[:, 0], bool) if leaves_out else None,
         )
 
     def append(
-        self, obs: Array, teacher_action: Array, is_first: Array, carry: Carry, counts: Array | None = None
+        self, obs: Any, teacher_action: Array, is_first: Array, carry: Carry, counts: Array | None = None
     ) -> History:
         """Add a rollout (T, B, ...), over the oldest where the ring is full; ``P`` is a multiple of T."""
-        rows, steps = self.obs.shape[0], obs.shape[0]
+        rows, steps = self.is_first.shape[0], is_first.shape[0]
         full = self.length[0] == rows
         at = jnp.where(full, self.origin, self.length[0])
 
@@ -92,7 +96,7 @@ class History(struct.PyTreeNode):
             return jax.lax.dynamic_update_slice_in_dim(old, new.astype(old.dtype), start, axis=0)
 
         return History(
-            obs=write(self.obs, obs),
+            obs=jax.tree.map(write, self.obs, obs),
             teacher_action=write(self.teacher_action, teacher_action),
             is_first=write(self.is_first, is_first),
             carry=jax.tree.map(write, self.carry, carry),
@@ -107,8 +111,13 @@ class History(struct.PyTreeNode):
         They may reach beyond what is known, at either end.
         """
         row, known = self._rows(start, column, steps)
+
+        def found(x: Array) -> Array:
+            x = x[row, column]
+            return x.astype(jnp.float32) if jnp.issubdtype(x.dtype, jnp.floating) else x
+
         return Sequences(
-            obs=self.obs[row, column].astype(jnp.float32),
+            obs=jax.tree.map(found, self.obs),
             teacher_action=self.teacher_action[row, column].astype(jnp.float32),
             is_first=self.is_first[row, column] & known,
             known=known,
@@ -128,5 +137,5 @@ class History(struct.PyTreeNode):
         """Rows of the ring (steps, N), and whether anything is known there."""
         time = start + jnp.arange(steps)[:, None]
         known = (time >= 0) & (time < self.length[column])
-        row = (self.origin + time) % self.obs.shape[0]
+        row = (self.origin + time) % self.is_first.shape[0]
         return row, known if self.counts is None else known & self.counts[row, column]

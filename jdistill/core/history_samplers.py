@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -16,9 +18,7 @@ from jdistill.errors import ConfigError
 class HistorySampler(Sampler):
     """What the samplers of the history share: storing rollouts, and the columns that sequences are drawn from."""
 
-    def empty_history(
-        self, obs: Array, teacher_action: Array, carry: Carry, leaves_out: bool = False
-    ) -> History | None:
+    def empty_history(self, obs: Any, teacher_action: Array, carry: Carry, leaves_out: bool = False) -> History | None:
         """Room for as many rollouts as ``max_buffer_size`` allows; None for a dataset, which is a history already."""
         if not self.cfg.use_dagger:
             return None
@@ -96,7 +96,7 @@ class Uniform(HistorySampler):
 
     def batch(self, data: HistoryData, number: Array, carry: Carry, initial_carry: Carry, length: int) -> Batch:
         """Sequences drawn anew for every number."""
-        history, slots = data.history, data.history.obs.shape[0] // self.horizon
+        history, slots = data.history, data.history.is_first.shape[0] // self.horizon
         (rollout_keys, place_keys), column, weight = self.draw(data, number, 2)
         # A dataset is as long as its longest column, which may be another device's.
         filled = jnp.asarray(slots) if self.cfg.dataset else -(-history.length.max() // self.horizon)

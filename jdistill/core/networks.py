@@ -1,4 +1,5 @@
-"""Policies (Flax Linen): an MLP, or dense layers around a GRU or LSTM, behind one interface.
+"""Policies (Flax Linen): an MLP, or dense layers around a GRU or LSTM, behind one interface; before them what encodes
+images and parts of the observation.
 
 Every policy maps ``(carry, observation) -> (carry, action)``; the carry of a feed-forward policy is the empty tuple.
 ``step`` serves the rollout, one step for all environments; ``unroll`` serves the update, a whole window at once, in
@@ -12,7 +13,7 @@ single bias, so a layer with one bias would not learn the same student.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +23,8 @@ from jax import Array
 
 from jdistill.core import recurrence
 from jdistill.core.activations import ACTIVATIONS, OUTPUT_ACTIVATIONS
+from jdistill.core.cnn import CNN, CNNCfg
+from jdistill.core.observations import Observation, flat, vector_of, with_vector
 from jdistill.core.recurrence import State
 from jdistill.core.sharding import WHOLE, Shards
 
@@ -89,9 +92,9 @@ class PolicyState(struct.PyTreeNode):
     normalizer: Normalizer | None
     """None where observations go in as they are."""
 
-    def normalize(self, obs: Array) -> Array:
-        """Observations as the network wants them."""
-        return obs if self.normalizer is None else self.normalizer(obs)
+    def normalize(self, obs: Any) -> Any:
+        """Observations as the network wants them; of images nothing is known that could be taken away."""
+        return obs if self.normalizer is None else with_vector(obs, self.normalizer(vector_of(obs)))
 
 
 def _uniform(bound: float) -> Callable[..., Array]:
@@ -187,12 +190,26 @@ class LSTM(RecurrentLayer):
 RNN_TYPES: dict[str, type[RecurrentLayer]] = {"gru": GRU, "lstm": LSTM}
 
 
+class EncoderCfg(NamedTuple):
+    """Dense layers of their own for some of an observation's numbers, whose outputs take their place.
+
+    RMA's teachers (Kumar et al. 2021) have one for what the simulator knows, walking robots one for the heights around
+    them. The last layer is linear.
+    """
+
+    start: int
+    """The first of the numbers."""
+    inputs: int
+    """How many they are."""
+    dims: tuple[int, ...]
+    """Widths of the layers."""
+
+
 class Policy(nn.Module):
     """Dense layers, recurrent layers, dense layers; any of the three may be empty.
 
-    Observations arrive normalized (see :meth:`PolicyState.normalize`). With an encoder, the last ``encoder_inputs``
-    numbers of them pass through dense layers of their own first, whose outputs take their place: RMA's teachers
-    (Kumar et al. 2021), which see what the robot feels and, through it, what the simulator knows.
+    Observations arrive normalized (see :meth:`PolicyState.normalize`). What the first of these layers takes are the
+    observation's numbers, some of which :attr:`encoders` have replaced, and behind them the features of each image.
     """
 
     num_actions: int
@@ -204,12 +221,16 @@ class Policy(nn.Module):
     rnn_hidden_dim: int = 16
     rnn_num_layers: int = 1
     learn_initial_carry: bool = False
-    encoder_dims: tuple[int, ...] = ()
-    encoder_inputs: int = 0
+    encoders: tuple[EncoderCfg, ...] = ()
+    """In the order of the numbers that they take."""
+    cnns: tuple[CNNCfg, ...] = ()
+    """Of the images, in the order in which they are observed; where there are some, observations are
+    :class:`jdistill.core.observations.Observation`."""
 
     def setup(self) -> None:
         """Create the layers."""
-        self.encoder = [Dense(width) for width in self.encoder_dims]
+        self.encoder = [[Dense(width) for width in encoder.dims] for encoder in self.encoders]
+        self.cnn = [CNN(cfg) for cfg in self.cnns]
         self.pre = [Dense(width) for width in self.pre_dims]
         layers = self.rnn_num_layers if self.rnn_type else 0
         self.rnn = [RNN_TYPES[self.rnn_type or "gru"](self.rnn_hidden_dim) for _ in range(layers)]
@@ -235,7 +256,7 @@ class Policy(nn.Module):
         first = self.first if self.learn_initial_carry else [layer.initial() for layer in self.rnn]
         return tuple(tuple(jnp.broadcast_to(x, (batch, x.shape[0])) for x in state) for state in first)
 
-    def step(self, carry: Carry, obs: Array) -> tuple[Carry, Array]:
+    def step(self, carry: Carry, obs: Any) -> tuple[Carry, Array]:
         """One step: carry and observations (B, D) to the next carry and actions (B, A)."""
         x = self._before(obs)
         states = []
@@ -244,15 +265,15 @@ class Policy(nn.Module):
             states.append(state)
         return tuple(states), self._after(x)
 
-    def unroll(self, carry: Carry, obs: Array, reset: Array, reset_carry: Carry) -> tuple[Carry, Array]:
+    def unroll(self, carry: Carry, obs: Any, reset: Array, reset_carry: Carry) -> tuple[Carry, Array]:
         """A window of steps: observations (T, B, D) to the carry after the window and actions (T, B, A).
 
         Before step t the carry becomes ``reset_carry[t]`` where ``reset[t]``; ``reset`` is (T, B) bool, the leaves of
         ``reset_carry`` are (T, B, hidden) or can be broadcast to that.
         """
-        steps, batch, size = obs.shape
+        steps, batch = reset.shape
         # Rows without a time axis: that is what XLA's matrix products, and their gradients, are fast at.
-        x = self._before(obs.reshape(steps * batch, size))
+        x = self._before(flat(obs))
         states = []
         for layer, start, new in zip(self.rnn, carry, reset_carry, strict=True):
             every = tuple(jnp.broadcast_to(s, (steps, batch, self.rnn_hidden_dim)) for s in new)
@@ -261,14 +282,21 @@ class Policy(nn.Module):
             states.append(state)
         return tuple(states), self._after(x).reshape(steps, batch, self.num_actions)
 
-    def _encoded(self, x: Array) -> Array:
-        seen, latent = x[..., : -self.encoder_inputs], x[..., -self.encoder_inputs :]
-        for layer in self.encoder[:-1]:
-            latent = ACTIVATIONS[self.activation](layer(latent))
-        return jnp.concatenate([seen, self.encoder[-1](latent)], axis=-1)
+    def _encoded(self, obs: Any) -> Array:
+        x, parts, end = vector_of(obs), [], 0
+        for cfg, layers in zip(self.encoders, self.encoder, strict=True):
+            latent = x[..., cfg.start : cfg.start + cfg.inputs]
+            for layer in layers[:-1]:
+                latent = ACTIVATIONS[self.activation](layer(latent))
+            parts += [x[..., end : cfg.start], layers[-1](latent)]
+            end = cfg.start + cfg.inputs
+        images = obs.images if isinstance(obs, Observation) else ()
+        features = [cnn(image) for cnn, image in zip(self.cnn, images, strict=True)]
+        parts = [part for part in (*parts, x[..., end:], *features) if part.shape[-1]]
+        return parts[0] if len(parts) == 1 else jnp.concatenate(parts, axis=-1)
 
-    def _before(self, x: Array) -> Array:
-        x = self._encoded(x) if self.encoder_dims else x
+    def _before(self, obs: Any) -> Array:
+        x = self._encoded(obs)
         for layer in self.pre:
             x = ACTIVATIONS[self.activation](layer(x))
         return x
@@ -278,15 +306,17 @@ class Policy(nn.Module):
             x = ACTIVATIONS[self.activation](layer(x))
         return OUTPUT_ACTIVATIONS[self.output_activation](self.mlp[-1](x))
 
-    def __call__(self, obs: Array) -> Array:
+    def __call__(self, obs: Any) -> Array:
         """Actions for observations (B, D) at the start of an episode; creates all parameters."""
-        return self.step(self.initial_carry(obs.shape[0]), obs)[1]
+        return self.step(self.initial_carry(vector_of(obs).shape[0]), obs)[1]
 
 
 def init(policy: Policy, rng: Array, obs_size: int, normalize: bool) -> PolicyState:
-    """Fresh parameters for observations of ``obs_size``."""
-    params = policy.init(rng, jnp.zeros((1, obs_size)))["params"]
-    return PolicyState(params=params, normalizer=Normalizer.create(obs_size) if normalize else None)
+    """Fresh parameters for observations of ``obs_size`` numbers, and of the images that the policy takes."""
+    vector = jnp.zeros((1, obs_size))
+    images = tuple(jnp.zeros((1, *cfg.shape)) for cfg in policy.cnns)
+    params = policy.init(rng, Observation(vector, images) if images else vector)["params"]
+    return PolicyState(params=params, normalizer=Normalizer.create(obs_size) if normalize and obs_size else None)
 
 
 def initial_carry(policy: Policy, state: PolicyState, batch: int) -> Carry:
@@ -295,26 +325,26 @@ def initial_carry(policy: Policy, state: PolicyState, batch: int) -> Carry:
     return carry
 
 
-def act(policy: Policy, state: PolicyState, carry: Carry, obs: Array) -> tuple[Carry, Array]:
+def act(policy: Policy, state: PolicyState, carry: Carry, obs: Any) -> tuple[Carry, Array]:
     """Deterministic actions (B, A) for raw observations (B, D), and the next carry."""
     args = carry, state.normalize(obs)
     out: tuple[Carry, Array] = policy.apply({"params": state.params}, *args, method=Policy.step)  # type: ignore[assignment]
     return out
 
 
-def follow(policy: Policy, state: PolicyState, carry: Carry, obs: Array, is_first: Array) -> tuple[Carry, Array]:
+def follow(policy: Policy, state: PolicyState, carry: Carry, obs: Any, is_first: Array) -> tuple[Carry, Array]:
     """Deterministic actions (T, B, A) along raw observations (T, B, D) from ``carry`` on, and the carry after them.
 
     Episodes begin at the steps ``is_first`` (T, B); there, and only there, the policy forgets.
     """
-    steps, batch, _ = obs.shape
+    steps, batch = is_first.shape
     initial = initial_carry(policy, state, batch)
     length = min(steps, max(1, WINDOW_ROWS // batch))
     count, left_over = divmod(steps, length)
 
     def window(carry: Carry, start: Array | int, length: int = length) -> tuple[Carry, Array]:
         # Slices, as scanning over windows would copy all of the observations first.
-        part, first = (jax.lax.dynamic_slice_in_dim(x, start, length) for x in (obs, is_first))
+        part, first = jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, start, length), (obs, is_first))
         args = carry, state.normalize(part), first, initial
         out: tuple[Carry, Array] = policy.apply({"params": state.params}, *args, method=Policy.unroll)  # type: ignore[assignment]
         return out
@@ -327,9 +357,9 @@ def follow(policy: Policy, state: PolicyState, carry: Carry, obs: Array, is_firs
     return carry, actions
 
 
-def replay(policy: Policy, state: PolicyState, obs: Array, is_first: Array) -> Array:
+def replay(policy: Policy, state: PolicyState, obs: Any, is_first: Array) -> Array:
     """Actions (T, B, A) along recorded raw observations (T, B, D), which begin with an episode: see :func:`follow`."""
-    return follow(policy, state, initial_carry(policy, state, obs.shape[1]), obs, is_first)[1]
+    return follow(policy, state, initial_carry(policy, state, is_first.shape[1]), obs, is_first)[1]
 
 
 def num_parameters(state: PolicyState) -> int:
@@ -343,6 +373,9 @@ def summary(policy: Policy, state: PolicyState, obs_size: int) -> str:
     layers = "-".join(map(str, [*policy.pre_dims, *memory, *policy.hidden_dims, policy.num_actions]))
     end = "" if policy.output_activation == "identity" else f", {policy.output_activation} at the output"
     normalizer = "with" if state.normalizer else "without"
-    encoder = "-".join(map(str, [policy.encoder_inputs, *policy.encoder_dims]))
-    layers = f"of which an encoder takes {encoder}, {layers}" if policy.encoder_dims else layers
+    for encoder in reversed(policy.encoders):
+        layers = f"of which an encoder takes {'-'.join(map(str, [encoder.inputs, *encoder.dims]))}, {layers}"
+    for cnn in reversed(policy.cnns):
+        image, channels = "x".join(map(str, cnn.shape)), "-".join(map(str, cnn.output_channels))
+        layers = f"image {cnn.group} {image} by a CNN {channels} to {cnn.num_features}, {layers}"
     return f"{obs_size} observations, {layers}, {policy.activation}{end}, {normalizer} normalizer"

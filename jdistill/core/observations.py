@@ -1,12 +1,12 @@
 """Which numbers a policy sees: observation groups by name, whole or in part.
 
-Up to here an observation is a dict of groups of any shape; a policy takes one vector (B, D). Groups that are no vectors
-can be there, but not be selected.
+Up to here an observation is a dict of groups of any shape. A policy takes one vector (B, D), or, where it sees images
+too, an :class:`Observation` of that vector and of them. Groups that are neither can be there, but not be selected.
 
 An entry of ``agent.obs_groups.student`` or ``.teacher`` is the name of one of the environment's groups, or a part of it
 in brackets, written as in NumPy: ``policy``, ``policy[:22]``, ``policy[0,2]``, ``policy[0:3,6]``. The entries' numbers
-stand side by side, in their order. Of a group that is a dictionary, ``policy/joint_pos`` is one member and ``policy``
-stands for all, in the environment's order (see :func:`members`).
+stand side by side, in their order; images are taken whole. Of a group that is a dictionary, ``policy/joint_pos`` is one
+member and ``policy`` stands for all, in the environment's order (see :func:`members`).
 """
 
 from __future__ import annotations
@@ -15,14 +15,43 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import struct
 
 from bridge.env import ObservationSpec, State
 from jdistill.errors import ObservationError
 
 _ENTRY = re.compile(r"(?P<name>[^\[\]]+)(\[(?P<part>[^\[\]]*)\])?")
+IMAGE_AXES = 4
+"""A group with so many axes or more, the environments' and the time's included, is an image."""
 _PIECE = re.compile(r"\s*(-?\d*)\s*(?:(:)\s*(-?\d*)\s*)?")
+
+
+class Observation(struct.PyTreeNode):
+    """What a policy with images sees. One that sees vectors alone takes the plain array (..., D)."""
+
+    vector: Any
+    """(..., D) float32, the numbers of all vectors side by side; D may be 0."""
+    images: tuple[Any, ...]
+    """In the order of the entries, each (..., height, width, channels) or, where its
+    :class:`bridge.env.ObservationSpec` says so, (..., channels, height, width), uint8 or floats."""
+
+
+def vector_of(obs: Any) -> Any:
+    """The numbers (..., D) of an observation."""
+    return obs.vector if isinstance(obs, Observation) else obs
+
+
+def with_vector(obs: Any, vector: Any) -> Any:
+    """``obs`` with ``vector`` for its numbers."""
+    return obs.replace(vector=vector) if isinstance(obs, Observation) else vector
+
+
+def flat(obs: Any, axes: int = 2) -> Any:
+    """``obs`` with its leading axes, so many of them, in one."""
+    return jax.tree.map(lambda x: x.reshape(-1, *x.shape[axes:]), obs)
 
 
 def group_names(entries: Sequence[str]) -> list[str]:
@@ -31,31 +60,54 @@ def group_names(entries: Sequence[str]) -> list[str]:
 
 
 def size(entries: Sequence[str], specs: Mapping[str, ObservationSpec]) -> int:
-    """How many numbers ``entries`` are, given the ``specs`` of an environment's groups.
+    """How many numbers the vectors of ``entries`` are, given the ``specs`` of an environment's groups.
 
     Raises:
         ObservationError: a group that there is not or that no policy can take, or a part that reaches beyond it.
     """
-    return sum(len(_columns(entry, _vector_size(entry, specs))) for entry in entries)
+    taken = [(entry, _spec(entry, specs)) for entry in entries]
+    return sum(len(_columns(entry, spec.shape[0])) for entry, spec in taken if not spec.is_image)
+
+
+def images(entries: Sequence[str], specs: Mapping[str, ObservationSpec]) -> dict[str, ObservationSpec]:
+    """The images among ``entries``, in their order.
+
+    Raises:
+        ObservationError: as in :func:`size`.
+    """
+    return {entry: spec for entry in entries if (spec := _spec(entry, specs)).is_image}
+
+
+def shapes(entries: Sequence[str], specs: Mapping[str, ObservationSpec]) -> Any:
+    """The observation that ``entries`` are for one environment, each array as a ``jax.ShapeDtypeStruct``."""
+    array: Any = jax.ShapeDtypeStruct
+    vector = array((size(entries, specs),), np.dtype(np.float32))
+    seen = [array(spec.shape, spec.dtype) for spec in images(entries, specs).values()]
+    return Observation(vector, tuple(seen)) if seen else vector
 
 
 def select(obs: Mapping[str, Any], entries: Sequence[str]) -> Any:
     """The observation that ``entries`` make of the groups ``obs``, each (..., size), of JAX's arrays or NumPy's.
 
-    Truth values become 0.0 and 1.0.
+    Truth values become 0.0 and 1.0. Groups (B, ., ., .) or (T, B, ., ., .) are images.
     """
-    parts = []
+    parts, seen = [], []
     for entry in entries:
         group = obs[_parse(entry)[0]]
+        if group.ndim >= IMAGE_AXES:
+            seen.append(group)
+            continue
         columns = _columns(entry, group.shape[-1])
         group = group.astype(np.float32) if group.dtype == bool else group
         if len(columns) == 0 or (np.diff(columns) != 1).any():
             parts.append(group[..., columns])
         else:
             parts.append(group[..., columns[0] : columns[-1] + 1])
-    if len(parts) == 1:
-        return parts[0]
-    return (np if isinstance(parts[0], np.ndarray) else jnp).concatenate(parts, axis=-1)
+    numpy: Any = np if isinstance((parts or seen)[0], np.ndarray) else jnp
+    if not parts:
+        parts = [numpy.zeros((*seen[0].shape[:-3], 0), np.float32)]
+    vector = parts[0] if len(parts) == 1 else numpy.concatenate(parts, axis=-1)
+    return Observation(vector, tuple(seen)) if seen else vector
 
 
 def members(entry: str, specs: Mapping[str, ObservationSpec]) -> list[str]:
@@ -97,6 +149,8 @@ def parts(entries: Sequence[str], specs: Mapping[str, ObservationSpec]) -> list[
     found = []
     for entry in entries:
         spec = specs[_parse(entry)[0]]
+        if spec.is_image:
+            continue
         named = part_names((name, size) for name, size, _ in spec.layout)
         if not named:
             return None
@@ -119,6 +173,9 @@ def describe(env: Any, entries: Sequence[str]) -> dict[str, Any]:
     for entry in entries:
         spec, number = env.obs_specs[_parse(entry)[0]], size([entry], env.obs_specs)
         groups.append({"name": entry, "size": number, "frame": spec.frame, "layout": _parts(entry, spec)})
+        if spec.is_image:
+            order = "channels, height, width" if spec.channels_first else "height, width, channels"
+            groups[-1] |= {"shape": list(spec.shape), "axes": order, "dtype": str(spec.dtype)}
     return {
         "observation": {"groups": groups, "frame": groups[0]["frame"], "size": size(entries, env.obs_specs)},
         "action": {"size": env.num_actions, **env.action_layout},
@@ -171,19 +228,24 @@ def _parse(entry: str) -> tuple[str, str | None]:
     return match["name"], match["part"]
 
 
-def _vector_size(entry: str, specs: Mapping[str, ObservationSpec]) -> int:
-    """Numbers in the group that ``entry`` takes from."""
-    name, _ = _parse(entry)
+def _spec(entry: str, specs: Mapping[str, ObservationSpec]) -> ObservationSpec:
+    """The group that ``entry`` takes from, a vector or an image."""
+    name, part = _parse(entry)
     known = ", ".join(f"{g} ({'x'.join(map(str, spec.shape))})" for g, spec in specs.items())
     if name not in specs:
         raise ObservationError(f"no observation group '{name}'; there are {known}")
     spec = specs[name]
-    if len(spec.shape) != 1 or not (jnp.issubdtype(spec.dtype, jnp.floating) or spec.dtype == bool):
+    if spec.is_image:
+        if part is not None:
+            raise ObservationError(f"'{entry}': '{name}' is an image, {spec}, which a policy takes whole")
+        if 0 in spec.shape:
+            raise ObservationError(f"observation group '{name}' is {spec} for each environment, an image of nothing")
+    elif len(spec.shape) != 1 or not (jnp.issubdtype(spec.dtype, jnp.floating) or spec.dtype == bool):
         raise ObservationError(
-            f"observation group '{name}' is {spec} for each environment, "
-            f"a policy takes vectors of floats (float32[D]); there are {known}"
+            f"observation group '{name}' is {spec} for each environment, a policy takes vectors of floats (float32[D]) "
+            f"and images (uint8 or float32[height, width, channels]); there are {known}"
         )
-    return spec.shape[0]
+    return spec
 
 
 def _columns(entry: str, group_size: int) -> np.ndarray:

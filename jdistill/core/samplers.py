@@ -21,6 +21,7 @@ from jdistill.core.config import AlgorithmCfg, sampler_name
 from jdistill.core.history import History
 from jdistill.core.history_samplers import Packed, Recent, Uniform
 from jdistill.core.networks import Carry, PolicyState
+from jdistill.core.observations import Observation, vector_of, with_vector
 from jdistill.core.sampling import Batch, Experience, RolloutData, Sampler, strata
 from jdistill.core.sharding import WHOLE, Shards
 
@@ -62,21 +63,31 @@ class Streaming(RolloutSampler):
         return self.cfg.num_learning_epochs * self.horizon
 
     def data(self, student: PolicyState, experience: Experience, history: History | None, key: Array) -> RolloutData:
-        """The rollout, and once more its beginning, so that a window that runs on into the next epoch is one slice."""
+        """The rollout, and once more its beginning, so that a window that runs on into the next epoch is one slice.
+
+        Images are too large for that.
+        """
         data = super().data(student, experience, history, key)
         steps = self.horizon + self.length - 1
         rounds = -(-steps // self.horizon)
-        repeated = (data.obs, data.teacher_action, data.is_first, data.counts)
-        obs, teacher_action, is_first, counts = jax.tree.map(lambda x: jnp.concatenate([x] * rounds)[:steps], repeated)
+        repeated = (vector_of(data.obs), data.teacher_action, data.is_first, data.counts)
+        vector, teacher_action, is_first, counts = jax.tree.map(
+            lambda x: jnp.concatenate([x] * rounds)[:steps], repeated
+        )
+        obs = with_vector(data.obs, vector)
         return data._replace(obs=obs, teacher_action=teacher_action, is_first=is_first, counts=counts)
 
     def batch(self, data: RolloutData, number: Array, carry: Carry, initial_carry: Carry, length: int) -> Batch:
         """The steps from ``number * gradient_length`` on."""
         start = number * self.length
-        obs, teacher_action, is_first, counts = jax.tree.map(
+        vector, teacher_action, is_first, counts = jax.tree.map(
             lambda x: jax.lax.dynamic_slice_in_dim(x, start % self.horizon, length),
-            (data.obs, data.teacher_action, data.is_first, data.counts),
+            (vector_of(data.obs), data.teacher_action, data.is_first, data.counts),
         )
+        obs = with_vector(data.obs, vector)
+        if isinstance(obs, Observation):
+            row = (start + jnp.arange(length)) % self.horizon
+            obs = obs.replace(images=jax.tree.map(lambda x: x[row], obs.images))
         # Every epoch begins with the state in which the rollout began.
         epoch_starts = ((start + jnp.arange(length)) % self.horizon == 0)[:, None]
         back = (epoch_starts & ~is_first)[..., None]
@@ -120,7 +131,7 @@ class Minibatch(RolloutSampler):
             counts &= (time >= self.cfg.burn_in_steps)[:, None] | after_a_start
         start = jax.tree.map(lambda x: x[env], data.carry) if self.carry_start == "stored" else initial_carry
         return Batch(
-            obs=data.obs[row, env],
+            obs=jax.tree.map(lambda x: x[row, env], data.obs),
             teacher_action=data.teacher_action[row, env],
             carry=where_done(jnp.broadcast_to(window == 0, env.shape), start, carry),
             reset=is_first,

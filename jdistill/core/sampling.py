@@ -24,8 +24,8 @@ from jdistill.errors import ConfigError
 class Batch(NamedTuple):
     """What one gradient step trains on: ``L`` steps of ``N`` sequences."""
 
-    obs: Array
-    """(L, N, D), normalized."""
+    obs: Any
+    """(L, N, D), normalized; where there are images, an :class:`jdistill.core.observations.Observation`."""
     teacher_action: Array
     """(L, N, A), the targets."""
     carry: Carry
@@ -40,7 +40,7 @@ class Batch(NamedTuple):
     def steps(self, part: slice) -> Batch:
         """Some of the steps."""
         return self._replace(
-            obs=self.obs[part],
+            obs=jax.tree.map(lambda x: x[part], self.obs),
             teacher_action=self.teacher_action[part],
             reset=self.reset[part],
             reset_carry=jax.tree.map(lambda x: x[part] if x.ndim == 3 else x, self.reset_carry),
@@ -51,7 +51,7 @@ class Batch(NamedTuple):
 class Experience(NamedTuple):
     """What the student learns from in the newest rollout."""
 
-    obs: Array
+    obs: Any
     """(T, B, D), the student's raw observation."""
     teacher_action: Array
     """(T, B, A)"""
@@ -79,10 +79,10 @@ class Experience(NamedTuple):
         counts = jax.lax.scan(step, none, (nonfinite, done), reverse=True)[1]
 
         def kept(x: Array) -> Array:
-            return jnp.where(counts[..., None], x, 0)
+            return jnp.where(counts.reshape(*counts.shape, *[1] * (x.ndim - 2)), x, jnp.zeros((), x.dtype))
 
         return self._replace(
-            obs=kept(self.obs),
+            obs=jax.tree.map(kept, self.obs),
             teacher_action=kept(self.teacher_action),
             carry=jax.tree.map(kept, self.carry),
             counts=counts,
@@ -92,7 +92,7 @@ class Experience(NamedTuple):
 class RolloutData(NamedTuple):
     """The newest rollout, as the samplers of rollouts take their batches from it."""
 
-    obs: Array
+    obs: Any
     """(T, B, D), normalized."""
     teacher_action: Array
     """(T, B, A)"""
@@ -178,9 +178,7 @@ class Sampler:
                 f"environments{' of a device' if self.shards.count > 1 else ''}"
             )
 
-    def empty_history(
-        self, obs: Array, teacher_action: Array, carry: Carry, leaves_out: bool = False
-    ) -> History | None:
+    def empty_history(self, obs: Any, teacher_action: Array, carry: Carry, leaves_out: bool = False) -> History | None:
         """Room for what :meth:`remember` keeps; None if that is nothing.
 
         The arguments show the shapes of one step, (B, ...); ``leaves_out`` tells whether some may not count.

@@ -119,6 +119,8 @@ class Metrics(struct.PyTreeNode):
 
 def is_finite(x: Array) -> Array:
     """() bool, whether no number is NaN or infinite: its extremes tell, without a temporary array of its size."""
+    if not jnp.issubdtype(x.dtype, jnp.inexact):
+        return jnp.ones((), bool)
     return jnp.isfinite(x.max()) & jnp.isfinite(x.min())
 
 

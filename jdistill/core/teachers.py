@@ -99,7 +99,7 @@ class TeacherBank(struct.PyTreeNode):
         """
         selected = observations.select(obs, self.obs_groups)
         index, known = self._index(obs, selected)
-        rows, number = selected.shape[0], self.ids.shape[0]
+        rows, number = index.shape[0], self.ids.shape[0]
         said = self._one_row_each if number > rows else self._in_rounds
         carry, action = said(index, carry, selected)
         return carry, self._checked(action, known)
@@ -110,12 +110,12 @@ class TeacherBank(struct.PyTreeNode):
             return follow_step_by_step(self, carry, obs, is_first)[:2]
         selected = observations.select(obs, self.obs_groups)
         index, known = self._index(obs, selected)
-        action = self._in_blocks(index.reshape(-1), selected.reshape(-1, selected.shape[-1]))
+        action = self._in_blocks(index.reshape(-1), observations.flat(selected))
         return carry, self._checked(action.reshape(*is_first.shape, -1), known)
 
-    def _index(self, obs: Mapping[str, Array], selected: Array) -> tuple[Array, Array]:
+    def _index(self, obs: Mapping[str, Array], selected: Any) -> tuple[Array, Array]:
         """Which of the teachers each observation (..., D) is for, (...) int32, and whether there is one."""
-        ids = observations.teacher_ids(obs, self.id_group, selected.ndim - 1)
+        ids = observations.teacher_ids(obs, self.id_group, observations.vector_of(selected).ndim - 1)
         index = jnp.minimum(jnp.searchsorted(self.ids, ids, method="scan_unrolled"), self.ids.shape[0] - 1)
         return index, self.ids[index] == ids
 
@@ -125,16 +125,16 @@ class TeacherBank(struct.PyTreeNode):
         checked: Array = jnp.where(known[..., None], action, jnp.nan)
         return checked
 
-    def _one_row_each(self, index: Array, carry: Any, obs: Array) -> tuple[Any, Array]:
+    def _one_row_each(self, index: Array, carry: Any, obs: Any) -> tuple[Any, Array]:
         """Copies of the parameters for every row (B, D): for fewer rows than teachers."""
         states = jax.tree.map(lambda x: x[index], self.state)
         single: Any = jax.tree.map(lambda x: x[:, None], (carry, obs))
         said: tuple[Any, Array] = jax.tree.map(lambda x: x[:, 0], self._act_all(states, *single))
         return said
 
-    def _in_rounds(self, index: Array, carry: Any, obs: Array) -> tuple[Any, Array]:
+    def _in_rounds(self, index: Array, carry: Any, obs: Any) -> tuple[Any, Array]:
         """The parameters as they lie, and each teacher's next rows (B, D), round by round."""
-        rows, number = obs.shape[0], self.ids.shape[0]
+        rows, number = index.shape[0], self.ids.shape[0]
         width = -(-rows // number)
         groups = Groups.of(index, number)
         rank = groups.rank(index)
@@ -155,13 +155,13 @@ class TeacherBank(struct.PyTreeNode):
         said: tuple[Any, Array] = jax.lax.while_loop(is_left, one_round, (0, first))[1]
         return said
 
-    def _act_all(self, states: PolicyState, carry: Any, obs: Array) -> tuple[Any, Array]:
+    def _act_all(self, states: PolicyState, carry: Any, obs: Any) -> tuple[Any, Array]:
         """Every teacher on rows of its own: ``obs`` (N, rows, D) to actions (N, rows, A), and the carries likewise."""
         return jax.vmap(lambda *of_one: networks.act(self.policy, *of_one))(states, carry, obs)
 
-    def _in_blocks(self, index: Array, obs: Array) -> Array:
+    def _in_blocks(self, index: Array, obs: Any) -> Array:
         """Actions (M, A) for observations (M, D) of feed-forward teachers, block by block of rows of one teacher."""
-        rows, number = obs.shape[0], self.ids.shape[0]
+        rows, number = index.shape[0], self.ids.shape[0]
         # Where every teacher has as many rows, its blocks are equally long and none holds rows of the next.
         evenly = -(-rows // number)
         length = -(-evenly // -(-evenly // BLOCK_ROWS))
@@ -175,7 +175,7 @@ class TeacherBank(struct.PyTreeNode):
             place = groups.start[who] + (block - ends[who] + blocks[who]) * length
             taken = jax.lax.dynamic_slice_in_dim(order, place, length)
             state = jax.tree.map(lambda x: x[who], self.state)
-            action = networks.act(self.policy, state, (), obs[taken])[1]
+            action = networks.act(self.policy, state, (), jax.tree.map(lambda x: x[taken], obs))[1]
             # What lies beyond the teacher's own rows is the next block's to write.
             return jax.lax.dynamic_update_slice_in_dim(out, action, place, axis=0)
 

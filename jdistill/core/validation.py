@@ -13,6 +13,7 @@ from operator import attrgetter
 from typing import Any, NamedTuple
 
 from jdistill.core.activations import ACTIVATIONS, OUTPUT_ACTIVATIONS
+from jdistill.core.cnn_cfg import check_cnn_cfg
 from jdistill.core.config import (
     BETA_SCHEDULES,
     CARRY_STARTS,
@@ -219,6 +220,12 @@ def validate(cfg: AgentCfg) -> None:
             raise ConfigError(
                 f"agent.{setting}={written}: {complaint.format(sampler=_sampler(cfg), steps=_steps(cfg))}"
             )
+    check_cnn_cfg(cfg.student.cnn_cfg)
+    for group, dims in cfg.student.encoder_dims.items():
+        if not dims:
+            raise ConfigError(f"agent.student.encoder_dims.{group}={dims}: name the width of at least one layer")
+        for width in dims:
+            _check_count(f"student.encoder_dims.{group}", width)
     _check_names(cfg)
 
 

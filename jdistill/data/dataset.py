@@ -26,30 +26,14 @@ from jdistill.core.config import AlgorithmCfg
 from jdistill.core.history import History
 from jdistill.core.memory import GIB, check_memory
 from jdistill.core.networks import Normalizer
+from jdistill.core.observations import Observation
 from jdistill.core.teachers import TeacherBank
-from jdistill.data.integrity import check_sums, check_total, damage, is_numeric, refuse_links, stored, whole
+from jdistill.data import episode
+from jdistill.data.episode import Relabeler, Seen
+from jdistill.data.integrity import check_sums, check_total, damage, is_numeric, refuse_links, whole
 from jdistill.data.write_ahead_log import recover
-from jdistill.errors import ConfigError, DatasetError, ObservationError
+from jdistill.errors import ConfigError, DatasetError
 from jdistill.files import refuse_pointer
-
-
-class Relabeler(NamedTuple):
-    """A teacher whose actions on a dataset's observations replace the recorded ones (DAgger's relabelling)."""
-
-    actor: PolicyActor | TeacherBank
-    obs_size: int
-    """Numbers in its observation."""
-
-    @property
-    def entries(self) -> Sequence[str]:
-        """The entries of its observation, see :mod:`jdistill.core.observations`."""
-        return self.actor.obs_groups
-
-    @property
-    def arrays(self) -> dict[str, tuple[int, np.dtype[Any]]]:
-        """Width and type of what is read for it: its observation, and of several teachers which one it is."""
-        numbers = {"teacher_number": (1, np.dtype(np.int32))} if isinstance(self.actor, TeacherBank) else {}
-        return {"teacher_obs": (self.obs_size, np.dtype(np.float32)), **numbers}
 
 
 class Recording(NamedTuple):
@@ -98,8 +82,8 @@ def open_dataset(path: Path) -> Iterator[list[tuple[str, h5py.Group]]]:
 
 def load(
     cfg: AlgorithmCfg,
-    entries: Sequence[str],
-    sizes: tuple[int, int],
+    seen: Seen,
+    num_actions: int,
     num_columns: int,
     horizon: int,
     teacher: Relabeler | None = None,
@@ -109,8 +93,8 @@ def load(
 
     Args:
         cfg: names the files, and the dtype of the history.
-        entries: what makes up the student's observation (see :mod:`jdistill.core.observations`).
-        sizes: of the student's observation and of an action.
+        seen: by the student.
+        num_actions: numbers of an action.
         num_columns: the episodes are distributed over so many columns (a rollout's environments) of each part.
         horizon: the history's length becomes a multiple of this many steps.
         teacher: its actions replace the recorded ones.
@@ -120,32 +104,38 @@ def load(
         DatasetError: a file that cannot be read, or whose episodes have other dimensions.
         ConfigError: more than the memory holds.
     """
-    found = _of_all(cfg.dataset, lambda where, group: (_length(where, group, entries, teacher), _label(group)))
+    found = _of_all(
+        cfg.dataset, lambda where, group: (episode.num_steps(where, group, seen.entries, teacher), episode.label(group))
+    )
     lengths, labels = zip(*found, strict=True)
     # Nothing can be drawn from an empty column; there are some only where a part would have none at all.
     num_columns = parts * max(1, min(num_columns, len(lengths) // parts))
     places, filled = _places(lengths, num_columns)
     rows = -(-int(filled.max()) // horizon) * horizon
     dtype = np.dtype(jnp.dtype(cfg.history_dtype))
-    arrays: dict[str, tuple[int, Any]] = {"obs": (sizes[0], dtype), "teacher_action": (sizes[1], dtype)}
-    arrays |= teacher.arrays if teacher else {}
-    nbytes = rows * num_columns * (sum(width * kind.itemsize for width, kind in arrays.values()) + 1)
+    arrays: dict[str, Any] = {
+        "obs": jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, _held(x.dtype, dtype)), seen.shapes),
+        "teacher_action": jax.ShapeDtypeStruct((num_actions,), dtype),
+        **(teacher.arrays if teacher else {}),
+    }
+    nbytes = rows * num_columns * (sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(arrays)) + 1)
     what = f"--dataset {', '.join(cfg.dataset)}: with {sum(lengths)} steps the dataset"
     check_memory(nbytes, what, "train on fewer files", copies=1)  # In the host's memory, from where it is copied.
-    packed = {name: np.zeros((rows, num_columns, width), kind) for name, (width, kind) in arrays.items()}
+    packed = jax.tree.map(lambda x: np.zeros((rows, num_columns, *x.shape), x.dtype), arrays)
     is_first = np.zeros((rows, num_columns), bool)
 
-    def read(where: str, group: h5py.Group) -> dict[str, np.ndarray]:
-        episode = _episode(where, group, entries, sizes, teacher)
+    def read(where: str, group: h5py.Group) -> dict[str, Any]:
+        found = episode.read(where, group, seen, num_actions, teacher)
         if cfg.check_dataset:
             check_sums(where, group)
-        return episode
+        return found
 
     episodes = _of_all(cfg.dataset, read, cfg.check_dataset)
-    for (column, start), episode in zip(places, episodes, strict=True):
+    for (column, start), arrived in zip(places, episodes, strict=True):
         is_first[start, column] = True
-        for name, value in episode.items():
-            packed[name][start : start + len(value), column] = value
+        for name, value in arrived.items():
+            for room, x in zip(*map(jax.tree.leaves, (packed[name], value)), strict=True):
+                room[start : start + len(x), column] = x
     teacher_action = _relabel(teacher, packed, is_first) if teacher else packed["teacher_action"]
     history = History(
         obs=jax.device_put(packed["obs"]),
@@ -155,7 +145,13 @@ def load(
         origin=jnp.zeros((), jnp.int32),
         length=jnp.asarray(filled, jnp.int32),
     )
-    return Recording(history, _moments(packed["obs"], filled), _summary(lengths, history, () if teacher else labels))
+    moments = _moments(observations.vector_of(packed["obs"]), filled)
+    return Recording(history, moments, _summary(lengths, history, () if teacher else labels))
+
+
+def _held(kind: Any, floats: np.dtype[Any]) -> Any:
+    """The type in which a history holds numbers of this ``kind``."""
+    return floats if np.issubdtype(kind, np.floating) else kind
 
 
 def _summary(lengths: Sequence[int], history: History, labels: Sequence[str | None]) -> str:
@@ -195,12 +191,16 @@ def _of_all[T](files: Sequence[str], read: Callable[[str, h5py.Group], T], check
                 yield read(where, group)
 
 
-def _relabel(teacher: Relabeler, packed: Mapping[str, np.ndarray], is_first: np.ndarray) -> Array:
+def _relabel(teacher: Relabeler, packed: Mapping[str, Any], is_first: np.ndarray) -> Array:
     """The teacher's actions (P, B, A) on its observations (P, B, D), recurrent along each column."""
-    actor = teacher.actor.replace(obs_groups=("teacher_obs",))
+    seen = packed["teacher_obs"]
+    images = seen.images if isinstance(seen, Observation) else ()
+    names = ("teacher_obs", *(f"teacher_image_{i}" for i in range(len(images))))
+    actor = teacher.actor.replace(obs_groups=names)
     if isinstance(actor, TeacherBank):
         actor = actor.replace(id_group="teacher_number", ids=jnp.arange(len(actor.ids)))
-    obs = {name: packed[name] for name in ("teacher_obs", "teacher_number") if name in packed}
+    obs = dict(zip(names, (observations.vector_of(seen), *images), strict=True))
+    obs |= {name: packed[name] for name in ("teacher_number",) if name in packed}
 
     def replay(actor: PolicyActor | TeacherBank, obs: dict[str, Array], is_first: Array) -> Array:
         return follow(actor, actor.initial_carry(is_first.shape[1]), obs, is_first)[1]
@@ -232,104 +232,6 @@ def _moments(obs: np.ndarray, filled: np.ndarray) -> Normalizer:
     mu = mean(lambda x: x)
     var = mean(lambda x: np.square(x - mu))
     return Normalizer(*(jnp.asarray(x, jnp.float32) for x in (mu, var, total)))
-
-
-def _length(where: str, group: h5py.Group, entries: Sequence[str], teacher: Relabeler | None) -> int:
-    """The number of steps of an episode; raises if it lacks something that training needs."""
-    if not teacher and _label(group) is None:
-        raise DatasetError(
-            f"{where}: has no teacher_actions to learn from; agent.algorithm.relabel=true lets the teacher make them"
-        )
-    return len(_observation_group(where, group, observations.group_names(entries)[0]))
-
-
-def _observation_group(where: str, group: h5py.Group, name: str) -> h5py.Dataset:
-    obs = group.get("obs")
-    if not isinstance(obs, h5py.Group):
-        raise DatasetError(f"{where}: has no obs; a recording of --record has what a student can learn from")
-    # Isaac Lab's own recordings hold the members of the group ``policy`` alone, and do not name it.
-    known = [key for key in (name, name.replace("/", "."), name.removeprefix("policy/")) if key in obs]
-    if not known:
-        raise DatasetError(f"{where}: has no observation group '{name}'; there are {', '.join(obs)}")
-    return _array(where, group, f"obs/{known[0]}")
-
-
-def _array(where: str, group: h5py.Group, name: str) -> h5py.Dataset:
-    """The array ``name`` (T, n) of an episode."""
-    item = group.get(name)
-    if not is_numeric(item) or item.ndim != 2 or not item.size:
-        what = list(item.shape) if is_numeric(item) else "no array of numbers"
-        raise DatasetError(f"{where}: {name} is {what}, expected [steps, size]")
-    return stored(where, item)
-
-
-def _label(group: h5py.Group) -> str | None:
-    """What a student learns from: the teacher's actions, or the actions of demonstrations, which have no other."""
-    if "teacher_actions" in group:
-        return "teacher_actions"
-    return "actions" if "actions" in group and "student_actions" not in group else None
-
-
-def _episode(
-    where: str, group: h5py.Group, entries: Sequence[str], sizes: tuple[int, int], teacher: Relabeler | None
-) -> dict[str, np.ndarray]:
-    """One episode's ``obs`` and ``teacher_action``, or ``teacher_obs`` if a teacher relabels it; each (T, size)."""
-    episode = {"obs": _observation(where, group, entries, sizes[0])}
-    steps = len(episode["obs"])
-    if teacher:
-        episode["teacher_obs"] = _observation(where, group, teacher.entries, teacher.obs_size)
-        if isinstance(teacher.actor, TeacherBank):
-            episode["teacher_number"] = _teacher_numbers(where, group, teacher.actor)
-    else:
-        label = _label(group) or "teacher_actions"
-        actions = _array(where, group, label)
-        if actions.shape[1] != sizes[1]:
-            raise DatasetError(f"{where}: {label} is {list(actions.shape)}, the environment takes {sizes[1]} actions")
-        episode["teacher_action"] = _float32(actions)
-    for name, value in episode.items():
-        what = "teacher_actions" if name == "teacher_action" else "obs"
-        if len(value) != steps:
-            raise DatasetError(f"{where}: {what} has {len(value)} steps, the student's obs {steps}")
-        if not np.isfinite(value).all():
-            raise DatasetError(f"{where}: NaN or infinity in {what}")
-    return episode
-
-
-def _observation(where: str, group: h5py.Group, entries: Sequence[str], size: int) -> np.ndarray:
-    """The observation (T, size) that ``entries`` make up."""
-    names = observations.group_names(entries)
-    groups = {name: _float32(_observation_group(where, group, name)) for name in names}
-    if len({len(x) for x in groups.values()}) > 1:
-        raise DatasetError(f"{where}: the groups {', '.join(names)} in obs are not equally long")
-    try:
-        value = observations.select(groups, entries)
-    except ObservationError as e:
-        raise DatasetError(f"{where}: {e}") from e
-    if value.shape[1] != size:
-        raise DatasetError(
-            f"{where}: obs {'+'.join(names)} is {list(value.shape)}, expected {[len(value), size]} as in this task"
-        )
-    return value
-
-
-def _teacher_numbers(where: str, group: h5py.Group, bank: TeacherBank) -> np.ndarray:
-    """(T, 1) int32: the places among the teachers of those that an episode was recorded with."""
-    (name,) = bank.groups
-    item = group.get(f"obs/{name}")
-    if not is_numeric(item) or item.ndim not in (1, 2) or not item.size:
-        raise DatasetError(f"{where}: has no obs/{name}, which says which teacher's it is (agent.teacher.id_group)")
-    try:
-        ids = observations.teacher_ids({name: stored(where, item)[()]}, bank.id_group, 1)
-    except ObservationError as e:
-        raise DatasetError(f"{where}: {e}") from e
-    if (unknown := np.setdiff1d(ids, np.asarray(bank.ids))).size:
-        raise DatasetError(f"{where}: obs/{name} is {unknown[0]}, and no teacher has this id")
-    return np.searchsorted(np.asarray(bank.ids), ids)[:, None]
-
-
-def _float32(array: h5py.Dataset) -> np.ndarray:
-    with np.errstate(over="ignore"):  # Numbers too large become infinity, which is reported as such.
-        return np.asarray(array, np.float32)
 
 
 def info(path: Path) -> str:

@@ -6,6 +6,8 @@
 From an observation x (D,) to an action::
 
     x = (x - mean) / scale                         # the normalizer, if there is one
+    for each encoder: its part of x becomes what its layers make of it
+    for each image: its features, which its CNN gives (see :mod:`jdistill.core.cnn`), stand behind x
     for each layer of pre: x = activation(weight @ x + bias)
     for each layer of recurrent: x, state = its equations of x and state
     for each layer of mlp: x = activation(weight @ x + bias)
@@ -15,7 +17,7 @@ Weights have a row for each output, as in torch and in C; Flax's kernels are the
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,7 +25,8 @@ import jax
 import numpy as np
 
 from jdistill.core import networks
-from jdistill.core.networks import Normalizer, Policy, PolicyState
+from jdistill.core.cnn import CNNCfg, parameter_shapes
+from jdistill.core.networks import EncoderCfg, Normalizer, Policy, PolicyState
 
 GATES = {"gru": "rzn", "lstm": "ifgo"}
 """The gates of a recurrent layer in the order of their rows, torch's: GRU reset, update, new; LSTM input, forget, cell
@@ -119,6 +122,30 @@ WEIGHTS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
 
 
 @dataclass(frozen=True, eq=False)
+class Encoder:
+    """Dense layers for a part of the observation, whose outputs take its place; see
+    :class:`jdistill.core.networks.EncoderCfg`."""
+
+    start: int
+    """Of the part."""
+    layers: tuple[DenseLayer, ...]
+
+    @property
+    def cfg(self) -> EncoderCfg:
+        """Its sizes."""
+        return EncoderCfg(self.start, self.layers[0].inputs, _widths(self.layers))
+
+
+@dataclass(frozen=True, eq=False)
+class ImageEncoder:
+    """The CNN of an image."""
+
+    cfg: CNNCfg
+    params: Mapping[str, np.ndarray]
+    """By the names and in the shapes of :func:`jdistill.core.cnn.parameter_shapes`, which are torch's."""
+
+
+@dataclass(frozen=True, eq=False)
 class PolicyLayers:
     """A policy's layers in the order in which an observation passes them."""
 
@@ -131,12 +158,12 @@ class PolicyLayers:
     """After them; the last one's outputs are the actions."""
     learned_initial_state: bool = False
     """Whether the initial states are parameters; otherwise they are zero."""
-    encoder: tuple[DenseLayer, ...] = ()
-    """What the last numbers of an observation pass first, see :class:`jdistill.core.networks.Policy`."""
+    encoders: tuple[Encoder, ...] = ()
+    cnns: tuple[ImageEncoder, ...] = ()
 
     @property
     def all(self) -> tuple[DenseLayer | RecurrentLayer, ...]:
-        """Every layer but the encoder's."""
+        """Every layer but the encoders'."""
         return *self.pre, *self.recurrent, *self.mlp
 
     @property
@@ -146,9 +173,9 @@ class PolicyLayers:
 
     @property
     def obs_size(self) -> int:
-        """Size D of an observation."""
-        encoded = self.encoder[0].inputs - self.encoder[-1].outputs if self.encoder else 0
-        return self.all[0].inputs + encoded
+        """Numbers D of an observation, images aside."""
+        encoded = sum(encoder.layers[0].inputs - encoder.layers[-1].outputs for encoder in self.encoders)
+        return self.all[0].inputs + encoded - sum(cnn.cfg.num_features for cnn in self.cnns)
 
     @property
     def num_actions(self) -> int:
@@ -200,11 +227,18 @@ def describe(policy: Policy, state: PolicyState) -> PolicyLayers:
         ),
         mlp=tuple(_dense(state.params[f"mlp_{i}"], activation) for i, activation in enumerate(activations)),
         learned_initial_state=bool(carry) and policy.learn_initial_carry,
-        encoder=tuple(
-            _dense(state.params[f"encoder_{i}"], policy.activation if i < len(policy.encoder_dims) - 1 else "identity")
-            for i in range(len(policy.encoder_dims))
+        encoders=tuple(_encoder(i, cfg, policy, state) for i, cfg in enumerate(policy.encoders)),
+        cnns=tuple(
+            ImageEncoder(cfg, {name: _array(state.params[f"cnn_{i}"][name]) for name in parameter_shapes(cfg)})
+            for i, cfg in enumerate(policy.cnns)
         ),
     )
+
+
+def _encoder(i: int, cfg: EncoderCfg, policy: Policy, state: PolicyState) -> Encoder:
+    activations = [*[policy.activation] * (len(cfg.dims) - 1), "identity"]
+    params = [state.params[f"encoder_{i}_{j}"] for j in range(len(cfg.dims))]
+    return Encoder(cfg.start, tuple(map(_dense, params, activations)))
 
 
 def build(layers: PolicyLayers) -> tuple[Policy, PolicyState]:
@@ -215,13 +249,16 @@ def build(layers: PolicyLayers) -> tuple[Policy, PolicyState]:
     """
     _check(layers)
     params: dict[str, Any] = {}
-    for name, dense in (("pre", layers.pre), ("mlp", layers.mlp), ("encoder", layers.encoder)):
+    encoders = ((f"encoder_{i}", encoder.layers) for i, encoder in enumerate(layers.encoders))
+    for name, dense in (("pre", layers.pre), ("mlp", layers.mlp), *encoders):
         for i, layer in enumerate(dense):
             params[f"{name}_{i}"] = {"dense": {"kernel": _parameter(layer.weight.T), "bias": _parameter(layer.bias)}}
     for i, cell in enumerate(layers.recurrent):
         params[f"rnn_{i}"] = {name: _parameter(getattr(cell, name).T) for name in WEIGHTS}
         if layers.learned_initial_state:
             params |= {f"initial_{i}_{j}": _parameter(x) for j, x in enumerate(cell.initial_state)}
+    for i, cnn in enumerate(layers.cnns):
+        params[f"cnn_{i}"] = {name: _parameter(value) for name, value in cnn.params.items()}
     policy = Policy(
         num_actions=layers.num_actions,
         hidden_dims=_widths(layers.mlp[:-1]),
@@ -232,8 +269,8 @@ def build(layers: PolicyLayers) -> tuple[Policy, PolicyState]:
         rnn_hidden_dim=layers.recurrent[0].outputs if layers.recurrent else Policy.rnn_hidden_dim,
         rnn_num_layers=len(layers.recurrent) or Policy.rnn_num_layers,
         learn_initial_carry=layers.learned_initial_state,
-        encoder_dims=_widths(layers.encoder),
-        encoder_inputs=layers.encoder[0].inputs if layers.encoder else 0,
+        encoders=tuple(encoder.cfg for encoder in layers.encoders),
+        cnns=tuple(cnn.cfg for cnn in layers.cnns),
     )
     normalizer = None if layers.normalizer is None else layers.normalizer.normalizer
     return policy, PolicyState(params=params, normalizer=normalizer)
@@ -248,7 +285,8 @@ def _check(layers: PolicyLayers) -> None:
         if layer.inputs != width:
             raise ValueError(f"layer {i} takes {layer.inputs} numbers, the one before gives {width}")
         width = layer.outputs
-    hidden = {layer.activation for layer in (*layers.dense[:-1], *layers.encoder[:-1])}
+    inner = [layer for encoder in layers.encoders for layer in encoder.layers[:-1]]
+    hidden = {layer.activation for layer in (*layers.dense[:-1], *inner)}
     if len(hidden) > 1:
         raise ValueError(f"hidden layers have one activation, not {', '.join(sorted(hidden))}")
     if len({(layer.kind, layer.outputs) for layer in layers.recurrent}) > 1:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
@@ -26,8 +27,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from jdistill.core import networks
-from jdistill.core.networks import Normalizer, Policy, PolicyState
-from jdistill.errors import PolicyFileError
+from jdistill.core.cnn import CNNCfg
+from jdistill.core.networks import EncoderCfg, Normalizer, Policy, PolicyState
+from jdistill.errors import ConfigError, PolicyFileError
 from jdistill.export.formats import Exported, Student
 from jdistill.export.layers import describe
 from jdistill.export.verify import jax_policy
@@ -59,10 +61,10 @@ def save_policy(path: Path, policy: Policy, state: PolicyState, description: Map
         "format": FORMAT,
         "checksum": _checksum(arrays),
         "network": {
-            # Encoders are newer than the format, and other policies are to be read by older versions.
+            # What encodes is newer than the format, and other policies are to be read by older versions.
             name: value
-            for name, value in ((f.name, getattr(policy, f.name)) for f in _network_fields())
-            if value or not name.startswith("encoder_")
+            for name, value in network_fields(policy).items()
+            if value or name not in ("encoders", "cnns")
         },
         "obs_size": describe(policy, one).obs_size,
         "normalizer": None if state.normalizer is None else Normalizer.FORMULA,
@@ -94,11 +96,10 @@ def load_policy(path: Path, many: bool = False) -> tuple[Policy, PolicyState, di
         raise PolicyFileError(f"{path}: policy format {header.get('format')}, this version reads {FORMAT}")
     tensors = {name: jax.device_put(x) for name, x in arrays.items()}
     try:
-        network: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in header["network"].items()}
-        policy = Policy(**network)
+        policy, tensors = _network(header["network"], header["obs_size"], tensors)
         axes = np.array(header["teacher_ids"], np.int32).shape if "teacher_ids" in header else ()
         expected = _expected_tensors(policy, header["obs_size"], header["normalizer"] is not None, axes)
-    except (KeyError, TypeError, ValueError, OverflowError) as e:
+    except (KeyError, TypeError, ValueError, OverflowError, ConfigError) as e:
         raise PolicyFileError(f"{path}: its header describes no policy ({e})") from e
     if axes and not many:
         raise PolicyFileError(f"{path}: holds {axes[0]} teachers, expected one policy")
@@ -135,6 +136,29 @@ def _tensors(state: PolicyState) -> dict[str, Any]:
     return tensors
 
 
-def _network_fields() -> list[dataclasses.Field]:
-    """The fields that make a network, without Linen's own ``parent`` and ``name``."""
-    return [f for f in dataclasses.fields(Policy) if f.name not in ("parent", "name")]
+def network_fields(policy: Policy) -> dict[str, Any]:
+    """What makes the network, as JSON takes it, without Linen's own ``parent`` and ``name``."""
+    fields = {f.name: getattr(policy, f.name) for f in dataclasses.fields(Policy) if f.name not in ("parent", "name")}
+    return {**fields, "cnns": [dataclasses.asdict(cnn) for cnn in policy.cnns]}
+
+
+def _network(fields: Mapping[str, Any], obs_size: int, tensors: dict[str, Any]) -> tuple[Policy, dict[str, Any]]:
+    """The network that a header's ``fields`` describe, and the tensors by their names in it.
+
+    Until 0.3 there was one encoder at most, of the last numbers: ``encoder_dims`` and ``encoder_inputs``.
+    """
+    network = {name: _tuples(value) for name, value in fields.items()}
+    if dims := network.pop("encoder_dims", ()):
+        inputs = network.pop("encoder_inputs")
+        network["encoders"] = ((obs_size - inputs, inputs, dims),)
+        tensors = {re.sub(r"^params/encoder_(?=\d+/)", "params/encoder_0_", name): x for name, x in tensors.items()}
+    network.pop("encoder_inputs", None)
+    network["encoders"] = tuple(EncoderCfg(*encoder) for encoder in network.get("encoders", ()))
+    network["cnns"] = tuple(CNNCfg(**cnn) for cnn in network.get("cnns", ()))
+    return Policy(**network), tensors
+
+
+def _tuples(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _tuples(x) for name, x in value.items()}
+    return tuple(map(_tuples, value)) if isinstance(value, list) else value

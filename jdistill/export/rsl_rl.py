@@ -19,19 +19,22 @@ last layer that also puts out deviations) are left out: a teacher acts by its de
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from jdistill.core.cnn import CNNCfg
 from jdistill.core.networks import Policy, PolicyState
 from jdistill.errors import ExportError, PolicyFileError
+from jdistill.export import rsl_rl_cnn
 from jdistill.export.layers import (
     GATES,
     STATES,
     WEIGHTS,
     DenseLayer,
+    Encoder,
     Normalization,
     PolicyLayers,
     RecurrentLayer,
@@ -79,14 +82,24 @@ PRE, INITIAL, ENCODER = "pre", "rnn.initial", "encoder"
 
 
 def from_tensors(
-    tensors: Tensors, names: Names, activation: str, output_activation: str | None, num_actions: int | None
+    tensors: Tensors,
+    names: Names,
+    activation: str,
+    output_activation: str | None,
+    num_actions: int | None,
+    cnns: Sequence[CNNCfg] = (),
 ) -> tuple[Policy, PolicyState]:
     """The policy that ``tensors`` make; see :func:`layers_from_tensors`."""
-    return build(layers_from_tensors(tensors, names, activation, output_activation, num_actions))
+    return build(layers_from_tensors(tensors, names, activation, output_activation, num_actions, cnns))
 
 
 def layers_from_tensors(
-    tensors: Tensors, names: Names, activation: str, output_activation: str | None, num_actions: int | None
+    tensors: Tensors,
+    names: Names,
+    activation: str,
+    output_activation: str | None,
+    num_actions: int | None,
+    cnns: Sequence[CNNCfg] = (),
 ) -> PolicyLayers:
     """The layers that ``tensors`` make.
 
@@ -98,6 +111,7 @@ def layers_from_tensors(
             layer twice as wide as the actions belongs to a Beta distribution.
         num_actions: of the environment; a last layer twice as wide holds means and state-dependent deviations. None
             takes the whole layer for actions.
+        cnns: of the images that the network sees, see :func:`jdistill.export.rsl_rl_cnn.recorded_cnns`.
 
     Raises:
         PolicyFileError: a tensor is missing, left over, not finite, or does not fit its neighbour; one line with the
@@ -108,11 +122,15 @@ def layers_from_tensors(
             raise PolicyFileError(f"tensor '{name}' holds NaN or infinity")
     if not _places(tensors, names.mlp):
         raise PolicyFileError(f"no tensor '{names.mlp}.0.weight'")
-    size = width = _input_size(tensors, names)
-    encoder: tuple[DenseLayer, ...] = ()
+    images, of_images = rsl_rl_cnn.from_tensors(tensors, cnns)
+    width = _input_size(tensors, names)
+    size = width - sum(cfg.num_features for cfg in cnns)
+    if size < 0:
+        raise PolicyFileError(f"the CNNs give {width - size} features, and what follows them takes {width} numbers")
+    encoders: tuple[Encoder, ...] = ()
     if _places(tensors, ENCODER):
         encoder, latent = _dense_layers(tensors, ENCODER, _shape(tensors, f"{ENCODER}.0.weight")[1], activation)
-        encoder = (*encoder[:-1], replace(encoder[-1], activation="identity"))
+        encoders = (Encoder(size - latent, (*encoder[:-1], replace(encoder[-1], activation="identity"))),)
         size += encoder[0].inputs - latent
     pre, width = _dense_layers(tensors, PRE, width, activation)
     recurrent, width = _recurrent_layers(tensors, names.rnn, width)
@@ -123,12 +141,13 @@ def layers_from_tensors(
         recurrent=recurrent,
         mlp=(*mlp[:-1], _without_deviations(tensors, mlp[-1], names, output_activation, num_actions)),
         learned_initial_state=bool(recurrent) and f"{INITIAL}_h" in tensors,
-        encoder=encoder,
+        encoders=encoders,
+        cnns=images,
     )
-    known = _tensors(layers, names)
+    known = {*_tensors(layers, names), *of_images}
     if extra := sorted(t for t in tensors if t not in known and not re.fullmatch(names.others, t)):
         shape = list(tensors[extra[0]].shape)
-        raise PolicyFileError(f"tensor '{extra[0]}' {shape} belongs to no MLP, GRU or LSTM policy")
+        raise PolicyFileError(f"tensor '{extra[0]}' {shape} belongs to no MLP, CNN, GRU or LSTM policy")
     return layers
 
 
@@ -259,15 +278,16 @@ def to_tensors(policy: Policy, state: PolicyState, names: Names = MODEL) -> dict
     Raises:
         ExportError: rsl_rl has no such model.
     """
-    if policy.encoder_dims:
+    if policy.encoders:
         raise ExportError("rsl_rl has no model with an encoder, as this run's teacher is: export in another format")
     return {k: np.array(v, order="C") for k, v in _tensors(describe(policy, state), names).items()}
 
 
 def _tensors(layers: PolicyLayers, names: Names) -> dict[str, Any]:
-    tensors: dict[str, Any] = {}
+    tensors: dict[str, Any] = dict(rsl_rl_cnn.to_tensors(layers.cnns))
     pre, mlp = (layers.pre, layers.mlp) if layers.recurrent else ((), layers.dense)
-    for prefix, dense in ((PRE, pre), (names.mlp, mlp), (ENCODER, layers.encoder)):
+    encoder = layers.encoders[0].layers if layers.encoders else ()
+    for prefix, dense in ((PRE, pre), (names.mlp, mlp), (ENCODER, encoder)):
         for i, layer in enumerate(dense):
             # torch counts the activations between the layers too.
             tensors |= {f"{prefix}.{2 * i}.weight": layer.weight, f"{prefix}.{2 * i}.bias": layer.bias}
@@ -307,5 +327,9 @@ def model_cfg(policy: Policy, state: PolicyState, init_std: float) -> dict[str, 
         extras |= {"learn_initial_state": True} if layers.learned_initial_state else {}
     if end not in ("identity", "beta"):
         extras["output_activation"] = end
-    module = "rsl_rl.models" if widths and not extras else "jdistill.export.rsl_rl_models"
-    return {"class_name": f"{module}:{'RNNModel' if layers.recurrent else 'MLPModel'}", **cfg, **extras}
+    name = f"{'CNN' if layers.cnns else ''}{'RNN' if layers.recurrent else ''}Model"
+    name = "MLPModel" if name == "Model" else name
+    if layers.cnns:
+        cfg["cnn_cfg"] = {cnn.cfg.group: rsl_rl_cnn.settings_of(cnn.cfg) for cnn in layers.cnns}
+    module = "rsl_rl.models" if widths and not extras and name != "CNNRNNModel" else "jdistill.export.rsl_rl_models"
+    return {"class_name": f"{module}:{name}", **cfg, **extras}

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import yaml
 
+from bridge.env import ObservationSpec
 from jdistill.core.activations import ACTIVATIONS
 from jdistill.core.networks import Policy, PolicyState
 from jdistill.errors import PolicyFileError
@@ -23,6 +24,7 @@ from jdistill.export import point_control
 from jdistill.export.layers import build
 from jdistill.export.other_trainers import as_rsl_rl, encoder_policy, plain_names
 from jdistill.export.rsl_rl import ACTOR, MODEL, STUDENT, TEACHER, Names, Tensors, layers_from_tensors
+from jdistill.export.rsl_rl_cnn import recorded_cnns
 from jdistill.files import refuse_pointer
 
 
@@ -33,6 +35,7 @@ def load_teacher_checkpoint(
     output_activation: str | None = None,
     old_output_activation: str | None = None,
     role: str = "teacher",
+    images: Mapping[str, ObservationSpec] | None = None,
 ) -> tuple[Policy, PolicyState, dict[str, Any]]:
     """Read the teacher out of an rsl_rl checkpoint, or the actor of a PPO run, which becomes one.
 
@@ -45,6 +48,7 @@ def load_teacher_checkpoint(
         old_output_activation: the same for checkpoints of rsl_rl 2.x and 3.x, where nothing was recorded; None
             refuses those, because forks end their actors in this or that.
         role: ``teacher``, or ``student`` for that of a distillation.
+        images: the environment's that the policy may see, by group; a network with CNNs cannot be read without.
 
     Raises:
         PolicyFileError: the file cannot be read, is no such checkpoint, or its tensors do not fit together.
@@ -70,7 +74,8 @@ def load_teacher_checkpoint(
         num_actions = _outputs(tensors, names) // 2
     activation = activation or recorded.activation or found.activation
     try:
-        layers = layers_from_tensors(tensors, names, activation, output_activation, num_actions)
+        cnns = recorded_cnns(recorded.cnn_cfg, tensors, images or {})
+        layers = layers_from_tensors(tensors, names, activation, output_activation, num_actions, cnns)
     except PolicyFileError as e:
         raise PolicyFileError(f"{file}: {e}") from e
     return *build(layers), {"obs_size": layers.obs_size, "converted_from": file.name}
@@ -212,7 +217,7 @@ def _numpy(file: Path, entry: str, state_dict: Any) -> dict[str, np.ndarray]:
     for name, tensor in state_dict.items():
         if not hasattr(tensor, "detach"):
             raise PolicyFileError(f"{file}: '{name}' is a {type(tensor).__name__}, expected a tensor")
-        is_count = str(name).endswith("count")
+        is_count = str(name).endswith(("count", "num_batches_tracked"))
         if tensor.is_meta or tensor.is_sparse or not (tensor.is_floating_point() or is_count):
             raise PolicyFileError(f"{file}: tensor '{name}' is {tensor.layout} {tensor.dtype}, expected dense floats")
         # Half precisions have no counterpart in NumPy.
@@ -234,6 +239,7 @@ class Recorded(NamedTuple):
     """Known only where a distribution is recorded."""
     state_dependent_std: bool = False
     obs_normalization: bool = False
+    cnn_cfg: Mapping[str, Any] | None = None
 
 
 SECTIONS = {
@@ -271,6 +277,7 @@ def _recorded_settings(file: Path, entry: str) -> Recorded:
         output_activation=ours if kind else None,
         state_dependent_std=kind.endswith("HeteroscedasticGaussianDistribution"),
         obs_normalization=section.get("obs_normalization") is True,
+        cnn_cfg=section["cnn_cfg"] if isinstance(section.get("cnn_cfg"), dict) else None,
     )
 
 

@@ -22,6 +22,11 @@ from jdistill.errors import ConfigError, nearest
 from jdistill.files import replace_file
 from jdistill.run.values import check_finite, parse_file, parse_override
 
+WHOLE = ("agent.student.cnn_cfg", "agent.student.encoder_dims")
+"""Settings whose keys make sense together: said as a mapping on a command line, they replace what was said before."""
+OPEN = ("agent.obs_groups", *WHOLE)
+"""What is below these has the user's own names, or is checked elsewhere."""
+
 
 @dataclass
 class BridgeCfg:
@@ -124,7 +129,8 @@ def compose(
         key, value = parse_override(override)
         if isinstance(value, (int, float)) and _is_text(cfg, key):
             value = override.partition("=")[2]  # 007 is a name there.
-        for path, part in flatten({key: value}) if isinstance(value, dict) else [(key, value)]:
+        whole = key in WHOLE or not isinstance(value, dict)
+        for path, part in [(key, value)] if whole else flatten({key: value}):
             _set(cfg, known, path, part)
     agent: Any = OmegaConf.to_object(cfg.agent)
     env: Any = OmegaConf.to_object(cfg.env)
@@ -143,8 +149,7 @@ def compose(
 
 
 def _set(cfg: Any, known: list[str], key: str, value: Any) -> None:
-    # Observation groups are the user's own names, so anything below them is allowed.
-    if key not in known and not key.startswith("agent.obs_groups."):
+    if key not in known and not key.startswith(tuple(f"{path}." for path in OPEN)):
         # Dotted names share their sections, and many letters by chance.
         hint = nearest(key, known, likeness=0.65) or f"; there are {', '.join(_siblings(key, known))}"
         raise ConfigError(f"{key}: unknown setting{hint}")

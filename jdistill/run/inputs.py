@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from bridge.env import TrainingEnv
+from bridge.env import ObservationSpec, TrainingEnv
 from bridge.nonfinite import restarting
 from jdistill.core import observations
 from jdistill.core.actor import PolicyActor
+from jdistill.core.cnn import CNNCfg
+from jdistill.core.cnn_cfg import cnn_cfgs
 from jdistill.core.config import AgentCfg, StudentCfg
 from jdistill.core.distillation import Distillation
-from jdistill.core.networks import Normalizer, Policy, PolicyState, summary
+from jdistill.core.networks import EncoderCfg, Normalizer, Policy, PolicyState, summary
 from jdistill.core.sharding import WHOLE, Shards
 from jdistill.core.teachers import TeacherBank
-from jdistill.data.dataset import Recording, Relabeler, load
+from jdistill.data.dataset import Recording, Relabeler, Seen, load
 from jdistill.errors import ConfigError, ObservationError
 from jdistill.export.brax_checkpoint import find_brax_checkpoint, load_brax_checkpoint
 from jdistill.export.policy_file import load_policy
@@ -49,8 +51,10 @@ def make_actor(
     return TeacherBank.of(policy, state, ids, groups, id_group=id_group, clip_actions=clip_actions)
 
 
-def make_student(cfg: StudentCfg, num_actions: int) -> Policy:
-    """The student's network."""
+def make_student(
+    cfg: StudentCfg, num_actions: int, encoders: tuple[EncoderCfg, ...] = (), cnns: tuple[CNNCfg, ...] = ()
+) -> Policy:
+    """The student's network, behind what encodes some of its observations."""
     return Policy(
         num_actions=num_actions,
         hidden_dims=tuple(cfg.hidden_dims),
@@ -61,7 +65,38 @@ def make_student(cfg: StudentCfg, num_actions: int) -> Policy:
         rnn_hidden_dim=cfg.rnn_hidden_dim,
         rnn_num_layers=cfg.rnn_num_layers,
         learn_initial_carry=cfg.learn_initial_carry,
+        encoders=encoders,
+        cnns=cnns,
     )
+
+
+def student_for(env: TrainingEnv, agent: AgentCfg) -> Policy:
+    """The student's network for what it observes of ``env``.
+
+    Raises:
+        ConfigError: images and ``agent.student.cnn_cfg`` do not go together, or vectors and ``encoder_dims``.
+    """
+    entries, specs = agent.obs_groups["student"], env.obs_specs
+    try:
+        images = observations.images(entries, specs)
+    except ObservationError as e:
+        raise ConfigError(f"agent.obs_groups.student: {e}") from e
+    cnns = cnn_cfgs(agent.student.cnn_cfg, images)
+    return make_student(agent.student, env.num_actions, _encoders(agent.student, entries, specs), cnns)
+
+
+def _encoders(cfg: StudentCfg, entries: Sequence[str], specs: Mapping[str, ObservationSpec]) -> tuple[EncoderCfg, ...]:
+    found, start = [], 0
+    for entry in entries:
+        number = observations.size([entry], specs)
+        if entry in cfg.encoder_dims and number:
+            found.append(EncoderCfg(start, number, tuple(cfg.encoder_dims[entry])))
+        start += number
+    vectors = [entry for entry in entries if observations.size([entry], specs)]
+    if unknown := [entry for entry in cfg.encoder_dims if entry not in vectors]:
+        seen = ", ".join(vectors) or "none"
+        raise ConfigError(f"agent.student.encoder_dims.{unknown[0]}: no vector that the student sees; there is {seen}")
+    return tuple(found)
 
 
 def load_student(file: Path, env: TrainingEnv, agent: AgentCfg) -> PolicyState:
@@ -73,10 +108,11 @@ def load_student(file: Path, env: TrainingEnv, agent: AgentCfg) -> PolicyState:
         PolicyFileError: it cannot be read.
         ConfigError: it is not the network that ``agent`` describes.
     """
-    wanted = make_student(agent.student, env.num_actions)
+    wanted = student_for(env, agent)
     if is_torch_file(file):
         asked = wanted.activation, wanted.output_activation
-        policy, state, header = load_teacher_checkpoint(file, env.num_actions, *asked, role="student")
+        images = observations.images(agent.obs_groups["student"], env.obs_specs)
+        policy, state, header = load_teacher_checkpoint(file, env.num_actions, *asked, role="student", images=images)
     else:
         policy, state, header = load_policy(file)
     size = observations.size(agent.obs_groups["student"], env.obs_specs)
@@ -98,7 +134,7 @@ def make_algorithm(env: TrainingEnv, agent: AgentCfg, shards: Shards = WHOLE) ->
     """
     if agent.on_nonfinite == "mask":
         env = restarting(env)
-    return Distillation(env, make_student(agent.student, env.num_actions), agent, shards)
+    return Distillation(env, student_for(env, agent), agent, shards)
 
 
 def resolve_obs_groups(agent: AgentCfg, env: TrainingEnv) -> None:
@@ -125,12 +161,13 @@ def load_recording(env: TrainingEnv, cfg: RunCfg, teacher: Teacher, shards: Shar
     algorithm, groups = cfg.agent.algorithm, cfg.agent.obs_groups
     if not algorithm.dataset:
         return None
-    sizes = (observations.size(groups["student"], env.obs_specs), env.num_actions)
+    seen = Seen(groups["student"], observations.shapes(groups["student"], env.obs_specs))
     relabeler = None
     if algorithm.relabel:
-        relabeler = Relabeler(teacher.actor(cfg.agent), teacher.description["obs_size"])
+        actor = teacher.actor(cfg.agent)
+        relabeler = Relabeler(actor, Seen(groups["teacher"], observations.shapes(groups["teacher"], env.obs_specs)))
     horizon = cfg.agent.num_steps_per_env
-    return load(algorithm, groups["student"], sizes, env.num_envs, horizon, relabeler, shards.count)
+    return load(algorithm, seen, env.num_actions, env.num_envs, horizon, relabeler, shards.count)
 
 
 def load_teacher(file: Path, env: TrainingEnv, cfg: RunCfg, old_output_activation: str = "identity") -> Teacher:
@@ -144,19 +181,16 @@ def load_teacher(file: Path, env: TrainingEnv, cfg: RunCfg, old_output_activatio
         ConfigError: it does not fit the environment.
     """
     asked = cfg.agent.teacher.activation, cfg.agent.teacher.output_activation
+    groups = cfg.agent.obs_groups["teacher"]
+    expected = {name: _num_observed(name, cfg.agent, env) for name in ("student", "teacher")}
+    images = observations.images(groups, env.obs_specs)
     if found := find_brax_checkpoint(file):
         teacher = Teacher(*load_brax_checkpoint(found, *asked))
     elif is_torch_file(file):
-        teacher = Teacher(*load_teacher_checkpoint(file, env.num_actions, *asked, old_output_activation))
+        teacher = Teacher(*load_teacher_checkpoint(file, env.num_actions, *asked, old_output_activation, images=images))
     else:
         teacher = Teacher(*load_policy(file, many=True))
-    expected = {}
-    for name in ("student", "teacher"):
-        try:
-            expected[name] = observations.size(cfg.agent.obs_groups[name], env.obs_specs)
-        except ObservationError as e:
-            raise ConfigError(f"agent.obs_groups.{name}: {e}") from e
-    groups = cfg.agent.obs_groups["teacher"]
+    _check_images(file, teacher.policy, images)
     if teacher.description["obs_size"] != expected["teacher"]:
         detail = " + ".join(f"'{g}' {observations.size([g], env.obs_specs)}" for g in groups)
         seen = [group["name"] for group in teacher.description.get("observation", {}).get("groups", [])]
@@ -176,6 +210,30 @@ def load_teacher(file: Path, env: TrainingEnv, cfg: RunCfg, old_output_activatio
         raise ConfigError(f"{file}: the teacher sees in the {frame} frame, '{groups[0]}' is in the {actual} frame")
     _check_order(file, teacher.description.get("observation", {}), groups, env)
     return teacher
+
+
+def _num_observed(name: str, agent: AgentCfg, env: TrainingEnv) -> int:
+    try:
+        return observations.size(agent.obs_groups[name], env.obs_specs)
+    except ObservationError as e:
+        raise ConfigError(f"agent.obs_groups.{name}: {e}") from e
+
+
+def _check_images(file: Path, policy: Policy, seen: Mapping[str, ObservationSpec]) -> None:
+    """Raise :class:`ConfigError` unless a teacher takes the images that are ``seen``."""
+    if len(policy.cnns) != len(seen):
+        theirs, ours = (", ".join(names) or "none" for names in ([cnn.group for cnn in policy.cnns], seen))
+        raise ConfigError(
+            f"{file}: the teacher takes {len(policy.cnns)} images ({theirs}), "
+            f"agent.obs_groups.teacher has {len(seen)} ({ours})"
+        )
+    for cnn, (group, spec) in zip(policy.cnns, seen.items(), strict=True):
+        if (cnn.shape, cnn.channels_first) != (spec.shape, spec.channels_first):
+            theirs, ours = ("x".join(map(str, shape)) for shape in (cnn.shape, spec.shape))
+            raise ConfigError(f"{file}: the teacher's image '{cnn.group}' is {theirs}, this task's '{group}' {ours}")
+        if cnn.group != group and cnn.group in seen:
+            order = ", ".join(cnn.group for cnn in policy.cnns)
+            raise ConfigError(f"{file}: the teacher sees {order} in this order, agent.obs_groups.teacher another")
 
 
 def _check_order(file: Path, seen: dict[str, Any], groups: Sequence[str], env: TrainingEnv) -> None:

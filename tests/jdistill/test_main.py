@@ -11,7 +11,7 @@ from importlib.metadata import entry_points
 import jax.numpy as jnp
 import pytest
 
-from jdistill.cli.main import COMMANDS, main, report_errors
+from jdistill.cli.main import COMMANDS, report_errors
 
 pytestmark = pytest.mark.full
 

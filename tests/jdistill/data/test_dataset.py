@@ -31,7 +31,7 @@ from jdistill.core.networks import Policy, PolicyState
 from jdistill.core.rollout import Transition
 from jdistill.core.samplers import make_sampler
 from jdistill.core.sampling import HistoryData
-from jdistill.data.dataset import Relabeler, info, load, open_dataset, with_siblings
+from jdistill.data.dataset import Relabeler, Seen, info, load, open_dataset, with_siblings
 from jdistill.data.recorder import Recorder, check_new
 from jdistill.errors import ConfigError, DatasetError, UserError
 from tests.conftest import ROOT
@@ -121,10 +121,14 @@ def test_info_tells_what_is_in_it(recorded, capsys):
     assert f"{lowest:>12.5g}" in text and "obs/student              T x 5" in text
 
 
+def seen(size: int, entry: str = "student") -> Seen:
+    return Seen([entry], jax.ShapeDtypeStruct((size,), np.dtype(np.float32)))
+
+
 def test_loaded_episodes_stand_behind_each_other(recorded):
     path = recorded[0]
     cfg = AlgorithmCfg(dataset=[str(path), str(path)])
-    recording = load(cfg, ["student[:4]"], (4, 2), num_columns=2, horizon=8)
+    recording = load(cfg, seen(4, "student[:4]"), 2, num_columns=2, horizon=8)
     history = recording.history
     assert history.obs.shape[0] % 8 == 0
     with open_dataset(path) as episodes:
@@ -147,7 +151,8 @@ def test_a_teacher_relabels_a_dataset(recorded):
     policy = Policy(2, (4,), rnn_type="gru", rnn_hidden_dim=4)
     state = networks.init(policy, jax.random.key(0), 7, normalize=False)
     cfg = AlgorithmCfg(dataset=[str(recorded[0])])
-    history = load(cfg, ["student"], (5, 2), 1, 1, Relabeler(PolicyActor(policy, state, ("teacher",)), 7)).history
+    relabeler = Relabeler(PolicyActor(policy, state, ("teacher",)), seen(7, "teacher"))
+    history = load(cfg, seen(5), 2, 1, 1, relabeler).history
     at = 0
     with open_dataset(recorded[0]) as episodes:
         for _, group in episodes:
@@ -163,15 +168,15 @@ def test_relabelling_needs_no_recorded_teacher_actions(recorded, tmp_path):
     """Other programs' recordings have none."""
     policy = Policy(2, (4,))
     state = networks.init(policy, jax.random.key(0), 5, normalize=False)
-    relabeler = Relabeler(PolicyActor(policy, state, ("student",)), 5)
+    relabeler = Relabeler(PolicyActor(policy, state, ("student",)), seen(5))
     path = tmp_path / "bare.hdf5"
     with h5py.File(recorded[0]) as source, h5py.File(path, "w") as file:
         file["data/demo_0/obs/student"] = source["data/demo_0/obs/student"][()]
     with pytest.raises(
         DatasetError, match=r"no teacher_actions to learn from; .*relabel=true lets the teacher make them"
     ):
-        load(AlgorithmCfg(dataset=[str(path)]), ["student"], (5, 2), 1, 1)
-    history = load(AlgorithmCfg(dataset=[str(path)]), ["student"], (5, 2), 1, 1, relabeler).history
+        load(AlgorithmCfg(dataset=[str(path)]), seen(5), 2, 1, 1)
+    history = load(AlgorithmCfg(dataset=[str(path)]), seen(5), 2, 1, 1, relabeler).history
     assert history.teacher_action.shape == (int(history.length[0]), 1, 2) and bool(
         jnp.abs(history.teacher_action).min() > 0
     )
@@ -190,16 +195,16 @@ def test_files_of_one_run_come_together(tmp_path):
 def test_of_a_small_dataset_every_sequence_is_worth_something(recorded, sampler):
     """Fewer episodes than environments, shorter than a rollout: nothing is drawn where nothing is."""
     algorithm = AlgorithmCfg(dataset=[str(recorded[0])], sampler=sampler, gradient_length=3, burn_in_steps=2)
-    history = load(algorithm, ["student"], (5, 2), num_columns=500, horizon=400).history
+    history = load(algorithm, seen(5), 2, num_columns=500, horizon=400).history
     assert 3 < history.length.size < 20 and int(history.length.max()) < 40
     drawn = make_sampler(algorithm, 500, 400, 30)
     data = HistoryData(history, PolicyState(params={}, normalizer=None), jax.random.key(0))
     batch = drawn.batch(data, jnp.array(0), (), ((jnp.zeros((500, 4)),),), drawn.length)
     assert bool((batch.weight > 0).any(axis=0).all())
     # Each column counts for as much as it has steps.
-    seen, weight = np.asarray(batch.obs[drawn.burn_in]), np.asarray(batch.weight[drawn.burn_in])
+    obs, weight = np.asarray(batch.obs[drawn.burn_in]), np.asarray(batch.weight[drawn.burn_in])
     per_column = [
-        sum(weight[(seen == x).all(axis=1)].sum() for x in np.asarray(history.obs[:n, c])) for c, n in lengths(history)
+        sum(weight[(obs == x).all(axis=1)].sum() for x in np.asarray(history.obs[:n, c])) for c, n in lengths(history)
     ]
     share = np.array(per_column) / weight.sum()
     np.testing.assert_allclose(share, history.length / history.length.sum(), rtol=1e-5)
@@ -220,21 +225,21 @@ def test_another_byte_anywhere_in_its_numbers_is_noticed(recorded, tmp_path):
         (path := tmp_path / "damaged.hdf5").write_bytes(damaged)
         algorithm = AlgorithmCfg(dataset=[str(path)])
         with pytest.raises(DatasetError, match="is not what was recorded: the file is damaged"):
-            load(algorithm, ["student"], (5, 2), 1, 1)
+            load(algorithm, seen(5), 2, 1, 1)
         assert re.search(r"^damaged   data/demo_\d+: .* is not what was recorded", info(path), re.MULTILINE)
-        load(dataclasses.replace(algorithm, check_dataset=False), ["student"], (5, 2), 1, 1)
+        load(dataclasses.replace(algorithm, check_dataset=False), seen(5), 2, 1, 1)
 
 
 def test_a_few_other_bytes_anywhere_are_told_or_mean_nothing(recorded, tmp_path):
     whole, rng, told = recorded[0].read_bytes(), random.Random(5), 0
-    wanted = load(AlgorithmCfg(dataset=[str(recorded[0])]), ["student"], (5, 2), 1, 1).history
+    wanted = load(AlgorithmCfg(dataset=[str(recorded[0])]), seen(5), 2, 1, 1).history
     for _ in range(60):
         damaged = bytearray(whole)
         for _ in range(3):
             damaged[rng.randrange(len(damaged))] = rng.randrange(256)
         (path := tmp_path / "damaged.hdf5").write_bytes(damaged)
         try:
-            history = load(AlgorithmCfg(dataset=[str(path)]), ["student"], (5, 2), 1, 1).history
+            history = load(AlgorithmCfg(dataset=[str(path)]), seen(5), 2, 1, 1).history
         except UserError as e:
             told += "\n" not in str(e)
         else:
@@ -251,15 +256,15 @@ def test_demonstrations_have_actions_alone(recorded, tmp_path):
         for demo in file["data"].values():
             del demo["teacher_actions"]
     with pytest.raises(DatasetError, match="has no teacher_actions to learn from"):
-        load(AlgorithmCfg(dataset=[str(path)]), ["student"], (5, 2), 1, 1)  # Some are the student's own.
+        load(AlgorithmCfg(dataset=[str(path)]), seen(5), 2, 1, 1)  # Some are the student's own.
     with h5py.File(path, "r+") as file:
         wanted = file["data/demo_0/actions"][()]
         for demo in file["data"].values():
             del demo["student_actions"]
-    recording = load(AlgorithmCfg(dataset=[str(path)]), ["student"], (5, 2), 1, 1)
+    recording = load(AlgorithmCfg(dataset=[str(path)]), seen(5), 2, 1, 1)
     np.testing.assert_array_equal(recording.history.teacher_action[: len(wanted), 0], wanted)
     assert recording.summary.endswith("; the labels are the actions of the demonstrations")
-    both = load(AlgorithmCfg(dataset=[str(path), str(recorded[0])]), ["student"], (5, 2), 1, 1).summary
+    both = load(AlgorithmCfg(dataset=[str(path), str(recorded[0])]), seen(5), 2, 1, 1).summary
     assert re.search(r"; the labels are the actions of \d+ episodes, which have no teacher_actions$", both)
 
 
@@ -270,10 +275,10 @@ def test_members_of_a_group_by_the_names_that_others_give_them(recorded, tmp_pat
         demo["actions"], demo["obs/eef_pos"] = np.ones((4, 2)), np.full((4, 3), 2.0)
         demo["obs/policy.gripper"] = np.full((4, 1), 3.0)
     entries = ["policy/eef_pos", "policy/gripper"]
-    history = load(AlgorithmCfg(dataset=[str(path)]), entries, (4, 2), 1, 1).history
+    history = load(AlgorithmCfg(dataset=[str(path)]), Seen(entries, seen(4).shapes), 2, 1, 1).history
     np.testing.assert_array_equal(history.obs[:4, 0], [[2, 2, 2, 3]] * 4)
     with pytest.raises(DatasetError, match=r"no observation group 'critic/eef_pos'; there are eef_pos, policy.gripper"):
-        load(AlgorithmCfg(dataset=[str(path)]), ["critic/eef_pos"], (3, 2), 1, 1)
+        load(AlgorithmCfg(dataset=[str(path)]), seen(3, "critic/eef_pos"), 2, 1, 1)
 
 
 def test_all_that_robomimics_loader_reads(recorded):
@@ -309,7 +314,7 @@ def test_a_file_that_leads_elsewhere_is_not_followed(recorded, tmp_path, kind):
             demo.create_virtual_dataset("teacher_actions", layout)
         else:
             demo.create_dataset("teacher_actions", (2**40, 2), np.float32)
-    for read in (lambda: load(AlgorithmCfg(dataset=[str(path)]), ["student"], (5, 2), 1, 1), lambda: info(path)):
+    for read in (lambda: load(AlgorithmCfg(dataset=[str(path)]), seen(5), 2, 1, 1), lambda: info(path)):
         with pytest.raises(DatasetError, match=r"another file|too small for"):
             read()
 
@@ -370,7 +375,7 @@ def test_files_that_cannot_be_used_are_told_in_one_line(recorded, tmp_path, spoi
     path.write_bytes(recorded[0].read_bytes())
     spoil(path)
     with pytest.raises(DatasetError) as error:
-        load(AlgorithmCfg(dataset=[str(path)]), ["student"], (5, 2), 1, 1)
+        load(AlgorithmCfg(dataset=[str(path)]), seen(5), 2, 1, 1)
     assert expected in str(error.value) and str(path) in str(error.value) and "\n" not in str(error.value)
     # Whatever has actions can be looked into.
     assert run_command("dataset", ["info", str(path)]) == (
@@ -396,7 +401,7 @@ def test_a_recording_under_way_is_told_from_a_broken_file(tmp_path):
 )
 def test_other_dimensions_are_told(recorded, entries, sizes, expected):
     with pytest.raises(DatasetError) as error:
-        load(AlgorithmCfg(dataset=[str(recorded[0])]), entries, sizes, 1, 1)
+        load(AlgorithmCfg(dataset=[str(recorded[0])]), Seen(entries, seen(sizes[0]).shapes), sizes[1], 1, 1)
     assert expected in str(error.value) and "data/demo_0" in str(error.value)
 
 
@@ -405,7 +410,7 @@ def test_more_than_the_memory_holds(recorded, monkeypatch):
 
     monkeypatch.setattr(memory, "available_host_memory", lambda: 100)
     with pytest.raises(ConfigError, match=r"the dataset needs .* train on fewer files"):
-        load(AlgorithmCfg(dataset=[str(recorded[0])]), ["student"], (5, 2), 1, 1)
+        load(AlgorithmCfg(dataset=[str(recorded[0])]), seen(5), 2, 1, 1)
 
 
 def test_recordings_overwrite_nothing(recorded, tmp_path):

@@ -141,7 +141,7 @@ def test_teachers_with_an_encoder(wrap, tmp_path):
     policy, state, about = load_teacher_checkpoint(file, 3)
     save_policy(tmp_path / "t.safetensors", policy, state, about)
     policy, state, about = load_policy(tmp_path / "t.safetensors")
-    assert about["obs_size"] == 9 and (policy.encoder_dims, policy.encoder_inputs) == ((8, 2), 4)
+    assert about["obs_size"] == 9 and policy.encoders == ((5, 4, (8, 2)),)
     obs = torch.randn(7, 9)
     with torch.no_grad():
         wanted = theirs(obs)
