@@ -40,27 +40,40 @@ from jdistill.run.provenance import machine
 TEACHER = ROOT / "jdistill" / "teachers" / "crazyflie_forest.safetensors"
 STUDENTS: dict[str, list[str]] = {
     "student": [],
-    "blind student": ["agent.obs_groups=blind", "agent.student.cnn_cfg=null", "agent.student.pre_dims=[103]"],
+    "blind student": ["agent.obs_groups=blind", "agent.student.cnn_cfg=null", "agent.student.pre_dims=[89]"],
 }
-"""With what they are trained beside the preset. The blind one's first layer has as many parameters as the other's with
-its convolutions: 19 (w + 2) + ... see :func:`benchmarks.forest.main`, which prints both numbers."""
+"""With what they are trained beside the preset. The blind one's first layer is wider, so that both have as many
+parameters."""
 GROUPS = {"teacher": ["teacher"], "student": ["student", "tof"], "blind student": ["student"]}
+FILE = "*/*_{}/student.safetensors"
+"""Of a run's student in the folder of all runs."""
 REASONS = {"obstacle": "hit a column", "wall": "hit a wall", "tilt": "lost control", "time": "out of time"}
 
 
-def train(name: str, iterations: int | None, logdir: Path, overrides: list[str]) -> tuple[Path, float]:
-    """Run the command; returns the student's file and the minutes it took."""
-    run_name = re.sub(r"\W+", "-", name)
-    arguments = ["--task", "crazyflie_forest", "--logdir", str(logdir), "--run_name", run_name, "--logger", "none"]
+def run_name(name: str) -> str:
+    """Of a student's run."""
+    return re.sub(r"\W+", "-", name)
+
+
+def start(name: str, iterations: int | None, logdir: Path, overrides: list[str]) -> subprocess.Popen[bytes]:
+    """Run the command."""
+    arguments = [
+        "--task",
+        "crazyflie_forest",
+        "--logdir",
+        str(logdir),
+        "--run_name",
+        run_name(name),
+        "--logger",
+        "none",
+        "--devices",
+        "1",
+    ]
     if iterations:
         arguments += ["--max_iterations", str(iterations)]
     environment = {**os.environ, "JAX_COMPILATION_CACHE_DIR": str(logdir / "cache")}
     command = [sys.executable, str(ROOT / "train_jax.py"), *arguments, *STUDENTS[name], *overrides]
-    began = time.perf_counter()
-    if status := subprocess.run(command, stdout=subprocess.DEVNULL, env=environment).returncode:
-        raise SystemExit(f"training failed with status {status}")
-    (run,) = logdir.glob(f"*/*_{run_name}")
-    return run / "student.safetensors", (time.perf_counter() - began) / 60
+    return subprocess.Popen(command, stdout=subprocess.DEVNULL, env=environment)
 
 
 def measure(file: Path, name: str, episodes: int) -> dict[str, Any]:
@@ -77,6 +90,21 @@ def measure(file: Path, name: str, episodes: int) -> dict[str, Any]:
         "parameters": sum(x.size for x in jax.tree.leaves(state.params)),
         "iterations": header.get("iteration"),
     }
+
+
+def compare(work: Path, args: argparse.Namespace) -> dict[str, Any]:
+    """Train what is not in ``work`` yet, and measure everybody."""
+    # At the same time, a core for each.
+    missing = [name for name in STUDENTS if not list(work.glob(FILE.format(run_name(name))))]
+    runs = {name: start(name, args.iterations, work, args.overrides) for name in missing}
+    policies = {"teacher": measure(TEACHER, "teacher", args.episodes)}
+    for name in STUDENTS:
+        if name in runs and (status := runs[name].wait()):
+            raise SystemExit(f"training failed with status {status}")
+        (file,) = work.glob(FILE.format(run_name(name)))
+        policies[name] = measure(file, name, args.episodes)
+        print(f"{name}: {json.dumps(policies[name])}", flush=True)
+    return policies
 
 
 def table(results: dict[str, Any]) -> str:
@@ -139,6 +167,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--episodes", type=int, default=1000, help="held-out forests, one flight each")
     parser.add_argument("--iterations", type=int, help="of the training, in place of the preset's")
+    parser.add_argument("--work", type=Path, help="folder that keeps the runs; students that are there are measured")
     parser.add_argument("--cost", action="store_true", help="measure what pictures cost instead")
     parser.add_argument("--turns", type=int, default=15, help="of each kind of rollout, with --cost")
     parser.add_argument("--out", type=Path, help="folder for forest.json")
@@ -149,12 +178,8 @@ def main() -> None:
         results: dict[str, Any] = {"cost": measure_cost(100, 150, args.turns)}
         print(cost_line(results["cost"]))
     else:
-        policies = {"teacher": measure(TEACHER, "teacher", args.episodes)}
         with tempfile.TemporaryDirectory() as folder:
-            for name in STUDENTS:
-                file, minutes = train(name, args.iterations, Path(folder), args.overrides)
-                policies[name] = {**measure(file, name, args.episodes), "minutes": minutes}
-                print(f"{name}: {json.dumps(policies[name])}", flush=True)
+            policies = compare(args.work or Path(folder), args)
         results = {"episodes": args.episodes, "seed": SEED, "machine": machine(), "policies": policies}
         print(table(results))
     write(args.out and args.out / "forest.json", results)
