@@ -1,8 +1,8 @@
 """Train the bundled teacher of the task ``crazyflie_forest`` from scratch: jdistill's own algorithm, with an expert.
 
-The expert (:mod:`bridge.crazyflie.forest.planner`) looks at all columns and chooses a free heading. An MLP that sees the
-observation group ``teacher`` learns from it as students learn from teachers: what it does on its own flights is compared
-with what the expert would have done (DAgger). About five minutes on two cores. ::
+The expert (:mod:`bridge.crazyflie.forest.planner`) looks at all columns and chooses a free heading. An MLP that sees
+the observation group ``teacher`` learns from it as students learn from teachers: what it does on its own flights is
+compared with what the expert would have done (DAgger). About five minutes on two cores. ::
 
     python examples/train_forest_teacher.py --out jdistill/teachers/crazyflie_forest.safetensors
 """
