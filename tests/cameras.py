@@ -69,3 +69,8 @@ class Cameras:
             "camera": picture,
             "teacher": jnp.concatenate(state, axis=1),
         }
+
+
+def make_env(num_envs: int = 4) -> Cameras:
+    """For ``--task``."""
+    return Cameras(num_envs)

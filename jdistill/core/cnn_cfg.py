@@ -29,7 +29,7 @@ DEFAULTS: dict[str, Any] = {
     "flatten": True,
 }
 """rsl_rl's; None must be said."""
-EXAMPLE = "{output_channels:[16,32],kernel_size:3,stride:2}"
+EXAMPLE = "{output_channels: [16,32], kernel_size: 3, stride: 2}"
 
 
 def is_count(value: Any) -> bool:

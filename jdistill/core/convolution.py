@@ -21,9 +21,14 @@ POOL, POOL_STRIDE = 3, 2
 """rsl_rl's max pooling, with one row of padding on every side."""
 
 
+def takes_products() -> bool:
+    """Whether convolutions are products of matrices here."""
+    return jax.default_backend() == "cpu"
+
+
 def convolve(x: Array, weight: Array, stride: int, dilation: int) -> Array:
     """torch's ``conv2d`` without padding and bias: (I, H, W, N) and (O, I, K, K) to (O, H', W', N)."""
-    if jax.default_backend() == "cpu":
+    if takes_products():
         return _by_products(x, weight, stride, dilation)
     strides, dilations = (stride, stride), (dilation, dilation)
     axes = ("CHWN", "OIHW", "CHWN")

@@ -45,6 +45,8 @@ def export(student: Student, out: Path) -> Exported:
     Raises:
         ExportError: the name is no C identifier, or the compiler refuses the code.
     """
+    if student.layers.encoders or student.layers.cnns:
+        raise ExportError("c: the C code has no CNN and no encoder, as this student has: export in another format")
     name, layers = student.name, student.layers
     if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
         raise ExportError(f"--name {name!r}: not a C identifier (letters, digits and _, no digit first)")

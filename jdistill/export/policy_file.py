@@ -145,7 +145,7 @@ def network_fields(policy: Policy) -> dict[str, Any]:
 def _network(fields: Mapping[str, Any], obs_size: int, tensors: dict[str, Any]) -> tuple[Policy, dict[str, Any]]:
     """The network that a header's ``fields`` describe, and the tensors by their names in it.
 
-    Until 0.3 there was one encoder at most, of the last numbers: ``encoder_dims`` and ``encoder_inputs``.
+    Some files have one encoder, of the last numbers, as ``encoder_dims`` and ``encoder_inputs``.
     """
     network = {name: _tuples(value) for name, value in fields.items()}
     if dims := network.pop("encoder_dims", ()):

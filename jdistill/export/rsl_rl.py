@@ -279,7 +279,9 @@ def to_tensors(policy: Policy, state: PolicyState, names: Names = MODEL) -> dict
         ExportError: rsl_rl has no such model.
     """
     if policy.encoders:
-        raise ExportError("rsl_rl has no model with an encoder, as this run's teacher is: export in another format")
+        raise ExportError("rsl_rl has no model with an encoder of some numbers: export in another format")
+    if policy.cnns and policy.is_recurrent:
+        raise ExportError("rsl_rl has no model with a CNN and a recurrent layer: export in another format")
     return {k: np.array(v, order="C") for k, v in _tensors(describe(policy, state), names).items()}
 
 
@@ -331,5 +333,5 @@ def model_cfg(policy: Policy, state: PolicyState, init_std: float) -> dict[str, 
     name = "MLPModel" if name == "Model" else name
     if layers.cnns:
         cfg["cnn_cfg"] = {cnn.cfg.group: rsl_rl_cnn.settings_of(cnn.cfg) for cnn in layers.cnns}
-    module = "rsl_rl.models" if widths and not extras and name != "CNNRNNModel" else "jdistill.export.rsl_rl_models"
+    module = "rsl_rl.models" if widths and not extras else "jdistill.export.rsl_rl_models"
     return {"class_name": f"{module}:{name}", **cfg, **extras}

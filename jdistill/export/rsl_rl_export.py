@@ -12,6 +12,7 @@ from jdistill.core.networks import Policy, PolicyState
 from jdistill.errors import ExportError
 from jdistill.export import torchscript
 from jdistill.export.formats import Exported, Student
+from jdistill.export.layers import PolicyLayers, describe
 from jdistill.export.policy_file import load_policy
 from jdistill.export.rsl_rl import MODEL, from_tensors, model_cfg, to_tensors
 from jdistill.export.rsl_rl_checkpoint import read_torch
@@ -37,7 +38,7 @@ def export(student: Student, out: Path) -> Exported:
     torchscript.write("rsl_rl", file, lambda path: torch.save(checkpoint, path))
     torchscript.write("rsl_rl", actor_file, lambda path: torch.save(actor, path))
     cfg = configs(student, teacher)
-    start = _read_back(student, cfg, read_torch(file), read_torch(actor_file))
+    start = _read_back(student, teacher, cfg, read_torch(file), read_torch(actor_file))
     return Exported(file, start, (actor_file,), {"actor_file": actor_file.name, **cfg})
 
 
@@ -58,17 +59,28 @@ def configs(student: Student, teacher: tuple[Policy, PolicyState]) -> dict[str, 
     }
 
 
-def _read_back(student: Student, cfg: dict[str, Any], checkpoint: dict[str, Any], actor: dict[str, Any]) -> Start:
+def _read_back(
+    student: Student,
+    teacher: tuple[Policy, PolicyState],
+    cfg: dict[str, Any],
+    checkpoint: dict[str, Any],
+    actor: dict[str, Any],
+) -> Start:
     """The student of the files just written, in rsl_rl's own model where it is installed."""
     tensors, policy = checkpoint["student_state_dict"], student.policy
     if importlib.util.find_spec("rsl_rl") is None:
         arrays = {k: v.numpy() for k, v in tensors.items()}
-        return jax_policy(*from_tensors(arrays, MODEL, policy.activation, policy.output_activation, policy.num_actions))
+        ends = policy.activation, policy.output_activation
+        return jax_policy(*from_tensors(arrays, MODEL, *ends, policy.num_actions, policy.cnns))
     from jdistill.export.rsl_rl_models import load_model
 
-    load_model(cfg["distillation"]["teacher"], checkpoint["teacher_state_dict"])
-    load_model(cfg["ppo"]["actor"], actor["actor_state_dict"])
-    return torchscript.torch_policy(load_model(cfg["distillation"]["student"], tensors))
+    def sizes(layers: PolicyLayers) -> tuple[int, dict[str, tuple[int, int, int]]]:
+        return layers.obs_size, {cnn.cfg.group: cnn.cfg.image for cnn in layers.cnns}
+
+    ours, cnns = sizes(student.layers), [cnn.cfg for cnn in student.layers.cnns]
+    load_model(cfg["distillation"]["teacher"], checkpoint["teacher_state_dict"], *sizes(describe(*teacher)))
+    load_model(cfg["ppo"]["actor"], actor["actor_state_dict"], *ours)
+    return torchscript.torch_policy(load_model(cfg["distillation"]["student"], tensors, *ours), cnns)
 
 
 def distillation_checkpoint(

@@ -39,6 +39,24 @@ class MLPModel(models.MLPModel):
         self.mlp: Any = finish_mlp(self.mlp, self._get_latent_dim(), bool(hidden_dims), output_activation)
 
 
+class CNNModel(models.CNNModel):
+    """rsl_rl's CNNModel, with an output activation, and with ``hidden_dims=[]`` allowed; see :class:`MLPModel`."""
+
+    def __init__(
+        self,
+        obs: TensorDict,
+        obs_groups: dict[str, list[str]],
+        obs_set: str,
+        output_dim: int,
+        *,
+        hidden_dims: list[int],
+        output_activation: str = "identity",
+        **settings: Any,
+    ):
+        super().__init__(obs, obs_groups, obs_set, output_dim, hidden_dims=hidden_dims or [1], **settings)
+        self.mlp: Any = finish_mlp(self.mlp, self._get_latent_dim(), bool(hidden_dims), output_activation)
+
+
 class RNNModel(models.RNNModel):
     """rsl_rl's RNNModel, with dense layers before the recurrent ones, an output activation, a learned initial state.
 
@@ -151,34 +169,41 @@ def finish_mlp(mlp: Any, latent_dim: int, has_hidden: bool, output_activation: s
     return nn.Sequential(*layers, *end)
 
 
-def load_model(cfg: dict[str, Any], state_dict: dict[str, torch.Tensor]) -> nn.Module:
+def load_model(
+    cfg: dict[str, Any],
+    state_dict: dict[str, torch.Tensor],
+    obs_size: int,
+    images: dict[str, tuple[int, int, int]],
+) -> nn.Module:
     """The model that rsl_rl builds of ``cfg`` (see :func:`jdistill.export.rsl_rl.model_cfg`), with its tensors.
 
-    It takes plain observations (B, D) instead of groups by name, and has rsl_rl's ``reset``.
+    It takes plain observations (B, ``obs_size``) instead of groups by name, a list of ``images`` (channels, height,
+    width) where there are some, and has rsl_rl's ``reset``.
 
     Raises:
         RuntimeError: the tensors are not those of the model.
     """
     settings = dict(cfg)
     cls: Any = resolve_callable(settings.pop("class_name"))
-    first = next(state_dict[k] for k in ("pre.0.weight", "rnn.rnn.weight_ih_l0", "mlp.0.weight") if k in state_dict)
     last = max((int(k.split(".")[1]), v.shape[0]) for k, v in state_dict.items() if k.startswith("mlp."))[1]
     num_actions = last // 2 if settings["distribution_cfg"]["class_name"] == "BetaDistribution" else last
-    obs = TensorDict({"obs": torch.zeros(1, first.shape[1])}, batch_size=[1])
-    model = cls(obs, {"actor": ["obs"]}, "actor", num_actions, **settings)
+    seen = {name: torch.zeros(1, *size) for name, size in images.items()}
+    obs = TensorDict({"obs": torch.zeros(1, obs_size), **seen}, batch_size=[1])
+    model = cls(obs, {"actor": ["obs", *images]}, "actor", num_actions, **settings)
     model.load_state_dict(state_dict, strict=True)
-    return _Plain(model.eval())
+    return _Plain(model.eval(), list(images))
 
 
 class _Plain(nn.Module):
-    """A model whose one observation group comes as it is."""
+    """A model whose one vector comes as it is, and its images in a list."""
 
-    def __init__(self, model: Any):
+    def __init__(self, model: Any, images: list[str]):
         super().__init__()
-        self.model = model
+        self.model, self.images = model, images
 
-    def forward(self, obs: torch.Tensor) -> torch.Tensor:
-        return self.model(TensorDict({"obs": obs}, batch_size=[obs.shape[0]]))
+    def forward(self, obs: torch.Tensor, images: list[torch.Tensor] | None = None) -> torch.Tensor:
+        seen = dict(zip(self.images, images or [], strict=True))
+        return self.model(TensorDict({"obs": obs, **seen}, batch_size=[obs.shape[0]]))
 
     def reset(self) -> None:
         self.model.reset()

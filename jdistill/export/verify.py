@@ -6,6 +6,7 @@ Both sides of a comparison are a :data:`Start`: whatever runs the policy, behind
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -13,6 +14,7 @@ import numpy as np
 from bridge.env import TrainingEnv
 from jdistill.core import networks, observations
 from jdistill.core.networks import Policy, PolicyState
+from jdistill.export import images
 from jdistill.export.layers import PolicyLayers
 
 STEPS = 100
@@ -20,8 +22,9 @@ STEPS = 100
 TOLERANCE = 1e-5
 """The largest difference of two actions that counts as none."""
 
-Step = Callable[[np.ndarray], np.ndarray]
-"""A policy in the middle of an episode: observation (1, D) to actions (1, A)."""
+Step = Callable[[Any], np.ndarray]
+"""A policy in the middle of an episode: observation (1, D), or an ``Observation`` of NumPy's arrays, to actions
+(1, A)."""
 Start = Callable[[], Step]
 """A policy; a call begins an episode."""
 
@@ -33,7 +36,7 @@ def jax_policy(policy: Policy, state: PolicyState) -> Start:
     def start() -> Step:
         carry = networks.initial_carry(policy, state, 1)
 
-        def act(obs: np.ndarray) -> np.ndarray:
+        def act(obs: Any) -> np.ndarray:
             nonlocal carry
             carry, action = step(carry, obs)
             return np.asarray(action)
@@ -61,7 +64,7 @@ def rollout_difference(env: TrainingEnv, groups: Sequence[str], original: Start,
     state, differences = reset(jax.random.key(0)), []
     ours, theirs = original(), exported()
     for _ in range(STEPS):
-        obs = np.asarray(observations.select(state.obs, groups))
+        obs = jax.tree.map(np.asarray, observations.select(state.obs, groups))
         action = ours(obs)
         differences.append(action_difference(action, theirs(obs)))
         state = step(state, action)
@@ -72,11 +75,14 @@ def rollout_difference(env: TrainingEnv, groups: Sequence[str], original: Start,
 
 def drawn_difference(layers: PolicyLayers, original: Start, exported: Start) -> float:
     """The same over ``STEPS`` observations drawn from the moments of what the policy ``layers`` has seen."""
-    draws = np.random.default_rng(0).normal(size=(STEPS, 1, layers.obs_size)).astype(np.float32)
+    rng = np.random.default_rng(0)
+    draws = rng.normal(size=(STEPS, 1, layers.obs_size)).astype(np.float32)
     if layers.normalizer is not None:
         draws = draws * layers.normalizer.std + layers.normalizer.mean
     ours, theirs = original(), exported()
-    return float(np.max([action_difference(ours(obs), theirs(obs)) for obs in draws]))
+    cnns = [cnn.cfg for cnn in layers.cnns]
+    seen = [images.drawn(cnns, vector, rng) for vector in draws]
+    return float(np.max([action_difference(ours(obs), theirs(obs)) for obs in seen]))
 
 
 def action_difference(ours: np.ndarray, theirs: np.ndarray) -> float:

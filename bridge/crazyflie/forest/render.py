@@ -12,7 +12,7 @@ from bridge.crazyflie.forest.cfg import ForestFlightCfg
 from bridge.crazyflie.render import CALM, OffscreenRenderer, Scene, add_geom
 from bridge.env import Color, State
 
-COLUMN_COLOR, WALL_COLOR = (0.55, 0.45, 0.36, 1.0), (0.70, 0.73, 0.78, 0.25)
+COLUMN_COLOR, WALL_COLOR = (0.55, 0.45, 0.36, 0.8), (0.70, 0.73, 0.78, 0.25)
 BEHIND, ELEVATION = 2.6, -24.0
 """Distance of the camera from the craft, m, and its angle, degrees."""
 INSET = 0.3
@@ -59,7 +59,7 @@ class ForestScene(Scene):
         hall = self._hall
         for x, y, radius in self._columns.T:
             if 0 < x < hall.length:  # Others are not there.
-                size = np.array([radius, radius, hall.height / 2])
+                size = np.array([radius, hall.height / 2, 0.0])
                 place = np.array([x, y, hall.height / 2])
                 add_geom(scene, mujoco.mjtGeom.mjGEOM_CYLINDER, size, place, COLUMN_COLOR)
         for side in (-0.5, 0.5):
