@@ -268,7 +268,8 @@ class ForestFlight:
         found = {"position": sim.craft.pos.array, "target": sim.goal.array}
         if sim.image is None:
             return found
-        edges = jnp.linspace(0, sim.image.shape[2], VIEW_COLUMNS + 1).round().astype(int).tolist()
+        width = sim.image.shape[2]
+        edges = [round(i * width / VIEW_COLUMNS) for i in range(VIEW_COLUMNS + 1)]
         parts = itertools.pairwise(edges)
         return {**found, "view": jnp.stack([sim.image[:, :, a:b].min(axis=(1, 2)) for a, b in parts], axis=-1)}
 
