@@ -82,7 +82,7 @@ def test_the_nearest_columns_are_those_of_a_sorted_list():
         away, radius = np.linalg.norm(offset, axis=-1), np.asarray(columns.radius[i])
         for place, j in enumerate(np.argsort(away - radius)[:5]):
             turned = offset[j] @ np.array([[np.cos(angle[i]), -np.sin(angle[i])], [np.sin(angle[i]), np.cos(angle[i])]])
-            near = 1 / (away[j] - radius[j] + 0.5) - 1 / 3.5
+            near = 1 / (max(away[j] - radius[j], 0.0) + 0.5) - 1 / 3.5
             expected = [*turned * near / away[j], radius[j]] if near > 0 else [0.0, 0.0, 0.0]
             np.testing.assert_allclose(found[i, place], expected, atol=1e-4)
 
@@ -241,7 +241,8 @@ def test_what_the_student_measures_is_noisy_and_the_teacher_sees_the_truth(env, 
     state = reset(jax.random.key(2))
     sim, obs = state.pipeline_state, state.obs
     error = np.asarray(obs["student"] - obs["teacher"][:, :19])
-    assert 0 < abs(error[:, :15]).max() < 0.2
+    # Half a degree of heading is a decimetre at the goal.
+    assert 0 < abs(error[:, :15]).max() < 0.6
     np.testing.assert_array_equal(error[:, 15:], 0)  # Its own commands.
     cos, sin = np.asarray(obs["teacher"][:, 12:14]).T
     goal = sim.goal.array - sim.craft.pos.array

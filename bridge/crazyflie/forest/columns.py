@@ -62,7 +62,8 @@ def plant(cfg: ForestCfg, rng: Array) -> Columns:
         x, y = (jnp.where(fits, jnp.take_along_axis(places, first, axis=1)[:, 0], NOWHERE) for places in (x, y))
         return Columns(columns.x.at[:, i].set(x), columns.y.at[:, i].set(y), columns.radius.at[:, i].set(r))
 
-    return jax.lax.fori_loop(0, count, add, Columns(nowhere, nowhere, jnp.zeros_like(radius)))
+    none = Columns(nowhere, nowhere, jnp.zeros_like(radius))
+    return jax.lax.fori_loop(0, count, add, none) if count else none
 
 
 def nearest(columns: Columns, pos: Vector, by: Heading, count: int, sight: float) -> Array:
@@ -85,5 +86,5 @@ def nearest(columns: Columns, pos: Vector, by: Heading, count: int, sight: float
     equal = (clearance[:, None, :] == clearance[:, :, None]) & jnp.tri(total, k=-1, dtype=bool)
     order = in_memory(jnp.sum(before | equal, axis=-1))
     chosen = order[:, None, :, None] == jnp.arange(min(count, total))[:, None, None]
-    found = jnp.where(chosen, rows[:, None], 0.0).sum(axis=2).reshape(-1, 3 * min(count, total))
+    found = jnp.where(chosen, rows[:, None], 0.0).sum(axis=2).reshape(len(order), 3 * min(count, total))
     return jnp.pad(found, ((0, 0), (0, 3 * (count - min(count, total)))))

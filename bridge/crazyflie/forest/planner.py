@@ -60,7 +60,7 @@ def _blocked_by_columns(sim: ForestState, u: Array, v: Array) -> Array:
     wide = (sim.columns.radius + RADIUS + MARGIN)[:, None]
     within = jnp.clip((wide - beside) / MARGIN, 0.0, 1.0)
     near = jnp.clip(1.0 - clearance / LOOKAHEAD, 0.0, 1.0)
-    return jnp.where(ahead > 0, within * near, 0.0).max(axis=-1)
+    return jnp.where(ahead > 0, within * near, 0.0).max(axis=-1, initial=0.0)
 
 
 def _blocked_by_walls(cfg: ForestFlightCfg, pos: Vector, u: Array, v: Array, sight: float) -> Array:
