@@ -8,6 +8,9 @@ from typing import Any
 import jax.numpy as jnp
 from jax import Array
 
+SUCCESS = "Episode_Success"
+"""The metric of a task with a goal that says whether the episode ended there, (B,) float32."""
+
 
 def begin_episodes(num_envs: int) -> dict[str, Array]:
     """Entries of ``info`` with which :func:`count_episodes` counts."""

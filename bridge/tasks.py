@@ -211,6 +211,7 @@ def lazily(target: str) -> Callable[[], Task]:
 TASKS: dict[str, Callable[[], Task]] = {
     "crazyflie": lazily("bridge.crazyflie.simulator:point_control"),
     "distillation": lazily("bridge.crazyflie.simulator:point_control"),
+    "crazyflie_forest": lazily("bridge.crazyflie.simulator:forest"),
 }
 """The built-in tasks; ``distillation`` is an alias. Entries import nothing until they are called."""
 

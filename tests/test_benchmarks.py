@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-from benchmarks import dagger, devices, quadrotors, raptor, tasks_page, teachers
+from benchmarks import dagger, devices, forest, quadrotors, raptor, tasks_page, teachers
 from benchmarks.page import DOCS, page
 from tests.conftest import ROOT
 
@@ -47,6 +47,14 @@ def test_the_comparisons_with_raptor_are_those_of_the_numbers():
             steady = policy["metrics"]["position_error"]["steady"]
             cells.append(("-" if steady is None else f"{steady:.4f} m") + f", {policy['survival']:.1%}")
         assert row == f"| {name} | {cells[0]} | {cells[1]} |"
+
+
+def test_what_eyes_are_worth_is_what_the_page_says():
+    results, text = json.loads((DOCS / "forest.json").read_text()), (DOCS / "forest.md").read_text()
+    assert f"\n\n{forest.table(results)}\n\n" in text and forest.cost_line(results["cost"]) in text
+    success = {name: found["success"] for name, found in results["policies"].items()}
+    assert success["student"] > success["teacher"] - 0.05 and success["student"] > success["blind student"] + 0.3
+    assert results["cost"]["ratio"] < 1.5 and f"{results['episodes']} forests" in text
 
 
 def test_the_tables_of_the_simulators_are_those_of_the_numbers():

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Protocol
 
 import jax.numpy as jnp
 from jax import Array
 
 from bridge.crazyflie.cfg import MOTORS, RateControllerCfg
-from bridge.crazyflie.dynamics import MIXING, Craft, Motors, Quadrotor, mixed, polynomial
+from bridge.crazyflie.dynamics import Craft, Motors, Quadrotor, mixed, polynomial
+from bridge.crazyflie.mixer import arms, rotor_speeds, thrust_limits
 from bridge.crazyflie.physics import motor_rate
 from bridge.crazyflie.vectors import Vector
 
@@ -70,41 +71,28 @@ class ThrustAndRates:
 
     def at_rest(self, quadrotor: Quadrotor, rotor_vel: Array) -> Motors:
         """See :class:`Commands`."""
-        thrust = polynomial(quadrotor.thrust, rotor_vel) / _full_thrust(quadrotor)
+        thrust = polynomial(quadrotor.thrust, rotor_vel) / thrust_limits(quadrotor)[1]
         return (thrust, *(jnp.full_like(thrust, 0.5),) * 3)
 
     def controller(self, quadrotor: Quadrotor, command: Motors) -> Callable[[Craft], Motors]:
         """See :class:`Commands`."""
-        q, full = quadrotor, _full_thrust(quadrotor)
-        low = polynomial(q.thrust, jnp.asarray(q.rotor_min))
+        q, (_, full) = quadrotor, thrust_limits(quadrotor)
         limits = (self.cfg.max_rate, self.cfg.max_rate, self.cfg.max_yaw_rate)
         wanted = Vector(*(limit * (2.0 * c - 1.0) for limit, c in zip(limits, command[1:], strict=True)))
-        bandwidth = (self.cfg.bandwidth, self.cfg.bandwidth, self.cfg.yaw_bandwidth)
-        rate = motor_rate(q)
-        stiffness = [p * p / rate for p in bandwidth]
-        damping = [jnp.maximum(2.0 * p / rate - 1.0, 0.0) for p in bandwidth]
-        # A propeller's drag torque over its thrust, which differs little between speeds.
-        hover = q.hover_rotor_vel
-        arms = (q.arm, q.arm, polynomial(q.torque, hover) / polynomial(q.thrust, hover))
+        rate, arm = motor_rate(q), arms(q)
+
+        def torque(axis: int, bandwidth: float, inertia: Array, error: Array, thrusts: list[Array]) -> Array:
+            stiffness, damping = bandwidth**2 / rate, jnp.maximum(2.0 * bandwidth / rate - 1.0, 0.0)
+            # J D dw/dt is D times the torque that acts, which is that of the thrusts now.
+            return inertia * stiffness * error - damping * arm[axis] * mixed(axis, thrusts)
 
         def control(craft: Craft) -> Motors:
-            spinning = [polynomial(q.thrust, w) for w in craft.rotor_vel]
-            # Each torque over its arm, N. J D dw/dt is D times the torque that acts, which is that of the thrusts now.
-            errors, inertias = wanted - craft.ang_vel, q.inertia
-            torques = [
-                inertia * stiffness[i] * error / arms[i] - damping[i] * mixed(i, spinning)
-                for i, (inertia, error) in enumerate(zip(inertias.parts, errors.parts, strict=True))
-            ]
-            shares = [sum(MIXING[i][motor] * torques[i] for i in range(3)) / 4 for motor in range(4)]
-            found: Any = tuple(q.rotor_vel(jnp.clip(command[0] * full + share, low, full)) for share in shares)
-            return found
+            thrusts = [polynomial(q.thrust, w) for w in craft.rotor_vel]
+            bandwidths = (self.cfg.bandwidth, self.cfg.bandwidth, self.cfg.yaw_bandwidth)
+            axes = zip(range(3), bandwidths, q.inertia.parts, (wanted - craft.ang_vel).parts, strict=True)
+            return rotor_speeds(q, 4.0 * full * command[0], Vector(*(torque(*axis, thrusts) for axis in axes)))
 
         return control
-
-
-def _full_thrust(quadrotor: Quadrotor) -> Array:
-    """Of one motor at full speed, N."""
-    return polynomial(quadrotor.thrust, jnp.asarray(quadrotor.rotor_max))
 
 
 def commands_of(action: str, cfg: RateControllerCfg) -> Commands:

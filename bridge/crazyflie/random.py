@@ -8,6 +8,8 @@ What is drawn depends on an environment's key, step and purpose alone, not on ho
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from flax import struct
@@ -51,6 +53,12 @@ class Stream(struct.PyTreeNode):
         # One by one they become part of the kernels that read them.
         pairs = [threefry_2x32(self.key, (self.step, jnp.full_like(self.step, number))) for number in numbers]
         return [word for pair in pairs for word in pair][:count]
+
+    def bit_rows(self, purpose: int, count: int) -> Array:
+        """The same side by side, (B, count). More than ``2 BLOCKS`` words run into those of the purposes behind."""
+        blocks = purpose * BLOCKS + jnp.arange((count + 1) // 2, dtype=jnp.uint32)
+        key: Any = tuple(word[:, None] for word in self.key)
+        return jnp.concatenate(threefry_2x32(key, (self.step[:, None], blocks[None])), axis=1)[:, :count]
 
     def uniform(self, purpose: int, count: int) -> list[Array]:
         """``count`` numbers uniform in (0, 1), each (B,)."""

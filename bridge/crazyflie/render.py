@@ -11,7 +11,7 @@ import io
 import os
 import warnings
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -44,11 +44,16 @@ CALM = 0.1
 class Scene:
     """Crazyflow's model of ``len(colors)`` craft beside each other, with their targets and paths."""
 
-    def __init__(self, drone: str, colors: Sequence[Color]):
+    target_radius, trail_radius = TARGET_RADIUS, TRAIL_RADIUS
+
+    def __init__(self, drone: str, colors: Sequence[Color], origins: Sequence[np.ndarray] | None = None):
+        """``origins`` (3,) m are where the scene has the origin of each craft's world; None puts them beside each
+        other, high enough above the floor."""
         self.model, self.colors = scene_model(drone, len(colors)), colors
         self.data = mujoco.MjData(self.model)
         middle = 0.5 * (len(colors) - 1)
-        self._origins = [np.array([0.0, SPREAD * (middle - i), HEIGHT]) for i in range(len(colors))]
+        beside = [np.array([0.0, SPREAD * (middle - i), HEIGHT]) for i in range(len(colors))]
+        self._origins = list(origins or beside)
         self._trails: list[deque[np.ndarray]] = [deque(maxlen=TRAIL_POINTS) for _ in colors]
         self._targets = [origin.copy() for origin in self._origins]
         self.camera = mujoco.MjvCamera()
@@ -58,8 +63,8 @@ class Scene:
     def show(self, states: Sequence[State], index: int = 0) -> None:
         """Put every craft where environment ``index`` of its state has it. Where an episode begins, so does a path."""
         for i, (state, origin) in enumerate(zip(states, self._origins, strict=True)):
-            sim = state.pipeline_state
-            seen = (sim.craft.pos.array, sim.craft.quat.array, sim.target.pos.array, state.done)
+            craft = state.pipeline_state.craft
+            seen = (craft.pos.array, craft.quat.array, self._target(state), state.done)
             pos, quat, target, ended = (x[index] for x in jax.device_get(seen))
             if ended:
                 self._trails[i].clear()
@@ -70,6 +75,10 @@ class Scene:
         mujoco.mj_kinematics(self.model, self.data)
         mujoco.mj_comPos(self.model, self.data)
         mujoco.mj_camlight(self.model, self.data)
+
+    def _target(self, state: State) -> Any:
+        """(B, 3) m, where each environment's craft should go."""
+        return state.pipeline_state.target.pos.array
 
     def _look(self) -> None:
         """Turn towards the middle of all that matters, from where it fits into the picture."""
@@ -84,21 +93,21 @@ class Scene:
     def decorate(self, scene: mujoco.MjvScene) -> None:
         """Add targets and paths to what is about to be drawn."""
         for trail, target, color in zip(self._trails, self._targets, self.colors, strict=True):
-            radius = [TARGET_RADIUS] * 3
-            _add(scene, mujoco.mjtGeom.mjGEOM_SPHERE, np.array(radius), target, (*TARGET_COLOR, 0.6))
+            radius = [self.target_radius] * 3
+            add_geom(scene, mujoco.mjtGeom.mjGEOM_SPHERE, np.array(radius), target, (*TARGET_COLOR, 0.6))
             points = list(trail)
             for age, (a, b) in enumerate(zip(points[:0:-1], points[-2::-1], strict=True)):
                 rgba = (*color, 0.9 * (1 - age / TRAIL_POINTS))
-                geom = _add(scene, mujoco.mjtGeom.mjGEOM_CAPSULE, np.zeros(3), np.zeros(3), rgba)
+                geom = add_geom(scene, mujoco.mjtGeom.mjGEOM_CAPSULE, np.zeros(3), np.zeros(3), rgba)
                 if geom is not None:
-                    mujoco.mjv_connector(geom, mujoco.mjtGeom.mjGEOM_CAPSULE, TRAIL_RADIUS, a, b)
+                    mujoco.mjv_connector(geom, mujoco.mjtGeom.mjGEOM_CAPSULE, self.trail_radius, a, b)
 
 
 class OffscreenRenderer:
     """A :class:`bridge.env.Renderer` that needs no display."""
 
-    def __init__(self, drone: str, width: int, height: int, color: Color):
-        self._scene = Scene(drone, [color])
+    def __init__(self, scene: Scene, width: int, height: int):
+        self._scene = scene
         self._canvas = Canvas(self._scene.model, width, height)
 
     def frame(self, state: State, index: int = 0) -> np.ndarray:
@@ -114,12 +123,12 @@ class OffscreenRenderer:
 class LiveViewer:
     """A :class:`bridge.env.Viewer`: MuJoCo's own window."""
 
-    def __init__(self, drone: str, colors: Sequence[Color]):
+    def __init__(self, scene: Callable[[], Scene]):
         if not (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):
             raise RenderError("a live view needs a display (DISPLAY is not set); leave --live out for a file")
         import mujoco.viewer
 
-        self._scene = Scene(drone, colors)
+        self._scene = scene()
         try:
             self._viewer = mujoco.viewer.launch_passive(
                 self._scene.model, self._scene.data, show_left_ui=False, show_right_ui=False
@@ -130,7 +139,7 @@ class LiveViewer:
         # The user may turn and zoom from there on.
         for name in ("azimuth", "elevation", "distance"):
             setattr(self._viewer.cam, name, getattr(self._scene.camera, name))
-        self._viewer.cam.distance *= 1 + SPREAD * (len(colors) - 1)
+        self._viewer.cam.distance *= 1 + SPREAD * (len(self._scene.colors) - 1)
 
     def show(self, states: Sequence[State], index: int = 0) -> bool:
         """See :class:`bridge.env.Viewer`."""
@@ -197,7 +206,7 @@ def build_sim(drone: str, num_envs: int, physics_freq: int, num_drones: int = 1)
             mujoco.set_mju_user_warning(None)
 
 
-def _add(
+def add_geom(
     scene: mujoco.MjvScene, kind: Any, size: np.ndarray, pos: np.ndarray, rgba: tuple[float, float, float, float]
 ) -> Any:
     """A geom more, or None where the scene is full."""

@@ -18,6 +18,12 @@ if TYPE_CHECKING:
 FOUNDATION = {"student": ["student[0:3,6:15,3:6,15:22]"], "teacher": ["teacher[0:3,6:15,3:6,15:26]"]}
 """The order in which policies of the fork that the task comes from see it: the rotation matrix before the velocity."""
 
+SEEING = {
+    name: {"student": ["student", *image], "teacher": ["teacher"]}
+    for name, image in {"tof": ["tof"], "depth": ["depth"], "blind": []}.items()
+}
+"""What students of the forest see: the first two by the name of the camera, the third its own state alone."""
+
 
 class Crazyflow(Simulator):
     """Quadrotors in JAX."""
@@ -25,7 +31,11 @@ class Crazyflow(Simulator):
     name = "crazyflow"
     title = "Crazyflow"
     packages = ("crazyflow", "mujoco")
-    twins: ClassVar = {"crazyflie": "crazyflie", "distillation": "crazyflie"}
+    twins: ClassVar = {
+        "crazyflie": "crazyflie",
+        "distillation": "crazyflie",
+        "crazyflie_forest": "crazyflie_forest",
+    }
 
 
 def point_control() -> Task:
@@ -54,6 +64,29 @@ def point_control() -> Task:
         generalist="quadrotors",
         obs_groups={"foundation": FOUNDATION},
         main_metric="position_error",
+    )
+
+
+def forest() -> Task:
+    """Flight of a Crazyflie through a forest, with eyes."""
+    from bridge.crazyflie.forest.cfg import ForestFlightCfg
+    from bridge.crazyflie.forest.scenarios import scenarios
+    from bridge.crazyflie.forest.task import ForestFlight
+    from bridge.env import AutoReset
+
+    @contextmanager
+    def open_env(cfg: Any, session: Session) -> Iterator[TrainingEnv]:
+        yield AutoReset(ForestFlight(cfg))
+
+    return Task(
+        name="crazyflie_forest",
+        cfg_cls=ForestFlightCfg,
+        open=open_env,
+        scenarios=scenarios,
+        preset="crazyflie_forest",
+        teacher=lambda cfg: "crazyflie_forest",
+        obs_groups=SEEING,
+        main_metric="goal_distance",
     )
 
 

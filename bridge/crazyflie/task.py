@@ -243,15 +243,15 @@ class PointControl:
 
     def renderer(self, width: int, height: int, color: Color) -> Renderer:
         """See :class:`bridge.env.Renderer`; ``color`` is the path's."""
-        from bridge.crazyflie.render import OffscreenRenderer
+        from bridge.crazyflie.render import OffscreenRenderer, Scene
 
-        return OffscreenRenderer(self.cfg.drone, width, height, color)
+        return OffscreenRenderer(Scene(self.cfg.drone, [color]), width, height)
 
     def viewer(self, colors: Sequence[Color]) -> Viewer:
         """See :class:`bridge.env.Viewer`."""
-        from bridge.crazyflie.render import LiveViewer
+        from bridge.crazyflie.render import LiveViewer, Scene
 
-        return LiveViewer(self.cfg.drone, colors)
+        return LiveViewer(lambda: Scene(self.cfg.drone, colors))
 
     def observe_pipeline_state(self, sim: PhysicalState) -> dict[str, Array]:
         """The observation groups ``student`` (B, 22) and ``teacher`` (B, 26, or 30 with the physical parameters)."""

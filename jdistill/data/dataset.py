@@ -104,9 +104,7 @@ def load(
         DatasetError: a file that cannot be read, or whose episodes have other dimensions.
         ConfigError: more than the memory holds.
     """
-    found = _of_all(
-        cfg.dataset, lambda where, group: (episode.num_steps(where, group, seen.entries, teacher), episode.label(group))
-    )
+    found = _of_all(cfg.dataset, lambda where, group: episode.measure(where, group, seen, teacher))
     lengths, labels = zip(*found, strict=True)
     # Nothing can be drawn from an empty column; there are some only where a part would have none at all.
     num_columns = parts * max(1, min(num_columns, len(lengths) // parts))
@@ -118,17 +116,16 @@ def load(
     is_first = np.zeros((rows, num_columns), bool)
 
     def read(where: str, group: h5py.Group) -> dict[str, Any]:
-        found = episode.read(where, group, seen, num_actions, teacher)
+        arrived = episode.read(where, group, seen, num_actions, teacher)
         if cfg.check_dataset:
             check_sums(where, group)
-        return found
+        return arrived
 
     episodes = _of_all(cfg.dataset, read, cfg.check_dataset)
     for (column, start), arrived in zip(places, episodes, strict=True):
         is_first[start, column] = True
         for name, value in arrived.items():
-            for room, x in zip(*map(jax.tree.leaves, (packed[name], value)), strict=True):
-                room[start : start + len(x), column] = x
+            _place(packed[name], value, start, column)
     teacher_action = _relabel(teacher, packed, is_first) if teacher else packed["teacher_action"]
     history = History(
         obs=jax.device_put(packed["obs"]),
@@ -157,6 +154,12 @@ def _check_memory(files: Sequence[str], arrays: dict[str, Any], room: int, steps
     nbytes = room * (sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(arrays)) + 1)
     what = f"--dataset {', '.join(files)}: with {steps} steps the dataset"
     check_memory(nbytes, what, "train on fewer files", copies=1)  # In the host's memory, from where it is copied.
+
+
+def _place(packed: Any, value: Any, start: int, column: int) -> None:
+    """Put the steps of an episode into ``column`` of the arrays, from ``start`` on."""
+    for room, x in zip(*map(jax.tree.leaves, (packed, value)), strict=True):
+        room[start : start + len(x), column] = x
 
 
 def _held(kind: Any, floats: np.dtype[Any]) -> Any:

@@ -40,13 +40,14 @@ class Relabeler(NamedTuple):
         return {"teacher_obs": self.seen.shapes, **numbers}
 
 
-def num_steps(where: str, group: h5py.Group, entries: Sequence[str], teacher: Relabeler | None) -> int:
-    """The number of steps of an episode; raises if it lacks something that training needs."""
+def measure(where: str, group: h5py.Group, seen: Seen, teacher: Relabeler | None) -> tuple[int, str | None]:
+    """The steps of an episode, and what it is learned from; raises if it lacks something that training needs."""
     if not teacher and label(group) is None:
         raise DatasetError(
             f"{where}: has no teacher_actions to learn from; agent.algorithm.relabel=true lets the teacher make them"
         )
-    return len(_observation_group(where, group, observations.group_names(entries)[0]))
+    first = observations.group_names(seen.entries)[0]
+    return len(_observation_group(where, group, first)), label(group)
 
 
 def _observation_group(where: str, group: h5py.Group, name: str) -> h5py.Dataset:

@@ -26,7 +26,7 @@ from jdistill.core.actor import Actor, PolicyActor
 from jdistill.core.networks import Policy, PolicyState
 from jdistill.core.teachers import TeacherBank
 from jdistill.errors import ConfigError, SettingError, nearest
-from jdistill.evaluation.metrics import find_main_metric
+from jdistill.evaluation.metrics import find_main_metric, outcome
 from jdistill.evaluation.rollouts import EpisodeStatistics, Evaluator, inference_cost
 from jdistill.files import replace_file
 from jdistill.run.compose import RunCfg
@@ -64,14 +64,15 @@ def evaluate(
         settle_s: seconds after which an episode counts as settled.
 
     Returns:
-        ``episodes``; ``survival``, ``return``, ``length``, ``action_change`` and ``terminations`` as in
+        ``episodes``; ``survival``, ``success``, ``return``, ``length``, ``action_change`` and ``terminations`` as in
         :class:`jdistill.evaluation.rollouts.EpisodeStatistics`; ``steady``, every metric of the environment averaged
         over the settled steps.
     """
     evaluator = Evaluator({"policy": PolicyActor(policy, policy_state, tuple(groups))}, settle_s=settle_s)
     numbers = evaluator.rollout(env, "policy", seed).numbers
     steady = {name: metric["steady"] for name, metric in numbers["metrics"].items()}
-    return {"episodes": env.num_envs, **{k: numbers[k] for k in (*COLUMNS, "terminations")}, "steady": steady}
+    known = ("survival", "success", *COLUMNS[1:], "terminations")
+    return {"episodes": env.num_envs, **{k: numbers[k] for k in known if k in numbers}, "steady": steady}
 
 
 # -- a run ---------------------------------------------------------------------------------------------------------
@@ -133,7 +134,7 @@ def evaluate_run(request: EvaluationRequest, cfg: RunCfg, task: Task) -> dict[st
         if len(results) == 1:
             main_metric = find_main_metric(task.main_metric, statistics["student"].numbers["metrics"])
             width = max(map(len, policies))
-            print(header(main_metric, width))
+            print(header(main_metric, outcome(policies["student"]), width))
         for key, numbers in policies.items():
             print(row(name, key, numbers, main_metric, width), flush=True)
     if not results:
@@ -297,15 +298,16 @@ def histogram(values: np.ndarray, edges: np.ndarray) -> dict[str, list[Any]]:
 # -- the table and the files ---------------------------------------------------------------------------------------
 
 
-def header(metric: str | None, width: int = 8) -> str:
-    """The table's head; ``metric`` is the main one, ``width`` that of the policies' column."""
-    names = ["survival", "return", *([metric, "95 %", "steady"] if metric else []), "change", "RMSE", "R^2"]
+def header(metric: str | None, ending: str = "survival", width: int = 8) -> str:
+    """The table's head; ``metric`` is the main one, ``ending`` tells how episodes end, ``width`` is that of the
+    policies' column."""
+    names = [ending, "return", *([metric, "95 %", "steady"] if metric else []), "change", "RMSE", "R^2"]
     return f"{'scenario':<18} {'policy':<{max(8, width)}}" + "".join(f" {name:>9}" for name in names)
 
 
 def row(scenario: str, policy: str, numbers: Mapping[str, Any], metric: str | None, width: int = 8) -> str:
     """One line of the table: of the main ``metric`` the mean, the 95th percentile, and the mean after 3 s."""
-    cells = [f"{numbers['survival']:.1%}", f"{numbers['return']:.1f}"]
+    cells = [f"{numbers[outcome(numbers)]:.1%}", f"{numbers['return']:.1f}"]
     if metric:
         values = numbers["metrics"].get(metric, {})
         mean, *others = (f"{values[k]:.4f}" if k in values else "" for k in ("mean", "p95", "steady"))
@@ -319,6 +321,7 @@ def records(results: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     for scenario, result in results["scenarios"].items():
         for policy, numbers in result["policies"].items():
             record = {"scenario": scenario, "policy": policy, **{name: numbers[name] for name in COLUMNS}}
+            record |= {"success": numbers["success"]} if "success" in numbers else {}
             for metric, values in numbers["metrics"].items():
                 record |= {f"{metric}_{statistic}": value for statistic, value in values.items()}
             for states in ("agreement", "agreement_on_teacher"):

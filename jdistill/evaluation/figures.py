@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from jdistill.evaluation.metrics import outcome
 from jdistill.evaluation.plot import GRID, INK, Figure
 
 Curves = Mapping[str, tuple[Sequence[int], Sequence[float]]]
@@ -110,18 +111,19 @@ def spoken(name: str) -> str:
 
 
 def overview(scenarios: Mapping[str, Any], metric: str | None) -> Figure:
-    """Every scenario's survival and its main metric when settled, or its return where there is none, by policy."""
+    """Every scenario's survival (or success) and its main metric when settled, or its return, by policy."""
     names = list(scenarios)
     figure = Figure(90 + 24 * len(names), grid=(1, 2), spacing=(0, 0.04))
     figure.layout["margin"] |= {"l": 130, "t": 40}
-    for cell, title in enumerate(("Survival", f"{spoken(metric)}, steady" if metric else "Return")):
+    share = ending(scenarios)
+    for cell, title in enumerate((spoken(share), f"{spoken(metric)}, steady" if metric else "Return")):
         figure.caption(cell, title, size=13, color=INK)
     settled = []
     for policy in policies(scenarios):
         found = [scenarios[name]["policies"].get(policy, {}) for name in names]
         right = [(p.get("metrics") or {}).get(metric, {}).get("steady") if metric else p.get("return") for p in found]
         settled += right
-        for cell, values in enumerate(([p.get("survival") for p in found], right)):
+        for cell, values in enumerate(([p.get(share) for p in found], right)):
             marker = {"color": color(policy), "size": 9, "opacity": 0.85}
             figure.add(cell, x=values, y=names, mode="markers", name=policy, marker=marker)
     figure.axis("y", autorange="reversed")
@@ -129,6 +131,11 @@ def overview(scenarios: Mapping[str, Any], metric: str | None) -> Figure:
     if metric and min(filter(None, settled), default=0) > 0:
         figure.axis("x", 1, type="log")
     return figure
+
+
+def ending(scenarios: Mapping[str, Any]) -> str:
+    """What tells how the episodes of these scenarios end, see :func:`jdistill.evaluation.metrics.outcome`."""
+    return next((outcome(p) for result in scenarios.values() for p in result["policies"].values()), "survival")
 
 
 def policies(scenarios: Mapping[str, Any]) -> list[str]:
@@ -169,7 +176,7 @@ def episode(traces: Mapping[str, Mapping[str, Any]], metric: str | None) -> list
         figures.append(metric_over_time(traces, metric))
     if traces.get("student", {}).get("teacher_action"):
         figures.append(actions(traces["student"]))
-    return figures
+    return [*figures, *(view(trace, policy) for policy, trace in traces.items() if trace.get("view"))]
 
 
 def path(traces: Mapping[str, Mapping[str, Any]]) -> Figure:
@@ -251,6 +258,18 @@ def actions(trace: Mapping[str, Any]) -> Figure:
             line = {"color": color(name), "width": 1.2}
             figure.add(i, x=time, y=values[:, i], mode="lines", name=f"{name}, action {i + 1}", line=line)
     figure.axis("x", *range((rows - 1) * columns, rows * columns), title="time (s)")
+    return figure
+
+
+def view(trace: Mapping[str, Any], policy: str) -> Figure:
+    """What the camera saw on a ``policy``'s way: from its left edge (top) to its right one the nearest over time."""
+    figure = Figure(230, f"What is seen on the {policy}'s way, as a share of the camera's range")
+    seen = thinned(trace["view"]).T
+    ticks = {"tickvals": [0, len(seen) - 1], "ticktext": ["left", "right"]}
+    shades: dict[str, Any] = {"colorscale": "Viridis", "zmin": 0, "zmax": 1, "colorbar": {"thickness": 8}}
+    figure.add(type="heatmap", x=thinned(trace["time"]), z=seen, **shades)
+    figure.axis("x", title="time (s)")
+    figure.axis("y", autorange="reversed", **ticks)
     return figure
 
 

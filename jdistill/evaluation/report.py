@@ -18,7 +18,7 @@ from typing import Any
 
 from jdistill.errors import ReportError
 from jdistill.evaluation import figures
-from jdistill.evaluation.metrics import find_main_metric
+from jdistill.evaluation.metrics import find_main_metric, outcome
 from jdistill.evaluation.plot import as_json
 from jdistill.files import replace_file
 from jdistill.run.folders import describe, starts
@@ -119,7 +119,7 @@ def heading(run: Path, evaluation: Mapping[str, Any]) -> str:
     if scenarios:
         name = "default" if "default" in scenarios else next(iter(scenarios))
         numbers, metric = scenarios[name]["policies"]["student"], main_metric(evaluation)
-        cards.append((percent(numbers.get("survival")), f"survival, {name}"))
+        cards.append((percent(numbers.get(outcome(numbers))), f"{outcome(numbers)}, {name}"))
         if metric:
             steady = ((numbers.get("metrics") or {}).get(metric) or {}).get("steady")
             cards.append((number(steady), f"{metric.replace('_', ' ')}, steady, {name}"))
@@ -176,7 +176,8 @@ def key(names: Iterable[str]) -> str:
 
 def scenario_table(scenarios: Mapping[str, Any], metric: str | None) -> str:
     """One row for each scenario and policy; ``metric`` is the main one."""
-    heads = ["survival", "return", "action change", "RMSE", "R²"]
+    ending = figures.ending(scenarios)
+    heads = [ending, "return", "action change", "RMSE", "R²"]
     if metric:
         heads[2:2] = [f"{metric.replace('_', ' ')}, mean", "95 %", "steady"]
     rows = []
@@ -185,7 +186,7 @@ def scenario_table(scenarios: Mapping[str, Any], metric: str | None) -> str:
         for i, (policy, numbers) in enumerate(result["policies"].items()):
             values = (numbers.get("metrics") or {}).get(metric) or {}
             near = numbers.get("agreement") or {}
-            cells = [percent(numbers.get("survival")), number(numbers.get("return"))]
+            cells = [percent(numbers.get(ending)), number(numbers.get("return"))]
             cells += [number(values.get(k)) for k in ("mean", "p95", "steady")] if metric else []
             cells += [number(numbers.get("action_change")), number(near.get("rmse")), number(near.get("r2"))]
             first = f'<td class="name" rowspan="{len(result["policies"])}">{label}</td>' if i == 0 else ""

@@ -16,6 +16,7 @@ import numpy as np
 from jax import Array
 
 from bridge.env import EPISODE_METRIC_PREFIX, Parametric, State, TrainingEnv
+from bridge.episodes import SUCCESS
 from jdistill.core.actor import Actor
 from jdistill.core.observations import visible
 from jdistill.evaluation.metrics import find_main_metric
@@ -36,7 +37,8 @@ class EpisodeStatistics(NamedTuple):
     """One episode in every environment."""
 
     numbers: dict[str, Any]
-    """``survival``, the share that reached the time limit; ``return`` and ``length`` (steps), means over episodes;
+    """``survival``, the share that reached the time limit; ``success``, the share that reached the goal, where the task
+    has one; ``return`` and ``length`` (steps), means over episodes;
     ``action_change``, the mean absolute change of an action from step to step; ``agreement``, of each actor, see
     :func:`agreement`; ``metrics``, of each metric of the environment the ``mean`` and the 95th percentile ``p95`` over
     all steps and the mean ``steady`` over the settled ones; ``terminations``, how many episodes each limit ended. NaN
@@ -181,6 +183,8 @@ class Evaluator:
             "metrics": step_metrics(after.metrics),
             "terminations": {k: (v * ended).sum() for k, v in after.metrics.items() if k.startswith(TERMINATION)},
         }
+        if SUCCESS in after.metrics:
+            outputs["succeeded"] = (after.metrics[SUCCESS] * ended).sum()
         metrics = step_metrics(state.metrics)
         trace = {"is_active": is_active, "action": action}
         if (main := find_main_metric(self.main_metric, metrics)) is not None:
@@ -216,6 +220,7 @@ class Evaluator:
         later = is_active[1:].sum()
         numbers = {
             "survival": float(out["survived"].sum() / env.num_envs),
+            **({"success": float(out["succeeded"].sum() / env.num_envs)} if "succeeded" in out else {}),
             "return": float(out["reward"].sum(dtype=np.float64) / env.num_envs),
             "length": float(is_active.sum() / env.num_envs),
             "action_change": float(out["change"][1:].sum(dtype=np.float64) / later) if later else float("nan"),

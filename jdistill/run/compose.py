@@ -155,6 +155,8 @@ def _set(cfg: Any, known: list[str], key: str, value: Any) -> None:
         raise ConfigError(f"{key}: unknown setting{hint}")
     if key.startswith("agent.obs_groups.") and isinstance(value, str):
         value = [value]
+    if key in WHOLE and value is None:
+        value = {}
     if key in ("agent", "env", "bridge"):
         raise ConfigError(f"{key}={value}: is a section, set what is in it: {', '.join(_siblings(key + '.', known))}")
     try:

@@ -23,8 +23,8 @@ from jdistill.core.networks import Policy, PolicyState
 from jdistill.errors import ConfigError
 from jdistill.evaluation import evaluate as command
 from jdistill.evaluation import rollouts
-from jdistill.evaluation.evaluate import choose_devices, evaluate
-from jdistill.evaluation.metrics import find_main_metric
+from jdistill.evaluation.evaluate import choose_devices, evaluate, header, row
+from jdistill.evaluation.metrics import find_main_metric, outcome
 from jdistill.evaluation.rollouts import Evaluator
 from jdistill.export.policy_file import load_policy, save_policy
 from jdistill.run.compose import compose, load_file
@@ -105,6 +105,25 @@ def test_numbers_by_hand(statistics):
     assert error["mean"] == pytest.approx(np.mean(going_on)) and error["p95"] == pytest.approx(2.5)
     assert error["steady"] == pytest.approx((1.5 + 2.5) / 2)
     assert sorted(statistics["student"].settled["position_error"]) == [1.5, 2.5]
+
+
+def test_a_task_with_a_goal_says_how_many_reached_it(statistics):
+    class Race(Line):
+        """Beyond 2.5 is the goal."""
+
+        def metrics(self, place):
+            metrics = super().metrics(place)
+            return {**metrics, "Episode_Success": metrics["Episode_Termination/far"]}
+
+    actors = {"student": linear(0.0, 0.5), "teacher": linear(-0.5, 0.0)}
+    evaluator = Evaluator(actors, "teacher")
+    numbers = {name: evaluator.rollout(AutoReset(Race()), name, seed=0).numbers for name in actors}
+    assert numbers["student"]["success"] == pytest.approx(2 / 3) and numbers["teacher"]["success"] == 0
+    assert header(None, outcome(numbers["student"])).split()[2] == "success"
+    shown = {**numbers["student"], "agreement": numbers["student"]["agreement"]["student"]}
+    assert row("default", "student", shown, None).split()[2] == "66.7%"
+    assert outcome(statistics["student"].numbers) == "survival"
+    assert "success" not in statistics["student"].numbers
 
 
 def test_agreement_by_hand(statistics):

@@ -245,6 +245,20 @@ def test_an_environment_without_positions(run, browser):
     assert "Return" in page.locator("#overview").text_content()
 
 
+def test_a_task_with_a_goal_and_a_camera(run, browser):
+    """Success in place of survival, and what was seen on the way."""
+    evaluation = report.read_evaluation(run)
+    for result in evaluation["scenarios"].values():
+        for policy in result["policies"].values():
+            policy["success"] = policy["survival"] / 2
+            policy["traces"][0]["view"] = [[0.1 * i for i in range(8)]] * len(policy["traces"][0]["time"])
+    page, _ = opened(browser, report.write_report(run, evaluation))
+    assert page.locator("table").first.locator("th").all_text_contents()[2] == "success"
+    assert "37.5%" in page.locator("table").first.text_content()
+    titles = page.locator("#episodes .js-plotly-plot").evaluate_all("plots => plots.map(p => p.layout.title.text)")
+    assert sum("seen on the" in title for title in titles) == 2
+
+
 def test_a_task_of_its_own_metric(run, browser):
     """An angle in place of a position: no path, but its course, its spread and its column."""
     evaluation = report.read_evaluation(run)
