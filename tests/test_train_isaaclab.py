@@ -18,6 +18,8 @@ import torch
 import yaml
 
 from benchmarks.cartpole import TASK, cartpole_usd, overrides
+from bridge.crazyflie.cfg import RandomizationCfg, SensorCfg
+from bridge.isaaclab import launch
 from bridge.isaaclab.agent import agent_defaults
 from bridge.isaaclab.env import IsaacLabEnv
 from bridge.isaaclab.simulator import POINT_CONTROL
@@ -28,6 +30,8 @@ from jdistill.core import networks
 from jdistill.core.networks import Policy
 from jdistill.export import rsl_rl
 from jdistill.export.policy_file import load_policy, save_policy
+from jdistill.run import presets, session, training
+from jdistill.run.compose import load_file
 from jdistill.run.saved_run import load_config
 from jdistill.run.teachers import TABLE
 from tests.conftest import BUNDLED_TEACHER, ROOT
@@ -221,6 +225,39 @@ def names_go_along(run, capsys):
     assert known["observation_terms_clip"] == "-3;3,-inf;inf" and known["action_scale"] == "100"
 
 
+@pytest.mark.parametrize("where", ["preset", "config"])
+@pytest.mark.parametrize("sim", ["isaaclab", "crazyflow"])
+def test_a_files_environment_reaches_both_simulators(sim, where, tmp_path, monkeypatch):
+    """The ``env`` of the task's own preset, or of ``--config``, under what is said beside it; nothing is started."""
+    settings = yaml.safe_load(presets.preset("crazyflie").read_text())
+    sensor = {"position_noise": 0.01, "velocity_noise": 0, "delay_steps": 3, "random_delay": True}
+    file = tmp_path / "crazyflie.yaml"
+    file.write_text(yaml.safe_dump(settings | {"env": {"sensor": sensor, "randomization": {"motor": 0.2}}}))
+    if where == "preset":
+        monkeypatch.setattr(presets, "FOLDER", tmp_path)
+    overrides = ["env.sensor.delay_steps=2"]
+    job = training.Job(
+        sim=sim, device="cpu", num_envs=8, overrides=overrides, config=file if where == "config" else None
+    )
+    beginning = training.begin(job)
+    started = session.start(beginning.request, placement=job.placement)
+    cfg = training.configure(job, beginning, started)
+
+    def env_of(cfg):
+        return launch.load_env_cfg(POINT_CONTROL, cfg.env.overrides) if sim == "isaaclab" else cfg.env
+
+    env = env_of(cfg)
+    assert cfg.env.num_envs == 8 and cfg.agent.student.rnn_type == "gru"
+    assert env.sensor == SensorCfg(position_noise=0.01, delay_steps=2, random_delay=True)
+    assert env.randomization == RandomizationCfg(motor=0.2)
+    # A run that goes on keeps its environment, whatever presets say by now.
+    cfg.save(tmp_path / "config.yaml")
+    saved = load_file(tmp_path / "config.yaml")
+    for section, expected in ((saved["env"], env.sensor), ({}, SensorCfg())):
+        resumed = beginning._replace(layers=[saved | {"env": section}], run=tmp_path)
+        assert env_of(training.configure(training.Job(), resumed, started)).sensor == expected
+
+
 def test_registered_configs_are_defaults():
     distillation = agent_defaults("Isaac-Velocity-Flat-AnymalD", None)
     assert distillation["obs_groups"].keys() == {"student", "teacher"}
@@ -244,6 +281,10 @@ def test_registered_configs_are_defaults():
         (["--sim", "isaaclab", "env.drone=cf9"], "env.drone='cf9': expected one of"),
         (["--sim", "isaaclab", "env.quadrotors=/nowhere.csv"], "/nowhere.csv: No such file or directory"),
         (["--sim", "isaaclab", f"env.quadrotors={__file__}"], "test_train_isaaclab.py: unknown column"),
+        (
+            ["--sim", "isaaclab", "env.action=ctbr"],
+            "env.action='ctbr': known to the embedded simulator only, use --sim",
+        ),
         (["--sim", "isaaclab", "physics=bullet"], "bullet"),
         (["env.robot.spawn.usd_path=/nowhere/cf2x.usd"], "/nowhere/cf2x.usd"),
         (["--sim", "isaaclab", "agent.algorithm.learning_rat=1"], "did you mean agent.algorithm.learning_rate?"),

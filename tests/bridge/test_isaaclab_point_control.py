@@ -6,6 +6,7 @@ import dataclasses
 import functools
 from pathlib import Path
 from types import SimpleNamespace
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -21,20 +22,23 @@ from isaaclab.managers import (
     ObservationTermCfg,
 )
 from scipy.spatial.transform import Rotation
+from torch.overrides import TorchFunctionMode
 
 from bridge.crazyflie import PointControl, PointControlCfg, dynamics
+from bridge.crazyflie import sensor as embedded_sensors
 from bridge.crazyflie import target as embedded_targets
 from bridge.crazyflie.airframe import Airframe
-from bridge.crazyflie.cfg import RandomizationCfg, ResetCfg, TargetCfg
+from bridge.crazyflie.cfg import RandomizationCfg, ResetCfg, SensorCfg, TargetCfg
 from bridge.crazyflie.constants import Constants
 from bridge.crazyflie.dynamics import Craft
 from bridge.crazyflie.random import Stream
-from bridge.crazyflie.vectors import Vector
+from bridge.crazyflie.vectors import Quaternion, Vector
 from bridge.errors import SettingError
 from bridge.isaaclab import launch
 from bridge.isaaclab.managers import ManagerNames, names_of
 from bridge.isaaclab_tasks.point_control import TASK_ID
 from bridge.isaaclab_tasks.point_control import dynamics as rotors
+from bridge.isaaclab_tasks.point_control import sensor as sensors
 from bridge.isaaclab_tasks.point_control import target as targets
 from bridge.isaaclab_tasks.point_control.fleet import MAX_ID, Fleet
 from bridge.quadrotor_distribution import WIDE
@@ -210,6 +214,7 @@ def test_constants_and_defaults_are_the_embedded_ones(env, embedded):
         "drone",
         "quadrotors",
         "quadrotor_assignment",
+        "action",
         "frame",
         "teacher_frame",
         "target",
@@ -217,9 +222,10 @@ def test_constants_and_defaults_are_the_embedded_ones(env, embedded):
         "termination",
         "reward",
         "randomization",
+        "sensor",
     ):
         assert getattr(ours, name) == getattr(theirs, name)
-    assert ours.scene.num_envs == theirs.num_envs
+    assert ours.scene.num_envs == theirs.num_envs and env.sensors is None, "perfect ones cost nothing"
     for group, size in (("policy", 22), ("teacher", 26)):
         assert env.single_observation_space[group].shape == (size,) == env.obs_buf[group].shape[1:]
 
@@ -347,6 +353,90 @@ def test_langevin_targets_wander_from_step_to_step():
     assert (target.pos.norm(dim=1) > 0).all() and target.time == pytest.approx(0.5, rel=1e-5)
 
 
+def any_craft(number: int) -> rotors.Craft:
+    """``number`` craft, each somewhere else."""
+    quat = torch.tensor(Rotation.random(number).as_quat(), dtype=torch.float32)
+    return rotors.Craft(torch.randn(number, 3), quat, *torch.randn(2, number, 3), torch.zeros(number, 4))
+
+
+@pytest.mark.parametrize("cfg", [SensorCfg(delay_steps=3), SensorCfg(delay_steps=3, random_delay=True)], ids=str)
+def test_measurements_arrive_when_the_embedded_ones_do(cfg):
+    """Of 0 to 3 steps ago, before that the episode's beginning; ours begin anew in between."""
+    flown = [any_craft(64) for _ in range(7)]
+    ours, stream = sensors.Sensors(cfg, 64, "cpu"), Stream.create(jax.random.key(0), 64)
+    for craft in flown[:5]:
+        ours.reset(torch.arange(64, dtype=torch.int32), craft)
+        ours.step(craft)
+    as_jax = [Craft.of(**{k: jnp.asarray(v.numpy()) for k, v in vars(craft).items()}) for craft in flown]
+    theirs = embedded_sensors.reset(cfg, as_jax[0], stream, (0, 1), cfg.delay_steps)
+    ours.reset(torch.arange(64, dtype=torch.int32), flown[0])
+    assert (
+        set(ours.delay.tolist())
+        == set(np.asarray(theirs.delay).tolist())
+        == ({0, 1, 2, 3} if cfg.random_delay else {3})
+    )
+    ours.delay[:] = torch_of(theirs.delay).long()
+    for t, craft in enumerate(flown):
+        if t:
+            ours.step(craft)
+            theirs = embedded_sensors.step(cfg, theirs, as_jax[t], stream, 0)
+        for name, value in vars(ours.seen).items():
+            np.testing.assert_allclose(value, getattr(theirs.seen, name).array, atol=1e-6, err_msg=name)
+
+
+def test_a_restart_forgets_the_measurements_of_its_environment_alone():
+    ours, flown = sensors.Sensors(SensorCfg(delay_steps=2), 4, "cpu"), [any_craft(4) for _ in range(3)]
+    ours.reset(torch.arange(4), flown[0])
+    ours.step(flown[1])
+    again = any_craft(2)
+    ours.reset(torch.tensor([1, 3], dtype=torch.int32), again)
+    for _ in range(2):
+        np.testing.assert_array_equal(ours.seen.pos[[1, 3]], again.pos)
+        np.testing.assert_array_equal(ours.seen.pos[[0, 2]], flown[0].pos[[0, 2]])
+        ours.step(flown[2])
+    np.testing.assert_array_equal(ours.seen.pos[[0, 2]], flown[1].pos[[0, 2]])
+
+
+def test_noise_is_the_embedded_ones():
+    craft, cfg = any_craft(20000), SensorCfg(0.02, 0.1, 2.0, 0.3)
+    ours = sensors.Sensors(cfg, 20000, "cpu")
+    ours.step(craft)
+    before = ours.seen
+    ours.step(craft)
+    turned = Rotation.from_quat(craft.quat.numpy()).inv() * Rotation.from_quat(ours.seen.quat.numpy())
+    for name, error, deviation in (
+        ("pos", ours.seen.pos - craft.pos, cfg.position_noise),
+        ("vel", ours.seen.vel - craft.vel, cfg.velocity_noise),
+        ("ang_vel", ours.seen.ang_vel - craft.ang_vel, cfg.rate_noise),
+        ("quat", turned.as_rotvec(degrees=True), cfg.attitude_noise),
+    ):
+        np.testing.assert_allclose(np.std(np_of(error), axis=0), deviation, rtol=0.03, err_msg=name)
+        assert np.abs(np.mean(np_of(error), axis=0)).max() < 0.05 * deviation, name
+        assert (getattr(before, name) != getattr(ours.seen, name)).any(dim=1).all(), f"{name}: drawn anew every step"
+    np.testing.assert_allclose(ours.seen.quat.norm(dim=1), 1.0, atol=1e-6)
+    half = 0.3 * torch.randn(20000, 3)
+    theirs = embedded_sensors.turn(Quaternion.of(craft.quat.numpy()), Vector.of(half.numpy()))
+    np.testing.assert_allclose(sensors.turn(craft.quat, half), theirs.array, atol=1e-6)
+
+
+def test_a_measurement_moves_nothing_between_host_and_device():
+    class Seen(TorchFunctionMode):
+        """Notes what torch is asked to do."""
+
+        names: ClassVar[set[str]] = set()
+
+        def __torch_function__(self, func, types, args=(), kwargs=None):
+            self.names.add(func.__name__)
+            return func(*args, **(kwargs or {}))
+
+    ours, craft = sensors.Sensors(SensorCfg(0.1, 0.1, 0.1, 0.1, 2, True), 4, "cpu"), any_craft(4)
+    with Seen():
+        ours.step(craft)
+        assert ours.seen
+    assert {"cat", "__setitem__", "__getitem__"} <= Seen.names
+    assert not Seen.names & {"tensor", "as_tensor", "from_numpy", "arange", "to", "cpu", "item", "tolist", "__bool__"}
+
+
 ARTICULATED = """#usda 1.0
 (defaultPrim = "quad")
 def Xform "quad" (prepend apiSchemas = ["PhysicsArticulationRootAPI"])
@@ -409,6 +499,12 @@ def test_settings_that_make_no_sense_are_named(make_isaaclab_env):
         ("env.drone=cf9", "env.drone"),
         ("env.quadrotors=/nowhere.csv", "^/nowhere.csv: No such file or directory$"),
         ("env.quadrotor_assignment=all", "env.quadrotor_assignment='all': expected one of cycle, random"),
+        ("env.action=ctbr", "^env.action='ctbr': known to the embedded simulator only, use --sim crazyflow$"),
+        ("env.reward.orientation_cost=quaternion", "^env.reward.orientation_cost='quaternion': known to the embedded"),
+        ("env.teacher_frame=start", "^env.teacher_frame='start': known to the embedded simulator only"),
+        ("env.sensor.delay_steps=101", "^env.sensor.delay_steps=101: expected 0 to 100, a second$"),
+        ("env.sensor.delay_steps=2.5", "^env.sensor.delay_steps=2.5: expected a whole number$"),
+        ("env.sensor.random_delay=maybe", "^env.sensor.random_delay='maybe': expected true or false$"),
     ):
         with pytest.raises(ValueError, match=named):
             make_isaaclab_env(TASK_ID, "env.scene.num_envs=2", override)
@@ -477,10 +573,12 @@ def file(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def fleet(make_isaaclab_env, file):
-    """Environments 1 to 16 of many with the three craft; targets rest, nothing is randomized."""
+    """Environments 1 to 16 of many with the three craft; targets rest, nothing is randomized, sensors are late."""
     fixed = [f"env.scene.num_envs={NUM_ENVS}", "env.target.kind=fixed", *ZERO]
-    env = make_isaaclab_env(TASK_ID, f"env.quadrotors={file}", "env.first_env=1", *fixed)
-    env.cfg.quadrotor_assignment = "cycle"
+    late = ["env.sensor.position_noise=0.01", "env.sensor.delay_steps=3", "env.sensor.random_delay=true"]
+    env = make_isaaclab_env(TASK_ID, f"env.quadrotors={file}", "env.first_env=1", *fixed, *late)
+    env.cfg.quadrotor_assignment, env.cfg.frame = "cycle", "body"
+    env.reset(seed=1)
     return env
 
 
@@ -532,6 +630,36 @@ def test_a_new_episode_may_be_another_crafts(fleet):
     far = (start.pos.norm(dim=1).reshape(200, -1).amax(dim=0) / 10).numpy()
     arms = np.array([spec.arm_length for spec in mine])
     assert (far <= arms * (1 + 1e-5)).all() and (far > 0.95 * arms).all()
+
+
+def test_the_student_sees_what_it_measures_and_the_teacher_the_truth(fleet):
+    """Each environment with its own delay, also where an episode ends in between."""
+    fleet.cfg.frame = "world"
+    obs, _ = fleet.reset(seed=1)
+    began, every = np.zeros(NUM_ENVS, int), np.arange(NUM_ENVS)
+    flown: list[dict[str, np.ndarray]] = []
+    for t in range(14):
+        craft, delay = fleet.craft, fleet.sensors.delay.numpy()
+        rotation = rotors.rotation_matrix(craft.quat).flatten(1)
+        truth = {"pos": craft.pos, "vel": craft.vel, "rotation": rotation, "ang_vel": craft.ang_vel}
+        flown.append({k: np_of(v) for k, v in truth.items()})
+        then = np.maximum(t - delay, began)
+        shown = {k: np.stack([step[k] for step in flown])[then, every] for k in truth}
+        student, teacher = obs["policy"].numpy(), obs["teacher"].numpy()
+        error = student[:, 0:3] - (shown["pos"] - fleet.target.pos.numpy())
+        assert 0.005 < error.std() < 0.015 and np.abs(error).max() < 0.06
+        np.testing.assert_allclose(student[:, 3:6], shown["vel"] - fleet.target.vel.numpy(), atol=1e-5)
+        np.testing.assert_allclose(student[:, 6:18], np.hstack([shown["rotation"], shown["ang_vel"]]), atol=1e-5)
+        np.testing.assert_allclose(teacher[:, 6:18], np.hstack([flown[t]["rotation"], flown[t]["ang_vel"]]), atol=1e-5)
+        np.testing.assert_array_equal(student[:, 18:22], teacher[:, 18:22], err_msg="commands are known at once")
+        if t == 7:
+            assert set(delay.tolist()) == {0, 1, 2, 3}
+            assert (np.abs(student[:, 15:18] - teacher[:, 15:18]).max(axis=1) > 1e-3)[delay > 0].all()
+            before, ends = delay.copy(), every % 2 == 0
+            fleet.episode_length_buf[torch.tensor(ends)] = fleet.max_episode_length - 1
+            began[ends] = 8
+        obs = fleet.step(0.2 * torch.randn(NUM_ENVS, 4) + (2 * fleet.hover_action - 1))[0]
+    assert (delay[~ends] == before[~ends]).all() and (delay[ends] != before[ends]).any()
 
 
 def test_processes_share_the_craft_out_together():

@@ -116,9 +116,14 @@ class PointControlEnvCfg(DirectRLEnvCfg):
 
     def validate_config(self) -> None:
         """Isaac Lab's hook for checks: raise :class:`SettingError` on the first setting that makes no sense."""
-        chosen = {"target.kind": self.target.kind, "action": self.action}
-        for name, value in (chosen | {"frame": self.frame, "teacher_frame": self.teacher_frame}).items():
-            if value in ("step", "ctbr", "start"):
+        for name, value in (
+            ("target.kind", self.target.kind),
+            ("action", self.action),
+            ("frame", self.frame),
+            ("teacher_frame", self.teacher_frame),
+            ("reward.orientation_cost", self.reward.orientation_cost),
+        ):
+            if value in ("step", "ctbr", "start", "quaternion"):
                 raise SettingError(f"env.{name}={value!r}: known to the embedded simulator only, use --sim crazyflow")
         policy_freq = max(1, round(1.0 / (self.sim.dt * self.decimation)))
         embedded = PointControlCfg(
