@@ -226,5 +226,5 @@ def polynomial(coefficients: tuple[Number, Number, Number], x: Array) -> Array:
 
 
 def mixed(axis: int, motors: Motors | list[Array]) -> Array:
-    """The sum over the motors with the signs of an axis of :data:`MIXING`."""
+    """The sum over the motors with the signs of an axis of :data:`bridge.crazyflie.constants.MIXING`."""
     return sum(sign * x for sign, x in zip(MIXING[axis], motors, strict=True))  # type: ignore[return-value]
