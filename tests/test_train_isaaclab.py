@@ -65,7 +65,9 @@ def test_the_documented_command(documented):
     assert "SWITCHING TO PHASE 2" in out and "Metrics/position_error" in out, "the simulator's own scalars are shown"
     config = yaml.safe_load((run / "config.yaml").read_text())
     assert config["task"] == POINT_CONTROL == point_control.TASK_ID
-    assert config["env"]["num_envs"] == 8 and config["env"]["overrides"][0].startswith("env.robot.spawn.usd_path=")
+    given = config["env"]["overrides"]
+    assert config["env"]["num_envs"] == 8 and any(o.startswith("env.robot.spawn.usd_path=") for o in given)
+    assert "env.sensor.delay_steps=2" in given, "the preset's sensors, as on the embedded simulator"
     assert config["agent"]["obs_groups"] == {"student": ["policy"], "teacher": ["teacher"]}
     policy, _, header = load_policy(run / "student.safetensors")
     assert (policy.pre_dims, policy.rnn_type, policy.output_activation) == ((16,), "gru", "tanh")
