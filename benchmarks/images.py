@@ -1,11 +1,11 @@
 """The update of a student with a camera: rsl_rl's ``Distillation.update`` and ours, same weights, rollout and settings.
 
-    taskset -c 0 python -m benchmarks.images --out images.json
+    taskset -c 0 python -m benchmarks.images --out docs/images.json
 
 Depth images of 60x100, 64 environments, 24 steps; a CNN and an MLP, which is what rsl_rl has. Both run with one thread,
-in turns; medians of the CPU seconds of ``--rounds`` adjacent pairs, compile time apart. Both go on learning, and their
-losses are compared. Beside them stand our update with XLA's own convolutions, that of a CNN with a GRU, which rsl_rl
-has not, and the memory that XLA plans for each. Two minutes.
+in turns; medians of the CPU seconds of ``--rounds`` adjacent updates, compile time apart. Both go on learning, and
+their losses are compared. Beside them stand our update of a CNN with a GRU, which rsl_rl has not, what its time is spent on,
+the memory that XLA plans, and, once, our update with XLA's own convolutions. Three minutes.
 """
 
 from __future__ import annotations
@@ -13,7 +13,9 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
+import tempfile
 import time
+from collections import defaultdict
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -37,6 +39,7 @@ from jdistill.core.rollout import Rollout
 from jdistill.export import rsl_rl
 from jdistill.run import compilation
 from jdistill.run.inputs import student_for
+from jdistill.run.profiling import operation_times
 from jdistill.run.provenance import machine
 
 ENVS, STEPS, NUMBERS, ACTIONS, IMAGE = 64, 24, 19, 4, (60, 100, 1)
@@ -45,6 +48,15 @@ GROUPS = {"student": ["student", "depth"], "teacher": ["student"]}
 HIDDEN = [128, 64]
 LENGTH = 8
 """Steps of a window."""
+XLAS = "ours with XLA's convolutions"
+PARTS = {
+    "cnn_0 rematted_computation": "CNN, computed anew",
+    "cnn_0 transpose(jvp": "CNN, gradients",
+    "cnn_0": "CNN, forward",
+    "rnn_0": "GRU",
+    "": "dense layers, optimizer",
+}
+"""Of an update, by words in JAX's names of its operations; the first that fits."""
 
 
 class Still:
@@ -152,36 +164,78 @@ class Ours:
 
 
 def measure(rounds: int) -> dict[str, Any]:
-    """CPU seconds, losses and memory."""
+    """CPU seconds, losses, memory and a profile."""
     data = draw()
     theirs = Theirs(data)
     tensors = {name: x.detach().numpy().copy() for name, x in theirs.student.state_dict().items()}
-    sides: dict[str, Any] = {"rsl_rl": theirs, "ours": Ours(data, tensors)}
+    with_gru = Ours(data, tensors, "gru")
     with mock.patch.object(convolution, "takes_products", lambda: False):
-        sides["ours with XLA's convolutions"] = Ours(data, tensors)
-    sides["ours with a GRU"] = Ours(data, tensors, "gru")
+        of_xla = Ours(data, tensors)
+    sides: dict[str, Any] = {"rsl_rl": theirs, "ours": Ours(data, tensors), "ours with a GRU": with_gru}
     seconds: dict[str, list[float]] = {name: [] for name in sides}
     losses: dict[str, list[float]] = {name: [] for name in sides}
     for _ in range(rounds):
         for name, side in sides.items():
-            side.store()
-            start = time.process_time()
-            losses[name].append(side.update())
-            seconds[name].append(time.process_time() - start)
-    ratios = [t / o for t, o in zip(seconds["rsl_rl"], seconds["ours"], strict=True)]
+            loss, lap = timed(side)
+            losses[name].append(loss)
+            seconds[name].append(lap)
     gaps = [abs(t - o) / t for t, o in zip(losses["rsl_rl"], losses["ours"], strict=True)]
+    medians = {name: round(statistics.median(laps), 3) for name, laps in seconds.items()}
+    ours = {XLAS: of_xla, **sides}
     return {
-        "cpu_seconds": {name: round(statistics.median(laps), 3) for name, laps in seconds.items()},
-        "times_as_fast_as_rsl_rl": round(statistics.median(ratios), 2),
+        "cpu_seconds": {**medians, XLAS: round(timed(of_xla)[1], 3)},
+        "times_as_fast_as_rsl_rl": {
+            name: round(statistics.median(t / o for t, o in zip(seconds["rsl_rl"], laps, strict=True)), 2)
+            for name, laps in seconds.items()
+        },
         "largest_difference_of_losses": max(gaps),
-        "temporary_MiB": {name: side.mebibytes for name, side in sides.items() if isinstance(side, Ours)},
+        "temporary_MiB": {name: side.mebibytes for name, side in ours.items() if isinstance(side, Ours)},
+        "profile": profile(with_gru),
     }
+
+
+def timed(side: Any) -> tuple[float, float]:
+    """The loss of an update, and its CPU seconds."""
+    side.store()
+    start = time.process_time()
+    return side.update(), time.process_time() - start
+
+
+def profile(side: Ours) -> dict[str, dict[str, float]]:
+    """Shares of an update's time: in each part of it, in products of matrices and in all else."""
+    with tempfile.TemporaryDirectory() as folder:
+        with jax.profiler.trace(folder):
+            side.update()
+        times = operation_times(Path(folder), side.program.as_text())
+    shares: dict[str, dict[str, float]] = {part: defaultdict(float) for part in PARTS.values()}
+    for path, ms in times.items():
+        part = next(part for key, part in PARTS.items() if all(word in path for word in key.split()))
+        shares[part]["products" if "dot_general" in path else "the rest"] += ms / sum(times.values())
+    return {part: {kind: round(share, 3) for kind, share in kinds.items()} for part, kinds in shares.items()}
+
+
+def table(results: dict[str, Any]) -> str:
+    """Seconds and memory in Markdown."""
+    lines = ["| update | CPU seconds | times as fast as rsl_rl | XLA's temporary memory |", "|---|---|---|---|"]
+    for name, spent in results["cpu_seconds"].items():
+        ratio, memory = results["times_as_fast_as_rsl_rl"].get(name), results["temporary_MiB"].get(name)
+        ratio = results["cpu_seconds"]["rsl_rl"] / spent if ratio is None else ratio
+        lines.append(f"| {name} | {spent:.2f} | {ratio:.2f} | {'' if memory is None else f'{memory:.0f} MiB'} |")
+    return "\n".join(lines)
+
+
+def profile_table(results: dict[str, Any]) -> str:
+    """The profile in Markdown."""
+    lines = ["| part | products of matrices | the rest |", "|---|---|---|"]
+    for part, kinds in results["profile"].items():
+        lines.append(f"| {part} | {kinds.get('products', 0):.0%} | {kinds.get('the rest', 0):.0%} |")
+    return "\n".join(lines)
 
 
 def main() -> None:
     """The command."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=5, help="pairs of updates (default 5)")
+    parser.add_argument("--rounds", type=int, default=5, help="updates of each (default 5)")
     parser.add_argument("--out", type=Path, help="JSON file to write")
     args = parser.parse_args()
     compilation.prepare()

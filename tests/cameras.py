@@ -9,6 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from bridge.env import ObservationSpec, State
+from jdistill.core import networks
+from jdistill.core.networks import Policy
+from jdistill.run.inputs import Teacher
 
 SIZE = 6, 5
 
@@ -74,3 +77,9 @@ class Cameras:
 def make_env(num_envs: int = 4) -> Cameras:
     """For ``--task``."""
     return Cameras(num_envs)
+
+
+def cameras_teacher() -> Teacher:
+    """A random teacher of the task."""
+    policy = Policy(2, (4,), output_activation="tanh")
+    return Teacher(policy, networks.init(policy, jax.random.key(0), 4, normalize=False), {})

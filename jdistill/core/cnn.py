@@ -31,8 +31,11 @@ NORMS = ("none", "layer")
 GLOBAL_POOLS = ("none", "max", "avg")
 NORM_EPS = 1e-5
 """torch's."""
-CHUNK_BYTES = 2**21
-"""A CPU takes so many images at once that what lies below a layer's weights is about as large: it stays in a cache."""
+CHUNK_BYTES = 2**18
+"""A CPU takes so many images at once that what lies below a layer's weights along one row of its output is about as
+large: half of a core's second cache."""
+VECTOR = 8
+"""Images that a CPU's arithmetic takes as one."""
 BYTE = 255.0
 """What the bytes of an image are divided by."""
 
@@ -183,27 +186,30 @@ def encode(cfg: CNNCfg, params: list[dict[str, Array]], image: Array) -> Array:
 
 def chunk_rows(cfg: CNNCfg) -> int:
     """How many images a CPU takes at once."""
-    most = max(4 * math.prod(layer.weight_shape[1:]) * math.prod(layer.convolved[1:]) for layer in cfg.layers)
-    return max(1, CHUNK_BYTES // most)
+    most = max(4 * math.prod(layer.weight_shape[1:]) * layer.convolved[2] for layer in cfg.layers)
+    rows = max(1, CHUNK_BYTES // most)
+    return rows if rows < VECTOR else rows - rows % VECTOR
 
 
 def _features(cfg: CNNCfg, params: list[dict[str, Array]], image: Array) -> Array:
-    """The layers, on (channels, height, width, N); see :mod:`jdistill.core.convolution`."""
-    x = jnp.transpose(image, (1, 2, 3, 0) if cfg.channels_first else (3, 1, 2, 0))
+    """The layers, on (height, channels, width, N); see :mod:`jdistill.core.convolution`."""
+    x = jnp.transpose(image, (2, 1, 3, 0) if cfg.channels_first else (1, 3, 2, 0))
     x = x.astype(jnp.float32) / BYTE if x.dtype == jnp.uint8 else x.astype(jnp.float32)
     for layer, held in zip(cfg.layers, params, strict=True):
         if any(layer.around):
-            x = jnp.pad(x, ((0, 0), *((n, n) for n in layer.around), (0, 0)), mode=PADDINGS[cfg.padding])
-        x = convolve(x, held["weight"], layer.stride, layer.dilation) + held["bias"][:, None, None, None]
+            above, beside = ((n, n) for n in layer.around)
+            x = jnp.pad(x, (above, (0, 0), beside, (0, 0)), mode=PADDINGS[cfg.padding])
+        x = convolve(x, held["weight"], layer.stride, layer.dilation) + held["bias"][:, None, None]
         if layer.norm == "layer":
-            x = _layer_norm(x) * held["norm_weight"][..., None] + held["norm_bias"][..., None]
+            weight, bias = (held[name].swapaxes(0, 1)[..., None] for name in ("norm_weight", "norm_bias"))
+            x = _layer_norm(x) * weight + bias
         x = ACTIVATIONS[cfg.activation](x)
         x = max_pool(x) if layer.max_pool else x
-    return _global_pool(cfg.global_pool, x).T
+    return _global_pool(cfg.global_pool, x.swapaxes(0, 1)).T
 
 
 def _layer_norm(x: Array) -> Array:
-    """torch's LayerNorm over channels, height and width, without its weights."""
+    """torch's LayerNorm over height, channels and width, without its weights."""
     return (x - x.mean((0, 1, 2))) / jnp.sqrt(x.var((0, 1, 2)) + NORM_EPS)
 
 

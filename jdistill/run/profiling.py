@@ -88,11 +88,16 @@ class Profiler:
 
 def scope_times(directory: Path, program: str) -> dict[str, float]:
     """Milliseconds in each scope over the newest trace under ``directory``; ``program`` is the traced HLO text."""
-    scope_of = {}
-    for name, opcode, path in _INSTRUCTION.findall(program):
-        if opcode not in _CONTAINERS:
-            inside = [part for part in path.split("/") if part in SCOPES]
-            scope_of[name] = inside[-1] if inside else "other"
+    totals: dict[str, float] = defaultdict(float)
+    for path, ms in operation_times(directory, program).items():
+        inside = [part for part in path.split("/") if part in SCOPES]
+        totals[inside[-1] if inside else "other"] += ms
+    return {scope: totals[scope] for scope in (*SCOPES, "other")}
+
+
+def operation_times(directory: Path, program: str) -> dict[str, float]:
+    """The same by JAX's names of the operations, with the scopes that they are in: ``jit(f)/update/dot_general``."""
+    path_of = {name: path for name, opcode, path in _INSTRUCTION.findall(program) if opcode not in _CONTAINERS}
     newest = max(directory.rglob("*.xplane.pb"), key=lambda p: p.stat().st_mtime)
     totals: dict[str, float] = defaultdict(float)
     planes = list(jax.profiler.ProfileData.from_file(str(newest)).planes)
@@ -100,7 +105,7 @@ def scope_times(directory: Path, program: str) -> dict[str, float]:
     planes = [plane for plane in planes if plane.name.startswith(("/device:GPU", "/device:TPU"))] or planes
     for event in (event for plane in planes for line in plane.lines for event in line.events):
         # A GPU's events are named by their kernels, and say of which operation each is.
-        scope = scope_of.get(event.name) or scope_of.get(str(dict(event.stats).get("hlo_op")))
-        if scope:
-            totals[scope] += event.duration_ns * 1e-6
-    return {scope: totals[scope] for scope in (*SCOPES, "other")}
+        path = path_of.get(event.name) or path_of.get(str(dict(event.stats).get("hlo_op")))
+        if path:
+            totals[path] += event.duration_ns * 1e-6
+    return totals

@@ -21,6 +21,7 @@ from jdistill.run.devices import make_mesh
 from jdistill.run.inputs import load_teacher, make_algorithm
 from jdistill.run.mesh import BY_ENV, BY_TIME_AND_ENV, SAME, EnvMesh, Programs, history_specs
 from jdistill.run.runner import DistillationRunner
+from tests.cameras import Cameras, cameras_teacher
 from tests.conftest import BUNDLED_TEACHER
 from tests.jdistill.core.test_teachers import make_bank
 from tests.masses import Masses, Swarm, masses_teacher
@@ -56,6 +57,10 @@ def on_masses(num_envs: int, cfg):
 
 def on_a_swarm(num_envs: int, cfg):
     return AutoReset(Swarm(num_envs)), make_bank()
+
+
+def with_cameras(num_envs: int, cfg):
+    return AutoReset(Cameras(num_envs)), cameras_teacher().actor(cfg.agent)
 
 
 def on_crazyflies(num_envs: int, cfg):
@@ -96,6 +101,15 @@ def test_two_devices_learn_what_one_learns(mode, student):
     one = trained(1, *MODES[mode], *student, task=task)
     assert one[0]["Train/episodes"].sum() > 50 and one[0]["Loss/behavior"][-1] > 0
     assert_same(one, trained(2, *MODES[mode], *student, task=task))
+
+
+@pytest.mark.parametrize("mode", ["streaming", "minibatch", "recent", "packed"])
+def test_students_with_images_too(mode):
+    sees = ["agent.obs_groups.student=[student,camera]", "agent.student.cnn_cfg={output_channels: [2],kernel_size: 3}"]
+    small = ["agent.student.rnn_hidden_dim=4", "agent.student.pre_dims=[]", "agent.student.hidden_dims=[]"]
+    one, two = (trained(count, *MODES[mode], *sees, *small, task=with_cameras, iterations=6) for count in (1, 2))
+    assert one[0]["Loss/behavior"][-1] > 0
+    assert_same(one, two)
 
 
 def test_a_dataset_is_divided_too():
