@@ -197,7 +197,7 @@ class AutoReset:
 
     It makes a :class:`TrainingEnv` of an :class:`Env`, which reports terminations in ``done`` and need not know about
     time. One that does says in ``info["truncation"]`` (B,) bool, Brax's name, which of them are ends by time. Where
-    the environment has ``obs_layouts`` (group to :data:`Layout`) and ``obs_frames`` (group to name), or ``obs_specs``
+    the environment has ``obs_layouts`` (group to :data:`bridge.observation.Layout`) and ``obs_frames`` (group to name), or ``obs_specs``
     with both, the specs say so. Where it has ``observe_pipeline_state(pipeline_state) -> obs``, observations are made
     once a step, after the restarts. Added to the State:
 

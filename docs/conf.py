@@ -53,7 +53,7 @@ EXTERNAL = (
 EXTERNAL += "|optax|pathlib|plotly|rich|rsl_rl|tensordict|torch|types"
 nitpick_ignore_regex = [(r"py:.*", rf"_?({EXTERNAL}|frozen_importlib)\..*"), (r"py:class", r"(.*\.)?([A-Z]|_\w+)")]
 # Of annotations that Python cannot evaluate, Sphinx looks up the parts.
-nitpick_ignore_regex += [(r"py:class", r"(dict|tuple)\[\w+|AbstractContextManager")]
+nitpick_ignore_regex += [(r"py:class", r"(dict|tuple)\[~?[\w.]+|AbstractContextManager")]
 
 
 def keep_whole(app: Any, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:

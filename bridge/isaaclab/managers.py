@@ -25,7 +25,7 @@ class ManagerNames:
     """The terms of each observation group, in order. A group that is a dictionary is one group for each of its terms,
     ``group/term``."""
     terms: Mapping[str, Mapping[str, Mapping[str, Any]]] = field(default_factory=dict)
-    """Of each group and term: see :attr:`bridge.env.ObservationSpec.terms`."""
+    """Of each group and term: see :attr:`bridge.observation.ObservationSpec.terms`."""
     action_layout: Mapping[str, Any] = field(default_factory=dict)
     """See :attr:`bridge.env.TrainingEnv.action_layout`; ``terms`` says of each action term its ``name``, ``type``,
     ``size``, ``scale`` and ``offset``, by which an action becomes a target (offset + scale * action), and ``clip``."""

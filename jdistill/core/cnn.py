@@ -29,6 +29,7 @@ PADDINGS = {"none": "constant", "zeros": "constant", "reflect": "reflect", "repl
 NORMS = ("none", "layer")
 """rsl_rl's ``batch`` is not among them: see :mod:`jdistill.core.cnn_cfg`."""
 GLOBAL_POOLS = ("none", "max", "avg")
+"""Over what is left of height and width, by rsl_rl's names."""
 NORM_EPS = 1e-5
 """torch's."""
 CHUNK_BYTES = 2**18

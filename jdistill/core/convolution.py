@@ -4,7 +4,7 @@ On a CPU a convolution is a product of matrices for each row that it puts out, o
 each of them. The rows of pixels that a row sees are one piece of memory, what is made of them stays in a cache, and all
 arithmetic is on vectors, as the images come last. XLA's own convolution is as fast forward there, but several times
 slower backward: its gradient of the input is a convolution with holes. Here it is another product of matrices, whose
-parts are added up where they came from (:func:`_fold`). On a GPU it is cuDNN's.
+parts are added up where they came from (``_fold``). On a GPU it is cuDNN's.
 
 Weights are torch's, (outputs, inputs, kernel, kernel). ``python -m benchmarks.images`` measures all this.
 """

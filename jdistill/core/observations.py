@@ -36,7 +36,7 @@ class Observation(struct.PyTreeNode):
     """(..., D) float32, the numbers of all vectors side by side; D may be 0."""
     images: tuple[Any, ...]
     """In the order of the entries, each (..., height, width, channels) or, where its
-    :class:`bridge.env.ObservationSpec` says so, (..., channels, height, width), uint8 or floats."""
+    :class:`bridge.observation.ObservationSpec` says so, (..., channels, height, width), uint8 or floats."""
 
 
 def vector_of(obs: Any) -> Any:
