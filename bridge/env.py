@@ -197,9 +197,9 @@ class AutoReset:
 
     It makes a :class:`TrainingEnv` of an :class:`Env`, which reports terminations in ``done`` and need not know about
     time. One that does says in ``info["truncation"]`` (B,) bool, Brax's name, which of them are ends by time. Where
-    the environment has ``obs_layouts`` (group to :data:`bridge.observation.Layout`) and ``obs_frames`` (group to name), or ``obs_specs``
-    with both, the specs say so. Where it has ``observe_pipeline_state(pipeline_state) -> obs``, observations are made
-    once a step, after the restarts. Added to the State:
+    the environment has ``obs_layouts`` (group to :data:`bridge.observation.Layout`) and ``obs_frames`` (group to name),
+    or ``obs_specs`` with both, the specs say so. Where it has ``observe_pipeline_state(pipeline_state) -> obs``,
+    observations are made once a step, after the restarts. Added to the State:
 
     - ``info["time_outs"]`` (B,) bool: the episode ended by time alone.
     - ``info["episode_length_buf"]`` (B,) int32: the episode's age in steps, which the time limit is held against.
