@@ -4,8 +4,8 @@
 
 Depth images of 60x100, 64 environments, 24 steps; a CNN and an MLP, which is what rsl_rl has. Both run with one thread,
 in turns; medians of the CPU seconds of ``--rounds`` adjacent updates, compile time apart. Both go on learning, and
-their losses are compared. Beside them stand our update of a CNN with a GRU, which rsl_rl has not, what its time is spent on,
-the memory that XLA plans, and, once, our update with XLA's own convolutions. Three minutes.
+their losses are compared. Beside them stand our update of a CNN with a GRU, which rsl_rl has not, what its time is
+spent on, the memory that XLA plans, and, once, our update with XLA's own convolutions. Three minutes.
 """
 
 from __future__ import annotations
@@ -206,7 +206,7 @@ def profile(side: Ours) -> dict[str, dict[str, float]]:
     with tempfile.TemporaryDirectory() as folder:
         with jax.profiler.trace(folder):
             side.update()
-        times = operation_times(Path(folder), side.program.as_text())
+        times = operation_times(Path(folder), side.program.as_text() or "")
     shares: dict[str, dict[str, float]] = {part: defaultdict(float) for part in PARTS.values()}
     for path, ms in times.items():
         part = next(part for key, part in PARTS.items() if all(word in path for word in key.split()))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-from benchmarks import dagger, devices, forest, quadrotors, raptor, tasks_page, teachers
+from benchmarks import dagger, devices, forest, images, quadrotors, raptor, tasks_page, teachers
 from benchmarks.page import DOCS, page
 from tests.conftest import ROOT
 
@@ -22,6 +22,13 @@ def test_the_tables_of_the_history_are_those_of_the_numbers_beside_them():
 def test_what_many_teachers_cost_is_what_the_page_says():
     results = json.loads((DOCS / "teachers.json").read_text())
     assert f"\n\n{teachers.table(results)}\n\n" in (DOCS / "teachers.md").read_text()
+
+
+def test_what_images_cost_is_what_the_page_says():
+    results, text = json.loads((DOCS / "images.json").read_text()), (DOCS / "images.md").read_text()
+    for table in (images.table(results), images.profile_table(results)):
+        assert f"\n\n{table}\n\n" in text
+    assert min(results["times_as_fast_as_rsl_rl"].values()) >= 1
 
 
 def test_the_students_of_many_quadrotors_are_what_the_page_says():

@@ -68,9 +68,9 @@ KINDS = {
 }
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("rows", [5, 2], ids=["at once", "in chunks"])
+@pytest.mark.parametrize(("kind", "rows"), [*((kind, 5) for kind in KINDS), ("stride, zeros, pooling", 2)])
 def test_features_and_gradients_are_torchs(kind, rows, monkeypatch):
+    """All images at once and, where ``rows`` are fewer, some at a time."""
     torch.manual_seed(0)
     theirs = TorchCNN((HEIGHT, WIDTH), CHANNELS, **KINDS[kind])
     (cfg,) = cnn_cfgs(KINDS[kind], {"camera": ObservationSpec((HEIGHT, WIDTH, CHANNELS))})
@@ -104,10 +104,10 @@ def test_xlas_own_convolution_is_the_same(monkeypatch):
     """What other devices than a CPU take."""
     (cfg,) = cnn_cfgs(KINDS["dilation, reflect, norm"], {"camera": ObservationSpec((HEIGHT, WIDTH, CHANNELS))})
     image = jax.random.normal(jax.random.key(0), (5, HEIGHT, WIDTH, CHANNELS))
-    params = cnn.CNN(cfg).init(jax.random.key(1), image)
-    ours = cnn.CNN(cfg).apply(params, image)
+    params = jax.jit(cnn.CNN(cfg).init)(jax.random.key(1), image)
+    ours = jax.jit(cnn.CNN(cfg).apply)(params, image)
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-    np.testing.assert_allclose(cnn.CNN(cfg).apply(params, image), ours, atol=1e-5)
+    np.testing.assert_allclose(jax.jit(cnn.CNN(cfg).apply)(params, image), ours, atol=1e-5)
 
 
 SETTINGS = {"output_channels": [3, 4], "kernel_size": 3, "stride": [2, 1], "padding": "zeros", "activation": "relu"}
@@ -132,17 +132,17 @@ def drawn(rng: np.random.Generator, cameras: Cameras) -> dict[str, np.ndarray]:
 
 
 def test_three_updates_give_the_same_student():
-    env = Cameras(ENVS)
+    env, settings = Cameras(ENVS), {**SETTINGS, "output_channels": [3]}
     rng = np.random.default_rng(0)
     torch.manual_seed(0)
     obs = of_torch(drawn(rng, env))
-    theirs = CNNModel(obs, GROUPS, "student", 2, obs_normalization=True, cnn_cfg=SETTINGS, **MODEL)
+    theirs = CNNModel(obs, GROUPS, "student", 2, obs_normalization=True, cnn_cfg=settings, **MODEL)
     tensors = {name: x.detach().numpy() for name, x in theirs.state_dict().items()}
     agent = AgentCfg(
         num_steps_per_env=STEPS,
         obs_groups=GROUPS,
         student=StudentCfg(
-            pre_dims=[], rnn_type=None, hidden_dims=[16, 8], output_activation="identity", cnn_cfg=dict(SETTINGS)
+            pre_dims=[], rnn_type=None, hidden_dims=[16, 8], output_activation="identity", cnn_cfg=settings
         ),
         algorithm=AlgorithmCfg(num_learning_epochs=2, gradient_length=5),
     )
