@@ -42,7 +42,7 @@ def convolve(x: Array, weight: Array, stride: int, dilation: int) -> Array:
 def _by_products(x: Array, weight: Array, stride: int, dilation: int) -> Array:
     kernel, weights = weight.shape[2], _matrix(weight)
     height, width = (_places(x.shape[axis], kernel, stride, dilation) for axis in (HEIGHT, WIDTH))
-    rows = lax.map(lambda row: weights @ _below(x, row, kernel, stride, dilation), jnp.arange(height))
+    rows: Array = lax.map(lambda row: weights @ _below(x, row, kernel, stride, dilation), jnp.arange(height))
     return rows.reshape(height, weight.shape[0], width, x.shape[-1])
 
 
