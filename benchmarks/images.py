@@ -206,7 +206,7 @@ def profile(side: Ours) -> dict[str, dict[str, float]]:
     with tempfile.TemporaryDirectory() as folder:
         with jax.profiler.trace(folder):
             side.update()
-        times = operation_times(Path(folder), side.program.as_text() or "")
+        times = operation_times(Path(folder), str(side.program.as_text()))
     shares: dict[str, dict[str, float]] = {part: defaultdict(float) for part in PARTS.values()}
     for path, ms in times.items():
         part = next(part for key, part in PARTS.items() if all(word in path for word in key.split()))

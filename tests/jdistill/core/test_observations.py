@@ -60,7 +60,10 @@ def test_complaints(entry, complaint):
 @pytest.mark.parametrize(
     ("spec", "complaint"),
     [
-        (ObservationSpec((64, 48, 3), np.dtype(np.uint8)), r"'camera' is uint8\[64, 48, 3\] for each environment, "),
+        (
+            ObservationSpec((4, 64, 48, 3), np.dtype(np.uint8)),
+            r"'camera' is uint8\[4, 64, 48, 3\] for each environment, ",
+        ),
         (ObservationSpec((9, 5)), r"'camera' is float32\[9, 5\] for each environment, "),
         (ObservationSpec((5,), np.dtype(np.int32)), r"'camera' is int32\[5\] for each environment, "),
     ],

@@ -103,7 +103,7 @@ def test_two_devices_learn_what_one_learns(mode, student):
     assert_same(one, trained(2, *MODES[mode], *student, task=task))
 
 
-@pytest.mark.parametrize("mode", ["streaming", "minibatch", "recent", "packed"])
+@pytest.mark.parametrize("mode", ["minibatch", "packed"])
 def test_students_with_images_too(mode):
     sees = ["agent.obs_groups.student=[student,camera]", "agent.student.cnn_cfg={output_channels: [2],kernel_size: 3}"]
     small = ["agent.student.rnn_hidden_dim=4", "agent.student.pre_dims=[]", "agent.student.hidden_dims=[]"]
