@@ -57,6 +57,7 @@ LONGEST = [
     *("test_mjlab.py", "test_train_library.py", "bridge/test_library.py", "jdistill/run/test_teaching.py"),
     *("test_notebook.py", "test_docs.py", "bridge/test_scenarios.py", "jdistill/evaluation/test_play.py"),
     *("bridge/test_quadrotors.py", "jdistill/run/test_faults.py", "test_kills.py", "jdistill/core/test_nonfinite.py"),
+    *("test_images.py", "bridge/test_forest.py", "jdistill/export/test_crazyflie.py", "bridge/test_crazyflie.py"),
 ]
 """Files that take most of a minute or more, the longest first."""
 # Tests of the mesh take several devices; all others the first one.
