@@ -87,7 +87,8 @@ def test_their_order_of_observations():
 
 def test_a_teacher_of_another_order_is_refused(tmp_path):
     """Sizes would fit, and the student would learn nonsense."""
-    env = SimpleNamespace(obs_specs=PointControl(PointControlCfg(num_envs=1)).obs_specs, num_actions=4)
+    task = PointControl(PointControlCfg(num_envs=1))
+    env = SimpleNamespace(obs_specs=task.obs_specs, num_actions=4, action_layout=task.action_layout)
     load_teacher(BUNDLED_TEACHER, env, configured("agent.obs_groups.teacher=teacher"))
     with pytest.raises(
         ConfigError, match=r"the teacher sees position_error, velocity_error, .* is position_error, rot"

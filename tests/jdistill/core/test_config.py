@@ -16,8 +16,9 @@ from jdistill.run.compose import RunCfg, compose, flatten, load_file, with_obs_g
 from tests.conftest import ROOT
 
 
-def run_cfg(*overrides: str, layers=()) -> RunCfg:
-    return compose("crazyflie", PointControlCfg, layers, overrides)
+def run_cfg(*overrides: str, layers=(), task=None) -> RunCfg:
+    task = task or TASKS["crazyflie"]()
+    return compose(task.name, task.cfg_cls, layers, overrides)
 
 
 def test_defaults_are_the_documented_ones():
@@ -71,9 +72,9 @@ def test_saved_configs_load_as_they_were(tmp_path):
 @pytest.mark.parametrize("preset", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda p: p.stem)
 def test_presets_load(preset):
     data = load_file(preset)
-    assert data.pop("task") == "crazyflie"
-    (data,), _ = with_obs_groups([data], [], TASKS["crazyflie"]())
-    cfg = run_cfg(layers=[data])
+    task = TASKS[data.pop("task")]()
+    (data,), _ = with_obs_groups([data], [], task)
+    cfg = run_cfg(layers=[data], task=task)
     said = dict(flatten(data))
     assert said, "a preset says something"
     for key, value in said.items():
@@ -82,13 +83,13 @@ def test_presets_load(preset):
         )
         assert found == value, f"{key} is {found}, the preset says {value}"
     # And nothing else changes.
-    plain = run_cfg()
+    plain = run_cfg(task=task)
     for section in ("agent", "env"):
         theirs, ours = (dict(flatten(dataclasses.asdict(getattr(c, section)))) for c in (plain, cfg))
         changed = {f"{section}.{key}" for key in ours if ours[key] != theirs.get(key)}
         assert changed <= said.keys(), changed - said.keys()
     with pytest.raises(ConfigError, match="unknown setting"):
-        run_cfg(layers=[{**data, "env": {"no_such_setting": 1}}])
+        run_cfg(layers=[{**data, "env": {"no_such_setting": 1}}], task=task)
 
 
 @pytest.mark.parametrize(
