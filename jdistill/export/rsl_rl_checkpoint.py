@@ -87,9 +87,11 @@ def is_torch_file(file: Path) -> bool:
         return True
     try:
         with file.open("rb") as opened:
-            return opened.read(2) in TORCH_MAGIC
+            start = opened.read(9)
     except OSError:
         return False
+    # A safetensors file begins with the length of its header, whose lowest bytes may be any, and "{".
+    return start[:2] in TORCH_MAGIC and start[4:] != b"\0\0\0\0{"
 
 
 TORCH_MAGIC = (b"PK", *(b"\x80" + bytes([protocol]) for protocol in range(2, 6)))

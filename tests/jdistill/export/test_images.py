@@ -73,7 +73,7 @@ def test_every_network_acts_alike_in_every_format(kind, tmp_path):
     original = verify.jax_policy(student.policy, student.state)
     act = original()
     expected = [act(obs) for obs in seen]
-    for name in formats.FORMATS:
+    for name in ("safetensors", "onnx", "jit", "c", "rsl_rl"):  # The others are of one task, which has no images.
         if kind in UNKNOWN.get(name, ()):
             with pytest.raises(ExportError, match=f"^{name}( has no model|: the C code)"):
                 formats.load(name)(student, tmp_path)

@@ -15,6 +15,7 @@ from jdistill.core import networks
 from jdistill.core.networks import Policy
 from jdistill.errors import PolicyFileError
 from jdistill.export.policy_file import load_policy, save_policy
+from jdistill.export.rsl_rl_checkpoint import is_torch_file
 from tests.conftest import BUNDLED_TEACHER
 
 GRU = Policy(4, (), pre_dims=(16,), rnn_type="gru", activation="relu", learn_initial_carry=True)
@@ -35,6 +36,19 @@ def test_round_trip(saved):
     carry, obs = networks.initial_carry(policy, again, 3), jax.random.normal(jax.random.key(1), (3, 22))
     ours, theirs = (networks.act(policy, s, carry, obs)[1] for s in (state, again))
     assert (ours == theirs).all()
+
+
+@pytest.mark.parametrize("protocol", range(2, 6))
+def test_a_header_of_any_length_is_no_pickle(tmp_path, protocol):
+    """A file begins with its header's length, which may be what a pickle begins with."""
+    state = networks.init(Policy(2, ()), jax.random.key(0), 3, normalize=False)
+    file, wanted = tmp_path / "policy.safetensors", 0x80 + 256 * protocol
+    for length in range(0, 2000, 4):  # The header is padded, so that not every character makes it longer.
+        save_policy(file, Policy(2, ()), state, {"task": "x" * length})
+        if int.from_bytes(file.read_bytes()[:8], "little") >= wanted:
+            break
+    assert file.read_bytes()[:2] == bytes([0x80, protocol]), "no header of this length"
+    assert not is_torch_file(file) and load_policy(file)[0] == Policy(2, ())
 
 
 def test_bundled_teacher_describes_itself():

@@ -359,7 +359,7 @@ def test_bad_files_are_told_in_one_line(tmp_path):
         ),
         "image.pt": (
             having(cnns__camera__0__weight=torch.zeros(8, 3, 5, 5)),
-            r"tensor 'cnns.camera.0.weight' \[8, 3, 5, 5\] belongs to no MLP, GRU or LSTM policy",
+            r"the network sees the image 'camera', and in agent.obs_groups no image is observed",
         ),
         "fork.pt": (
             {"model_state_dict": {**fork, "depth.0.weight": torch.zeros(3, 26)}},
