@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 
-from benchmarks import dagger, devices, forest, images, quadrotors, raptor, tasks_page, teachers
+import pytest
+
+from benchmarks import dagger, devices, forest, quadrotors, raptor, tasks_page, teachers
 from benchmarks.page import DOCS, page
 from tests.conftest import ROOT
 
@@ -24,7 +26,10 @@ def test_what_many_teachers_cost_is_what_the_page_says():
     assert f"\n\n{teachers.table(results)}\n\n" in (DOCS / "teachers.md").read_text()
 
 
+@pytest.mark.full
 def test_what_images_cost_is_what_the_page_says():
+    from benchmarks import images  # Which has rsl_rl beside it.
+
     results, text = json.loads((DOCS / "images.json").read_text()), (DOCS / "images.md").read_text()
     for table in (images.table(results), images.profile_table(results)):
         assert f"\n\n{table}\n\n" in text
