@@ -9,7 +9,7 @@ from typing import Protocol
 import jax.numpy as jnp
 from jax import Array
 
-from bridge.crazyflie.cfg import MOTORS, RateControllerCfg
+from bridge.crazyflie.cfg import MOTORS, PREVIOUS, RateControllerCfg
 from bridge.crazyflie.dynamics import Craft, Motors, Quadrotor, mixed, polynomial
 from bridge.crazyflie.mixer import arms, rotor_speeds, thrust_limits
 from bridge.crazyflie.physics import motor_rate
@@ -43,7 +43,7 @@ class MotorCommands:
     """Each motor's speed, from the slowest to the fastest."""
 
     layout: tuple[str, ...] = MOTORS
-    observed: str = "previous_motor_commands"
+    observed: str = PREVIOUS
 
     def at_rest(self, quadrotor: Quadrotor, rotor_vel: Array) -> Motors:
         """See :class:`Commands`."""
