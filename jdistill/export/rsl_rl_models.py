@@ -17,15 +17,15 @@ from tensordict import TensorDict
 from torch import nn
 
 
-class MLPModel(models.MLPModel):
-    """rsl_rl's MLPModel, with an output activation, and with ``hidden_dims=[]`` allowed.
+class _AnyEnd:
+    """What a model of rsl_rl's gets: an output activation, and ``hidden_dims=[]`` is allowed.
 
     Args:
         output_activation: applied to the last layer's output, before any distribution; by rsl_rl's names.
     """
 
     def __init__(
-        self,
+        self: Any,
         obs: TensorDict,
         obs_groups: dict[str, list[str]],
         obs_set: str,
@@ -35,26 +35,18 @@ class MLPModel(models.MLPModel):
         output_activation: str = "identity",
         **settings: Any,
     ):
-        super().__init__(obs, obs_groups, obs_set, output_dim, hidden_dims=hidden_dims or [1], **settings)
-        self.mlp: Any = finish_mlp(self.mlp, self._get_latent_dim(), bool(hidden_dims), output_activation)
+        # Of rsl_rl's model, which stands beside this one.
+        arguments = obs, obs_groups, obs_set, output_dim
+        super().__init__(*arguments, hidden_dims=hidden_dims or [1], **settings)  # type: ignore[call-arg]
+        self.mlp = finish_mlp(self.mlp, self._get_latent_dim(), bool(hidden_dims), output_activation)
 
 
-class CNNModel(models.CNNModel):
-    """rsl_rl's CNNModel, with an output activation, and with ``hidden_dims=[]`` allowed; see :class:`MLPModel`."""
+class MLPModel(_AnyEnd, models.MLPModel):
+    """rsl_rl's MLPModel, with an output activation, and with ``hidden_dims=[]`` allowed."""
 
-    def __init__(
-        self,
-        obs: TensorDict,
-        obs_groups: dict[str, list[str]],
-        obs_set: str,
-        output_dim: int,
-        *,
-        hidden_dims: list[int],
-        output_activation: str = "identity",
-        **settings: Any,
-    ):
-        super().__init__(obs, obs_groups, obs_set, output_dim, hidden_dims=hidden_dims or [1], **settings)
-        self.mlp: Any = finish_mlp(self.mlp, self._get_latent_dim(), bool(hidden_dims), output_activation)
+
+class CNNModel(_AnyEnd, models.CNNModel):
+    """rsl_rl's CNNModel, with an output activation, and with ``hidden_dims=[]`` allowed."""
 
 
 class RNNModel(models.RNNModel):
