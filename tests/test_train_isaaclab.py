@@ -233,7 +233,8 @@ def names_go_along(run, capsys):
 def test_a_files_environment_reaches_both_simulators(sim, where, tmp_path, monkeypatch):
     """The ``env`` of the task's own preset, or of ``--config``, under what is said beside it; nothing is started."""
     settings = yaml.safe_load(presets.preset("crazyflie").read_text())
-    sensor = {"position_noise": 0.01, "velocity_noise": 0, "delay_steps": 3, "random_delay": True}
+    sensor = {"position_noise": 0.01, "velocity_noise": 0, "attitude_noise": 0, "rate_noise": 0}
+    sensor |= {"delay_steps": 3, "random_delay": True}
     file = tmp_path / "crazyflie.yaml"
     file.write_text(yaml.safe_dump(settings | {"env": {"sensor": sensor, "randomization": {"motor": 0.2}}}))
     if where == "preset":
