@@ -7,6 +7,9 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
+# Some containers forbid Python to keep what it compiled; hundreds of processes would then compile torch, JAX, ... anew.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
 # All but the tests of the GPU run on the CPU, wherever they run. (The workers have their environment from here.)
 os.environ.setdefault("JAX_PLATFORMS", "" if any("tests/gpu" in argument for argument in sys.argv) else "cpu")
 # Isaac Lab's kernels take a minute to compile; kept for the next run, and named before anything imports Warp.

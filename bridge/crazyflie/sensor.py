@@ -70,14 +70,23 @@ def _row(measurement: Measurement) -> Array:
 
 def measure(cfg: SensorCfg, craft: Craft, stream: Stream, purpose: int) -> Measurement:
     """The craft's state with this moment's noise."""
-    noise = stream.normal(purpose, 12)
-    pos, half, vel, rate = (Vector(*noise[i : i + 3]) for i in (0, 3, 6, 9))
-    return Measurement(
-        pos=craft.pos + pos * cfg.position_noise,
-        quat=turn(craft.quat, half * (0.5 * jnp.deg2rad(cfg.attitude_noise))),
-        vel=craft.vel + vel * cfg.velocity_noise,
-        ang_vel=craft.ang_vel + rate * cfg.rate_noise,
-    )
+    exact = Measurement(pos=craft.pos, quat=craft.quat, vel=craft.vel, ang_vel=craft.ang_vel)
+
+    def noisy() -> Measurement:
+        noise = stream.normal(purpose, 12)
+        pos, half, vel, rate = (Vector(*noise[i : i + 3]) for i in (0, 3, 6, 9))
+        return Measurement(
+            pos=craft.pos + pos * cfg.position_noise,
+            quat=turn(craft.quat, half * (0.5 * jnp.deg2rad(cfg.attitude_noise))),
+            vel=craft.vel + vel * cfg.velocity_noise,
+            ang_vel=craft.ang_vel + rate * cfg.rate_noise,
+        )
+
+    # Twelve normal numbers cost as much as the whole physics of a step, and perfect sensors need none.
+    deviations = (cfg.position_noise, cfg.velocity_noise, cfg.attitude_noise, cfg.rate_noise)
+    if all(isinstance(x, (int, float)) for x in deviations):
+        return noisy() if any(deviations) else exact
+    return jax.lax.cond(jnp.any(jnp.stack(deviations) != 0), noisy, lambda: exact)
 
 
 def turn(quat: Quaternion, half: Vector) -> Quaternion:

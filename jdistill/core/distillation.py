@@ -56,6 +56,13 @@ class TrainState(struct.PyTreeNode):
     """() int32, the iteration at which phase 1 ends as far as is known; None where that is fixed."""
     teacher_acts: Array | None = None
     """(B,) bool, whether the teacher acts in the present episode; None unless that is drawn per episode."""
+    ema_params: Any = None
+    """The moving average of the student's parameters; None without ``ema_decay``."""
+
+    @property
+    def saved_student(self) -> PolicyState:
+        """The student that is worth keeping: with the average of its parameters, where there is one."""
+        return self.student if self.ema_params is None else self.student.replace(params=self.ema_params)
 
 
 class Distillation:
@@ -186,6 +193,15 @@ class Distillation:
         half_life = self.cfg.algorithm.learning_rate_half_life
         return 1.0 if half_life is None else 2.0 ** (-iteration / half_life)
 
+    def average(self, state: TrainState) -> TrainState:
+        """With the newest parameters in their moving average, where there is one."""
+        if state.ema_params is None or self.cfg.algorithm.ema_decay is None:
+            return state
+        young = (state.iteration + 1) / (state.iteration + 10)
+        share = 1 - jnp.minimum(self.cfg.algorithm.ema_decay, young)
+        mixed = jax.tree.map(lambda mean, new: mean + share * (new - mean), state.ema_params, state.student.params)
+        return state.replace(ema_params=mixed)
+
     # -- iteration -----------------------------------------------------------------------------------------------
 
     def iteration(self, state: TrainState, teacher: Actor) -> tuple[TrainState, Metrics, Transition]:
@@ -197,6 +213,7 @@ class Distillation:
         state = self._count_episodes(state, rollout.steps)
         with jax.named_scope("update"):
             state, loss = self.update(state, rollout)
+            state = self.average(state)
         metrics = rollout_metrics(state, rollout.steps, loss, self.groups, self.shards)
         metrics = metrics.replace(scalars={**metrics.scalars, "Distillation/beta": beta})
         return state.replace(iteration=state.iteration + 1), metrics, rollout.steps
@@ -207,6 +224,7 @@ class Distillation:
         with jax.named_scope("update"):
             data = HistoryData(history, state.student, key)
             state, _, loss = self.regress(state.replace(rng=rng), data)
+            state = self.average(state)
         metrics = Metrics.create({"Loss/behavior": loss}, update_checks(state, loss), self.shards)
         return state.replace(iteration=state.iteration + 1), metrics
 
@@ -264,6 +282,7 @@ class Distillation:
             history=self.empty_history(),
             phase1_end=jnp.asarray(schedule.phase1_iterations, jnp.int32) if schedule.student_only_envs else None,
             teacher_acts=per_episode,
+            ema_params=None if self.cfg.algorithm.ema_decay is None else student.params,
         )
         return _strongly_typed(state)
 

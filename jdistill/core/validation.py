@@ -83,6 +83,7 @@ RANGES = (
     Range("algorithm.learning_rate", lambda x: 0 < x < math.inf, "must be positive"),
     Range("algorithm.max_grad_norm", lambda x: x > 0, "must be positive, or null"),
     Range("algorithm.learning_rate_half_life", lambda x: x > 0, "must be positive"),
+    Range("algorithm.ema_decay", lambda x: 0 < x < 1, "must be between 0 and 1"),
     Range("algorithm.beta_half_life", lambda x: 0 < x < 2**24, f"must be positive, and below {2**24}"),
     Range("algorithm.phase1_until_return", math.isfinite, "expected a number, or null"),
     Range("algorithm.recency_half_life", lambda x: x > 0, "must be positive"),

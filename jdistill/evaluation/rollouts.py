@@ -152,39 +152,61 @@ class Evaluator:
         def program(actors: list[Actor], parameters: Any, rng: Array, acting: Array) -> Any:
             world = env.with_parameters(parameters) if isinstance(env, Parametric) else env
 
-            def step(loop: Any, _: None) -> Any:
-                state, carries, before, is_active = loop
+            def step(loop: Any, number: Array) -> Any:
+                state, carries, before, is_active, sums = loop
                 seen = visible(state)
                 acted = [actor.act(carry, seen) for actor, carry in zip(actors, carries, strict=True)]
                 actions = jnp.stack([action for _, action in acted])  # (P, B, A)
                 action = actions[acting]
                 after = world.step(state, action)
-                outputs = self._step_outputs(world, state, after, actions, action, before, is_active)
-                return (after, [carry for carry, _ in acted], action, is_active & ~after.done), outputs
+                change = jnp.where(number > 0, action - before, 0.0)  # The first action changes none.
+                sums = jax.tree.map(jnp.add, sums, self._terms(after, actions, change, is_active))
+                outputs = self._step_outputs(world, state, after, actions, action, is_active)
+                return (after, [carry for carry, _ in acted], action, is_active & ~after.done, sums), outputs
 
             batch = env.num_envs
+            state = world.reset(rng)
             carries = [actor.initial_carry(batch) for actor in actors]
-            start = (world.reset(rng), carries, jnp.zeros((batch, env.num_actions)), jnp.ones(batch, bool))
-            return jax.lax.scan(step, start, None, length=env.max_episode_length)[1]
+            nothing, everyone = jnp.zeros((batch, env.num_actions)), jnp.ones(batch, bool)
+            terms = self._terms(state, jnp.stack([nothing] * len(actors)), nothing, everyone)
+            start = (state, carries, nothing, everyone, jax.tree.map(jnp.zeros_like, terms))
+            end, outputs = jax.lax.scan(step, start, jnp.arange(env.max_episode_length))
+            return {**outputs, **end[-1]}
 
         return program
 
-    def _step_outputs(
-        self, env: Any, state: State, after: State, actions: Array, action: Array, before: Array, is_active: Array
-    ) -> dict[str, Any]:
-        """What is kept of one step: sums over the environments whose episode still runs, and each one's metrics."""
-        ended = is_active & after.done
-        outputs = {
-            "is_active": is_active,
-            "ended": ended,
-            "survived": (ended & after.info["time_outs"]).sum(),
-            "reward": jnp.where(is_active, after.reward, 0.0).sum(),
-            "change": jnp.where(is_active, jnp.abs(action - before).mean(axis=-1), 0.0).sum(),
-            "metrics": step_metrics(after.metrics),
-            "terminations": {k: (v * ended).sum() for k, v in after.metrics.items() if k.startswith(TERMINATION)},
+    def _terms(self, after: State, actions: Array, change: Array, is_active: Array) -> dict[str, Any]:
+        """What a step adds to the sums over each episode, (B, ...) and (P, B, A).
+
+        Sums over the environments are for the end: a reduction in every step would take a third of a flight.
+        """
+        ended, mask = is_active & after.done, is_active[:, None]
+        terms: dict[str, Any] = {
+            "survived": ended & after.info["time_outs"],
+            "reward": jnp.where(is_active, after.reward, 0.0),
+            "change": jnp.where(mask, jnp.abs(change), 0.0),
+            "terminations": {k: v * ended for k, v in after.metrics.items() if k.startswith(TERMINATION)},
         }
         if SUCCESS in after.metrics:
-            outputs["succeeded"] = (after.metrics[SUCCESS] * ended).sum()
+            terms["succeeded"] = after.metrics[SUCCESS] * ended
+        if self.reference is not None:
+            expert = actions[list(self.actors).index(self.reference)]
+            terms["agreement"] = {
+                "reference": jnp.where(mask, expert, 0.0),
+                "reference_squared": jnp.where(mask, expert**2, 0.0),
+                "error_squared": jnp.where(mask, (actions - expert) ** 2, 0.0),
+            }
+        return terms
+
+    def _step_outputs(
+        self, env: Any, state: State, after: State, actions: Array, action: Array, is_active: Array
+    ) -> dict[str, Any]:
+        """What is kept of one step: each environment's metrics, and the first episodes' course."""
+        outputs = {
+            "is_active": is_active,
+            "ended": is_active & after.done,
+            "metrics": step_metrics(after.metrics),
+        }
         metrics = step_metrics(state.metrics)
         trace = {"is_active": is_active, "action": action}
         if (main := find_main_metric(self.main_metric, metrics)) is not None:
@@ -192,14 +214,7 @@ class Evaluator:
         if hasattr(env, "trace"):
             trace |= env.trace(state)
         if self.reference is not None:
-            expert = actions[list(self.actors).index(self.reference)]
-            mask = is_active[:, None]
-            trace[f"{self.reference}_action"] = expert
-            outputs["agreement"] = {
-                "reference": jnp.where(mask, expert, 0.0).sum(axis=0),
-                "reference_squared": jnp.where(mask, expert**2, 0.0).sum(axis=0),
-                "error_squared": jnp.where(mask, (actions - expert) ** 2, 0.0).sum(axis=1),
-            }
+            trace[f"{self.reference}_action"] = actions[list(self.actors).index(self.reference)]
         outputs["trace"] = {k: v[:TRACES] for k, v in trace.items()}
         return outputs
 
@@ -223,7 +238,9 @@ class Evaluator:
             **({"success": float(out["succeeded"].sum() / env.num_envs)} if "succeeded" in out else {}),
             "return": float(out["reward"].sum(dtype=np.float64) / env.num_envs),
             "length": float(is_active.sum() / env.num_envs),
-            "action_change": float(out["change"][1:].sum(dtype=np.float64) / later) if later else float("nan"),
+            "action_change": float(out["change"].mean(axis=1, dtype=np.float64).sum() / later)
+            if later
+            else float("nan"),
             "agreement": agreement(list(self.actors), out["agreement"], is_active.sum()) if self.reference else {},
             "metrics": metrics,
             "terminations": {k: v for k, v in ended.items() if v},
@@ -255,11 +272,11 @@ def agreement(names: Sequence[str], sums: Mapping[str, np.ndarray], steps: int) 
 
     Args:
         names: of the actors (P).
-        sums: per time step, over the episodes that still run: ``reference`` and ``reference_squared`` (T, A), its
-            actions and their squares, and ``error_squared`` (T, P, A).
+        sums: over the steps of each of B episodes: ``reference`` and ``reference_squared`` (B, A), its actions and
+            their squares, and ``error_squared`` (P, B, A).
         steps: how many steps were summed over.
     """
-    total = {k: v.sum(axis=0, dtype=np.float64) for k, v in sums.items()}
+    total = {k: v.sum(axis=-2, dtype=np.float64) for k, v in sums.items()}
     deviation = (total["reference_squared"] - total["reference"] ** 2 / steps).sum()
     changes = deviation > 1e-6 * total["reference_squared"].sum()  # Below that it is the sums' own rounding.
     result = {}

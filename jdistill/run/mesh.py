@@ -99,6 +99,7 @@ class Programs:
             history=part.history and history_specs(part.history.counts is not None),
             phase1_end=SAME,
             teacher_acts=BY_ENV,
+            ema_params=SAME,
         )
 
     def whole(self) -> TrainState:

@@ -234,12 +234,12 @@ class DistillationRunner:
     # -- state ---------------------------------------------------------------------------------------------------
 
     def student_actor(self) -> PolicyActor:
-        """The student as it is now."""
+        """The student as it would be saved now."""
         assert self.state is not None
         agent = self.cfg.agent
         groups = tuple(agent.obs_groups["student"])
         # A copy that lies on one device, for programs that run on one.
-        student = jax.device_get(self.state.student)
+        student = jax.device_get(self.state.saved_student)
         return PolicyActor(self.alg.student, student, groups, agent.clip_actions)
 
     def start(self, student: PolicyState | None = None) -> None:
@@ -248,6 +248,8 @@ class DistillationRunner:
         state = self.env.drive(self.programs.init(), rng, self.actor)
         if student is not None:
             state = state.replace(student=self.mesh.put(jax.device_get(student), SAME))
+            if state.ema_params is not None:
+                state = state.replace(ema_params=self.mesh.put(jax.device_get(student.params), SAME))
         if self.recording and state.student.normalizer is not None:
             # The moments of the whole dataset, from the first step on.
             # (A copy: the training state is donated to every iteration.)
@@ -322,4 +324,4 @@ class DistillationRunner:
             "iteration": self.current_learning_iteration,
         }
         for name in ["student", *(["best_student"] if is_best else [])] if processes.is_main() else []:
-            save_policy(self.run_dir / f"{name}.safetensors", self.alg.student, self.state.student, header)
+            save_policy(self.run_dir / f"{name}.safetensors", self.alg.student, self.state.saved_student, header)

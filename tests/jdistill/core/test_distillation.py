@@ -269,6 +269,24 @@ def test_learning_rate_halves(make_distillation, teacher_actor):
     np.testing.assert_allclose(steps(halved), steps(fixed) / 4, atol=1e-6)
 
 
+def test_the_student_to_save_has_the_moving_average_of_its_parameters(make_distillation, teacher_actor):
+    alg = make_distillation(GRU, 6, gradient_length=6, ema_decay=0.9)
+    state = alg.init(jax.random.key(0), teacher_actor)
+    first = jax.tree.map(np.asarray, state.student.params)
+    expected = 0.0
+    for n in range(100):
+        newest = jax.tree.map(lambda x, n=n: x + n, first)
+        state = state.replace(iteration=jnp.asarray(n), student=state.student.replace(params=newest))
+        state = alg.average(state)
+        decay = min(0.9, (n + 1) / (n + 10))
+        expected = decay * expected + (1 - decay) * n
+    saved = state.saved_student
+    for mean, new, start in zip(*map(jax.tree.leaves, (saved.params, newest, first)), strict=True):
+        np.testing.assert_allclose(mean - start, expected, rtol=1e-4)
+        np.testing.assert_allclose(new - start, 99, rtol=1e-4)
+    assert saved.normalizer is state.student.normalizer and 85 < expected < 95
+
+
 def test_episode_ring_keeps_the_newest():
     ring = EpisodeBuffer.create()
     assert np.isnan(ring.means()[0])

@@ -15,6 +15,7 @@ from bridge.crazyflie import PointControlCfg
 from bridge.env import AutoReset, State
 from jdistill.core.schedule import PhaseInfo
 from jdistill.errors import DatasetError, TrainingError
+from jdistill.export.policy_file import load_policy
 from jdistill.run.callbacks import Callback, Record
 from jdistill.run.compose import compose
 from jdistill.run.inputs import load_recording
@@ -117,11 +118,11 @@ def test_phase_information(make_runner):
 
 
 def test_a_history_is_gone_on_with_bitwise(make_runner, tmp_path):
-    """The ring, the end of phase 1 and who acts in which episode are part of the checkpoint."""
+    """The ring, the end of phase 1, who acts in which episode and the average are part of the checkpoint."""
     settings = ["agent.algorithm.use_dagger=true", "agent.algorithm.max_buffer_size=96"]
     settings += ["agent.algorithm.use_two_stage_training=true", "agent.algorithm.phase1_iterations=2"]
     settings += ["agent.algorithm.phase1_until_return=1e9", "agent.algorithm.beta_schedule=linear"]
-    settings += ["agent.algorithm.beta_per=episode", "agent.save_interval=3"]
+    settings += ["agent.algorithm.beta_per=episode", "agent.save_interval=3", "agent.algorithm.ema_decay=0.9"]
     whole = make_runner(Masses, *settings, "agent.max_iterations=6", folder=tmp_path / "whole")
     whole.start()
     whole.learn()
@@ -132,6 +133,10 @@ def test_a_history_is_gone_on_with_bitwise(make_runner, tmp_path):
     again.load()
     assert again.state.history.length.tolist() == [48, 48] and again.phase1_end == 2
     again.learn()
+    average, newest = (jax.tree.leaves(x) for x in (again.state.ema_params, again.state.student.params))
+    saved = load_policy(tmp_path / "half" / "student.safetensors")[1]
+    for mean, new, kept in zip(average, newest, jax.tree.leaves(saved.params), strict=True):
+        assert (kept == mean).all() and (mean != new).any()
     ours, theirs = (jax.tree_util.tree_leaves_with_path(r.state.replace(rng=None)) for r in (again, whole))
     for (path, a), (_, b) in zip(ours, theirs, strict=True):
         if not jnp.issubdtype(a.dtype, jax.dtypes.prng_key):
