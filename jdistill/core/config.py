@@ -31,8 +31,8 @@ class AlgorithmCfg:
     """Iterations after which the step size has halved, and halved again; null keeps it fixed, as rsl_rl does. (A decay
     over ``max_iterations`` would make a resumed run differ from an uninterrupted one.)"""
     ema_decay: float | None = None
-    """The student that is saved has the exponential moving average of its parameters, which keeps this much of itself in
-    every iteration n (in the first ones (n + 1) / (n + 10), if that is less); null saves the newest parameters. The
+    """The student that is saved has the exponential moving average of its parameters, which keeps this much of itself
+    in every iteration n (in the first ones (n + 1) / (n + 10), if that is less); null saves the newest parameters. The
     newest ones step the environment and learn."""
     max_grad_norm: float | None = 1.0
     """Gradients are scaled down to this global norm; null switches that off."""
