@@ -26,7 +26,7 @@ from jdistill.core.config import AgentCfg, AlgorithmCfg, StudentCfg
 from jdistill.core.distillation import Distillation
 from jdistill.core.networks import Policy
 from jdistill.run import compilation
-from jdistill.run.compose import compose, load_file
+from jdistill.run.compose import RunCfg, compose, load_file
 from jdistill.run.folders import new_run, note_start, planned_folder
 from jdistill.run.inputs import load_teacher
 from jdistill.run.runner import DistillationRunner
@@ -151,14 +151,19 @@ def make_distillation(motors):
     return make
 
 
-@pytest.fixture(scope="session")
-def small_run(tmp_path_factory) -> Path:
-    """The folder of a short run through both phases, which nobody may change."""
-    # The program is that of a test of the command, so that it is compiled once.
+def small_cfg(max_iterations: int) -> RunCfg:
+    """Of a short run through both phases, whose program is that of a test of the command: it is compiled once."""
     settings = ["env.num_envs=4", "env.episode_length_s=0.03", "agent.num_steps_per_env=16", "agent.save_interval=1"]
     phases = ["agent.algorithm.use_two_stage_training=true", "agent.algorithm.phase1_iterations=4"]
     preset = load_file(ROOT / "configs" / "crazyflie.yaml")
-    cfg = compose("crazyflie", PointControlCfg, [preset], [*settings, *phases, "agent.max_iterations=6"])
+    limit = f"agent.max_iterations={max_iterations}"
+    return compose("crazyflie", PointControlCfg, [preset], [*settings, *phases, limit])
+
+
+@pytest.fixture(scope="session")
+def small_run(tmp_path_factory) -> Path:
+    """The folder of a short run through both phases, which nobody may change."""
+    cfg = small_cfg(6)
     run = new_run(planned_folder(str(tmp_path_factory.mktemp("logs")), "exp", "small"))
     env = AutoReset(PointControl(cfg.env))
     runner = DistillationRunner(env, cfg, load_teacher(BUNDLED_TEACHER, env, cfg), run)

@@ -26,7 +26,7 @@ from tests.conftest import ROOT
 from tests.test_train_jax import ENVIRONMENT, command, train
 
 RUN = ["--task", f"{ROOT / 'tests' / 'masses.py'}:masses", "--logger", "none", "--phase1", "3"]
-RUN += ["agent.num_steps_per_env=16", "agent.student.output_activation=identity"]
+RUN += ["agent.num_steps_per_env=16", "agent.student.output_activation=identity", "agent.student.rnn_type=null"]
 LAUNCHERS = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT", "SLURM_PROCID")
 
 

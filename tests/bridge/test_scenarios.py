@@ -266,7 +266,7 @@ def test_one_program_serves_every_scenario():
     program = quickly(lambda parameters, rng: flight(first.with_parameters(parameters), rng))
     shared = {name: program(env.parameters, jax.random.key(0)) for name, env in envs.items()}
     assert program._cache_size() == 1
-    for scenario in ("all at once", "figure_eight_4s", "step"):
+    for scenario in ("all at once", "step"):
         alone = quickly(functools.partial(flight, envs[scenario]))(jax.random.key(0))
         for name, value in alone.items():
             np.testing.assert_allclose(
