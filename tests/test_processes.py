@@ -121,10 +121,10 @@ def assert_learnt_alike(alone: Path, logdir: Path) -> None:
 
 
 def test_processes_learn_what_one_learns_and_one_of_them_speaks(tmp_path, alone):
-    told = ended(start(4, tmp_path, *RUN, "--max_iterations", "5"))
-    assert [status for status, *_ in told] == [0] * 4, told
+    told = ended(start(2, tmp_path, *RUN, "--max_iterations", "5"))
+    assert [status for status, *_ in told] == [0] * 2, told
     assert "Learning iteration 4/5" in told[0][1] and "Done. Student:" in told[0][1]
-    assert [out + err for _, out, err in told[1:]] == [""] * 3
+    assert told[1][1:] == ("", "")
     assert_learnt_alike(alone, tmp_path)
 
 

@@ -31,7 +31,6 @@ HISTORY = ["agent.algorithm.use_dagger=true", "agent.algorithm.max_buffer_size=2
 MLP = ["agent.student.rnn_type=null"]
 NOISE = ["agent.student.init_noise_std=0.05"]
 MODES = {
-    "streaming": [*PHASES, *NOISE],
     "minibatch": [*PHASES, "agent.algorithm.sampler=minibatch", "agent.algorithm.num_mini_batches=2"],
     "uniform": [*PHASES, *HISTORY],
     "recent": [*HISTORY, "agent.algorithm.sampler=recent", "agent.algorithm.carry_start=burn_in"],
