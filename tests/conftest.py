@@ -51,13 +51,15 @@ OPTIONAL = {
 }
 """Packages that the quick tests (``-m unit``) do without."""
 LONGEST = [
-    *("bridge/test_isaaclab_point_control.py", "test_train_isaaclab.py", "jdistill/export/test_exporters.py"),
-    *("test_processes.py", "jdistill/core/test_distillation.py", "test_train_jax.py", "jdistill/run/test_mesh.py"),
-    *("test_processes_isaaclab.py", "jdistill/evaluation/test_evaluate.py", "test_old_runs.py", "test_wheel.py"),
-    *("test_mjlab.py", "test_train_library.py", "bridge/test_library.py", "jdistill/run/test_teaching.py"),
-    *("test_notebook.py", "test_docs.py", "bridge/test_scenarios.py", "jdistill/evaluation/test_play.py"),
-    *("bridge/test_quadrotors.py", "jdistill/run/test_faults.py", "test_kills.py", "jdistill/core/test_nonfinite.py"),
-    *("test_images.py", "bridge/test_forest.py", "jdistill/export/test_crazyflie.py", "bridge/test_crazyflie.py"),
+    *("bridge/test_isaaclab_point_control.py", "test_train_isaaclab.py", "jdistill/run/test_mesh.py"),
+    *("test_train_jax.py", "test_processes_isaaclab.py", "jdistill/export/test_exporters.py", "test_mjlab.py"),
+    *("test_docs.py", "jdistill/core/test_distillation.py", "test_train_library.py", "test_old_runs.py"),
+    *("test_notebook.py", "bridge/test_scenarios.py", "jdistill/run/test_teaching.py", "bridge/test_forest.py"),
+    *("test_wheel.py", "jdistill/evaluation/test_evaluate.py", "jdistill/run/test_faults.py", "test_kills.py"),
+    *("bridge/test_library.py", "jdistill/core/test_samplers.py", "jdistill/evaluation/test_play.py"),
+    *("jdistill/evaluation/test_report.py", "jdistill/core/test_networks.py", "jdistill/data/test_dataset.py"),
+    *("test_processes.py", "jdistill/run/test_runner.py", "bridge/test_quadrotors.py", "bridge/test_crazyflie.py"),
+    *("jdistill/export/test_crazyflie.py", "jdistill/core/test_nonfinite.py", "test_images.py"),
 ]
 """Files that take most of a minute or more, the longest first."""
 # Tests of the mesh take several devices; all others the first one.
