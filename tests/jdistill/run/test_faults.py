@@ -218,7 +218,12 @@ def begun(logdir: Path, *flags: str, **settings) -> subprocess.Popen:
     command += ["--teacher", str(logdir.parent / "teacher.safetensors"), "--max_iterations", "1000000"]
     command += ["--num_envs", "8", *AGENT, "agent.save_interval=1000000"]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    return subprocess.Popen(command, cwd=ROOT, **pipes, **settings)
+    # Under nohup, which the tests may be, it would ignore what it is to obey.
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    try:
+        return subprocess.Popen(command, cwd=ROOT, **pipes, **settings)
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def until(process: subprocess.Popen, text: str) -> None:
