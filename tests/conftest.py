@@ -29,7 +29,7 @@ from jdistill.core.config import AgentCfg, AlgorithmCfg, StudentCfg
 from jdistill.core.distillation import Distillation
 from jdistill.core.networks import Policy
 from jdistill.run import compilation
-from jdistill.run.compose import compose, load_file
+from jdistill.run.compose import RunCfg, compose, load_file
 from jdistill.run.folders import new_run, note_start, planned_folder
 from jdistill.run.inputs import load_teacher
 from jdistill.run.runner import DistillationRunner
@@ -54,13 +54,15 @@ OPTIONAL = {
 }
 """Packages that the quick tests (``-m unit``) do without."""
 LONGEST = [
-    *("bridge/test_isaaclab_point_control.py", "test_train_isaaclab.py", "jdistill/export/test_exporters.py"),
-    *("test_processes.py", "jdistill/core/test_distillation.py", "test_train_jax.py", "jdistill/run/test_mesh.py"),
-    *("test_processes_isaaclab.py", "jdistill/evaluation/test_evaluate.py", "test_old_runs.py", "test_wheel.py"),
-    *("test_mjlab.py", "test_train_library.py", "bridge/test_library.py", "jdistill/run/test_teaching.py"),
-    *("test_notebook.py", "test_docs.py", "bridge/test_scenarios.py", "jdistill/evaluation/test_play.py"),
-    *("bridge/test_quadrotors.py", "jdistill/run/test_faults.py", "test_kills.py", "jdistill/core/test_nonfinite.py"),
-    *("test_images.py", "bridge/test_forest.py", "jdistill/export/test_crazyflie.py", "bridge/test_crazyflie.py"),
+    *("bridge/test_isaaclab_point_control.py", "test_train_isaaclab.py", "jdistill/run/test_mesh.py"),
+    *("test_train_jax.py", "test_processes_isaaclab.py", "jdistill/export/test_exporters.py", "test_mjlab.py"),
+    *("test_docs.py", "jdistill/core/test_distillation.py", "test_train_library.py", "test_old_runs.py"),
+    *("test_notebook.py", "bridge/test_scenarios.py", "jdistill/run/test_teaching.py", "bridge/test_forest.py"),
+    *("test_wheel.py", "jdistill/evaluation/test_evaluate.py", "jdistill/run/test_faults.py", "test_kills.py"),
+    *("bridge/test_library.py", "jdistill/core/test_samplers.py", "jdistill/evaluation/test_play.py"),
+    *("jdistill/evaluation/test_report.py", "jdistill/core/test_networks.py", "jdistill/data/test_dataset.py"),
+    *("test_processes.py", "jdistill/run/test_runner.py", "bridge/test_quadrotors.py", "bridge/test_crazyflie.py"),
+    *("jdistill/export/test_crazyflie.py", "jdistill/core/test_nonfinite.py", "test_images.py"),
 ]
 """Files that take most of a minute or more, the longest first."""
 # Tests of the mesh take several devices; all others the first one.
@@ -154,14 +156,19 @@ def make_distillation(motors):
     return make
 
 
-@pytest.fixture(scope="session")
-def small_run(tmp_path_factory) -> Path:
-    """The folder of a short run through both phases, which nobody may change."""
-    # The program is that of a test of the command, so that it is compiled once.
+def small_cfg(max_iterations: int) -> RunCfg:
+    """Of a short run through both phases, whose program is that of a test of the command: it is compiled once."""
     settings = ["env.num_envs=4", "env.episode_length_s=0.03", "agent.num_steps_per_env=16", "agent.save_interval=1"]
     phases = ["agent.algorithm.use_two_stage_training=true", "agent.algorithm.phase1_iterations=4"]
     preset = load_file(ROOT / "configs" / "crazyflie.yaml")
-    cfg = compose("crazyflie", PointControlCfg, [preset], [*settings, *phases, "agent.max_iterations=6"])
+    limit = f"agent.max_iterations={max_iterations}"
+    return compose("crazyflie", PointControlCfg, [preset], [*settings, *phases, limit])
+
+
+@pytest.fixture(scope="session")
+def small_run(tmp_path_factory) -> Path:
+    """The folder of a short run through both phases, which nobody may change."""
+    cfg = small_cfg(6)
     run = new_run(planned_folder(str(tmp_path_factory.mktemp("logs")), "exp", "small"))
     env = AutoReset(PointControl(cfg.env))
     runner = DistillationRunner(env, cfg, load_teacher(BUNDLED_TEACHER, env, cfg), run)

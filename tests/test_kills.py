@@ -18,7 +18,7 @@ def flags(tmp_path) -> list[str]:
     """A run of a task that is compiled in no time."""
     make_runner(tmp_path / "start").start()
     teacher = tmp_path / "start" / "teacher.safetensors"
-    return ["--task", "tests/masses.py:masses", "--teacher", str(teacher), *faults.RUN]
+    return ["--task", "tests/masses.py:masses", "--teacher", str(teacher), *faults.RUN, "agent.student.rnn_type=null"]
 
 
 def test_a_run_that_is_killed_again_and_again_ends_as_if_nobody_had(tmp_path: Path, flags):

@@ -26,7 +26,7 @@ from tests.conftest import ROOT
 from tests.test_train_jax import ENVIRONMENT, command, train
 
 RUN = ["--task", f"{ROOT / 'tests' / 'masses.py'}:masses", "--logger", "none", "--phase1", "3"]
-RUN += ["agent.num_steps_per_env=16", "agent.student.output_activation=identity"]
+RUN += ["agent.num_steps_per_env=16", "agent.student.output_activation=identity", "agent.student.rnn_type=null"]
 LAUNCHERS = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT", "SLURM_PROCID")
 
 
@@ -121,10 +121,10 @@ def assert_learnt_alike(alone: Path, logdir: Path) -> None:
 
 
 def test_processes_learn_what_one_learns_and_one_of_them_speaks(tmp_path, alone):
-    told = ended(start(4, tmp_path, *RUN, "--max_iterations", "5"))
-    assert [status for status, *_ in told] == [0] * 4, told
+    told = ended(start(2, tmp_path, *RUN, "--max_iterations", "5"))
+    assert [status for status, *_ in told] == [0] * 2, told
     assert "Learning iteration 4/5" in told[0][1] and "Done. Student:" in told[0][1]
-    assert [out + err for _, out, err in told[1:]] == [""] * 3
+    assert told[1][1:] == ("", "")
     assert_learnt_alike(alone, tmp_path)
 
 

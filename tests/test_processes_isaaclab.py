@@ -9,7 +9,8 @@ import yaml
 
 from tests.test_processes import await_iteration, ended, newest, start
 
-ISAAC_LAB = ["--task", "crazyflie", "--sim", "isaaclab", "--logger", "none", "agent.num_steps_per_env=16"]
+ISAAC_LAB = ["--task", "crazyflie", "--sim", "isaaclab", "--logger", "none", "agent.num_steps_per_env=8"]
+ISAAC_LAB += ["agent.student.rnn_type=null", "agent.algorithm.gradient_length=8"]
 
 
 @pytest.mark.full

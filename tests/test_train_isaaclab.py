@@ -93,13 +93,11 @@ def test_a_student_of_isaac_lab_is_exported_without_it(documented, tmp_path, cap
     assert sidecar["task"] == POINT_CONTROL and sidecar["observation"]["groups"][0]["name"] == "policy"
 
 
-def test_a_student_is_evaluated_in_its_simulator(documented, tmp_path):
+def test_a_student_is_evaluated_in_its_simulator(documented, tmp_path, capsys):
     """The generic part of the metrics on a simulator that is not JAX, by the command."""
     run, _ = documented
     settings = ["--episodes", "8", "--out", str(tmp_path), "--device", "cpu", "env.episode_length_s=0.2"]
-    command = [sys.executable, "-m", "jdistill.evaluate", str(run), *settings]
-    done = subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT, cwd=ROOT)
-    assert done.returncode == 0, done.stderr
+    assert run_command("evaluate", [str(run), *settings]) == 0, capsys.readouterr().err
     results = json.loads((tmp_path / "evaluation.json").read_text())
     assert list(results["scenarios"]) == ["default"] and results["task"] == POINT_CONTROL
     policies = results["scenarios"]["default"]["policies"]

@@ -35,6 +35,7 @@ from jdistill.run import policy_paths, session, training
 from jdistill.run.folders import starts
 from jdistill.run.progress import read_progress
 from tests.conftest import BUNDLED_TEACHER, CACHE, ROOT
+from tests.masses import masses_teacher
 
 SMALL = ["--num_envs", "4", "--logger", "none", "agent.num_steps_per_env=16", "agent.save_interval=100"]
 SHORT_EPISODES = ["env.episode_length_s=0.03", "agent.save_interval=1", "--phase1", "4"]
@@ -189,8 +190,17 @@ def interrupted(arguments: list[str], at: int, signum: int) -> tuple[str, int, l
     return out + rest, int(done), hint.split()
 
 
-def test_signals_save_and_say_how_to_go_on(tmp_path):
-    start = command(tmp_path, *SMALL, "--phase1", "3", "--max_iterations", "100000")
+@pytest.fixture
+def of_masses(tmp_path) -> list[str]:
+    """Arguments for a task that is compiled in no time, where the point is not the task."""
+    policy, state, description = masses_teacher()
+    save_policy(tmp_path / "teacher.safetensors", policy, state, description)
+    task = ["--task", f"{ROOT / 'tests' / 'masses.py'}:masses", "--teacher", str(tmp_path / "teacher.safetensors")]
+    return [*task, *SMALL, "agent.student.rnn_type=null"]
+
+
+def test_signals_save_and_say_how_to_go_on(tmp_path, of_masses):
+    start = command(tmp_path / "logs", *of_masses, "--max_iterations", "100000")
     _, done, hint = interrupted(start, 5, signal.SIGINT)
     assert hint[:2] == ["python", "train_jax.py"]
     out, _, _ = interrupted([sys.executable, *hint[1:]], done + 2, signal.SIGTERM)
@@ -210,7 +220,8 @@ def test_best_student_is_one_that_flew_itself(tmp_path):
 
 def test_wandb_works_offline(tmp_path, monkeypatch):
     monkeypatch.setenv("WANDB_MODE", "offline")
-    run, _ = train(tmp_path, *SMALL, "--logger", "wandb", "--log_project_name", "Foundation", "--max_iterations", "2")
+    arguments = ["--phase1", "3", "--max_iterations", "2", "--log_project_name", "Foundation"]
+    run, _ = train(tmp_path, *SMALL, *arguments, "--logger", "wandb")
     (file,) = (run / "wandb").glob("offline-run-*/*.wandb")
     history = wandb_history(file.read_bytes())
     losses = [float(row["Loss/behavior"]) for row in history if "Loss/behavior" in row]
@@ -239,18 +250,19 @@ def test_a_mad_teacher_stops_the_run(capsys, tmp_path):
     policy, state, header = load_policy(BUNDLED_TEACHER)
     params = jax.tree.map(lambda x: 1e30 * x, state.params)
     save_policy(tmp_path / "mad.safetensors", policy, state.replace(params=params), header)
-    arguments = [*SMALL, "--max_iterations", "2", "--teacher", str(tmp_path / "mad.safetensors")]
+    arguments = [*SMALL, "--phase1", "3", "--max_iterations", "4", "--teacher", str(tmp_path / "mad.safetensors")]
     message = complaint(capsys, "--logdir", str(tmp_path), *arguments)
     what = "NaN or infinity in the teacher's action of environment 0 at step 0"
     assert message.endswith(f"error: iteration 0: {what}; nothing was saved yet")
 
 
-def test_from_the_outside_with_flags_of_no_effect(tmp_path):
+def test_from_the_outside_with_flags_of_no_effect(tmp_path, of_masses):
     flags = ["--headless", "--device", "cpu", "--resume", "False", "--max_iterations", "1"]
-    done = subprocess.run(command(tmp_path, *SMALL, *flags), capture_output=True, text=True, env=ENVIRONMENT)
+    start = command(tmp_path / "logs", *of_masses, *flags)
+    done = subprocess.run(start, capture_output=True, text=True, env=ENVIRONMENT)
     assert done.returncode == 0 and not done.stderr
     assert "Training Phase" not in done.stdout, "one-stage training has no phases to speak of"
-    (config,) = tmp_path.glob("*/*/config.yaml")
+    (config,) = tmp_path.glob("logs/*/*/config.yaml")
     assert yaml.safe_load(config.read_text())["agent"]["algorithm"]["use_two_stage_training"] is False
 
 
@@ -366,7 +378,7 @@ def test_an_rsl_rl_checkpoint_is_a_teacher(tmp_path):
     normalizer = {k.removeprefix("obs_normalizer."): v for k, v in tensors.items() if k.startswith("obs_normalizer.")}
     actor = {k.replace("mlp.", "actor."): v for k, v in tensors.items() if k.startswith("mlp.")}
     torch.save({"model_state_dict": actor, "obs_norm_state_dict": normalizer, "iter": 9}, tmp_path / "best_model.pt")
-    arguments = ["--max_iterations", "1", "--checkpoint", str(tmp_path / "best_model.pt")]
+    arguments = ["--phase1", "3", "--max_iterations", "1", "--checkpoint", str(tmp_path / "best_model.pt")]
     run, out = train(tmp_path, *SMALL, *arguments)
     assert "best_model.pt: 26 observations, 64-64-64-4, elu, tanh at the output, with normalizer" in out
     kept, again, _ = load_policy(run / "teacher.safetensors")

@@ -52,7 +52,8 @@ def test_the_wheel_does_everything_on_its_own(installed, tmp_path):
     home = "import jdistill, bridge; print(jdistill.__file__, bridge.__file__)"
     for file in run(installed / "python", "-c", home, cwd=tmp_path, environment=environment).split():
         assert Path(file).is_relative_to(installed.parent)
-    train = ["train", "--phase1", "2", "--max_iterations", "3", "--num_envs", "4", "agent.num_steps_per_env=16"]
+    # The program is that of tests of the command, so that it is compiled once.
+    train = ["train", "--phase1", "3", "--max_iterations", "4", "--num_envs", "4", "agent.num_steps_per_env=16"]
     assert "SWITCHING TO PHASE 2" in jdistill(*train, "agent.save_interval=100")
     (folder,) = (tmp_path / "logs" / "jdistill" / "distillation").iterdir()
     assert "learning_rate_half_life: 255" in (folder / "config.yaml").read_text(), "the preset is in the wheel"

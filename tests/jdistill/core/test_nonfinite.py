@@ -32,6 +32,7 @@ AGENT += [
     "agent.on_nonfinite=mask",
     "agent.init_at_random_ep_len=false",
 ]
+FEED_FORWARD = ["agent.student.rnn_type=null", "agent.student.pre_dims=[]"]
 SAMPLERS = {
     "streaming": [],
     "minibatch": ["agent.algorithm.sampler=minibatch", "agent.algorithm.num_mini_batches=2"],
@@ -123,7 +124,7 @@ def test_moments_of_the_rows_that_count():
 
 
 def test_a_run_goes_on_says_so_and_records_whole_episodes_only(tmp_path, capsys):
-    cfg = configured()
+    cfg = configured(*FEED_FORWARD)
     record = Record(tmp_path / "rollouts.hdf5")
     runner = DistillationRunner(AutoReset(Breaking(ENVS)), cfg, masses_teacher(), tmp_path / "run", callbacks=[record])
     runner.start()
@@ -140,7 +141,7 @@ def test_a_run_goes_on_says_so_and_records_whole_episodes_only(tmp_path, capsys)
 
 
 def test_without_it_the_run_ends_at_the_first(tmp_path):
-    cfg = configured("agent.on_nonfinite=stop")
+    cfg = configured("agent.on_nonfinite=stop", *FEED_FORWARD)
     runner = DistillationRunner(AutoReset(Breaking(ENVS)), cfg, masses_teacher(), tmp_path / "run")
     runner.start()
     with pytest.raises(TrainingError, match=f"NaN or infinity in .* of environment {BREAKS} at step"):
@@ -153,7 +154,8 @@ def test_environments_that_all_break_end_the_run(tmp_path):
             after = super().step(state, action)
             return after.replace(reward=after.reward * jnp.nan)
 
-    runner = DistillationRunner(AutoReset(Broken(ENVS)), configured(), masses_teacher(), tmp_path / "run")
+    cfg = configured(*FEED_FORWARD)
+    runner = DistillationRunner(AutoReset(Broken(ENVS)), cfg, masses_teacher(), tmp_path / "run")
     runner.start()
     with pytest.raises(TrainingError, match=f"ended {ENVS * STEPS} episodes of {ENVS} environments, too many"):
         runner.learn()

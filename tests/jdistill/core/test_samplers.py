@@ -117,7 +117,12 @@ def test_burn_in_counts_exactly_the_steps_it_should(make, begin_at_once):
     settings = {"use_dagger": True, "max_buffer_size": ROLLOUTS * STEPS * ENVS, "carry_start": "burn_in"}
     alg, state = make(**settings, burn_in_steps=5)
     history, line = recorded(alg, state, begin_at_once)
-    seen_early = False
+    seen_early, compute = (
+        False,
+        jax.jit(
+            lambda data, number, params: jax.value_and_grad(loss_of(alg, state, data, number), has_aux=True)(params)
+        ),
+    )
     for number in range(3):
         data = data_of(state, history)
         batch = batch_of(alg, state, data, number)
@@ -141,8 +146,7 @@ def test_burn_in_counts_exactly_the_steps_it_should(make, begin_at_once):
             return 4 * total / counted
 
         seen_early |= any(time < 5 for time, _ in places)
-        loss = loss_of(alg, state, data, number)
-        (ours, _), our_gradient = jax.value_and_grad(loss, has_aux=True)(state.params)
+        (ours, _), our_gradient = compute(data, number, state.params)
         if number == 0 and begin_at_once:
             gradient = jax.grad(plain)(state.params)
             for a, b in zip(jax.tree.leaves(our_gradient), jax.tree.leaves(gradient), strict=True):

@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 
 from jdistill.core.config import AlgorithmCfg
+from jdistill.core.networks import Policy
 from jdistill.core.schedule import Schedule
 
+MLP = Policy(4, (8,))
 STAGES = {"use_two_stage_training": True, "phase1_iterations": 4}
 
 
@@ -63,7 +65,7 @@ def executed(steps):
 @pytest.mark.full
 @pytest.mark.parametrize("per", ["step", "episode"])
 def test_a_mixture_steps_as_it_says(make_distillation, teacher_actor, per):
-    alg = make_distillation(num_steps=60, beta_schedule="linear", beta_iterations=2, beta_per=per)
+    alg = make_distillation(MLP, num_steps=60, beta_schedule="linear", beta_iterations=2, beta_per=per)
     state = alg.init(jax.random.key(0), teacher_actor).replace(iteration=jnp.array(1, jnp.int32))
     after, rollout = jax.jit(alg.rollout)(state, teacher_actor)
     acts, going_on = np.asarray(rollout.steps.teacher_acts), ~np.asarray(rollout.steps.done[:-1])
@@ -79,7 +81,9 @@ def test_a_mixture_steps_as_it_says(make_distillation, teacher_actor, per):
 
 @pytest.mark.full
 def test_student_only_envs_alone_count_in_phase_1_and_end_it(make_distillation, teacher_actor):
-    alg = make_distillation(num_steps=60, gradient_length=60, num_learning_epochs=1, phase1_until_return=-1e9, **STAGES)
+    alg = make_distillation(
+        MLP, num_steps=60, gradient_length=60, num_learning_epochs=1, phase1_until_return=-1e9, **STAGES
+    )
     state = jax.jit(alg.init)(jax.random.key(0), teacher_actor)
     # The student's episode is about to end by time: whatever its return, it is above the goal.
     ages = jnp.where(alg.schedule.is_student_only(), alg.env.max_episode_length - 5, 0)

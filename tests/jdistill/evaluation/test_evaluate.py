@@ -43,7 +43,7 @@ def test_bundled_teacher_holds_a_point():
 
 
 def test_a_policy_that_falls_is_counted_as_such():
-    env = AutoReset(PointControl(PointControlCfg(num_envs=50, episode_length_s=3.0)))
+    env = AutoReset(PointControl(PointControlCfg(num_envs=50, episode_length_s=3.0, physics_freq=100)))
     policy = Policy(4, ())
     policy_state = networks.init(policy, jax.random.key(0), 22, normalize=False)
     off = jax.tree.map(jnp.zeros_like, policy_state.params)
@@ -359,14 +359,14 @@ def test_the_command(run, capsys):
 
 
 def test_many_devices_find_what_one_finds(run):
-    """On the embedded environment, six flights: they fill the second round of four devices by half."""
-    settings = {"episodes": 6, "scenarios": ["hover", "cf2x_T350", "cf21B_500"]}
-    found = [jdistill.evaluate(run, **settings, devices=count) for count in (1, "all")]
-    assert [results["machine"]["devices"] for results in found] == [1, 4]
-    one, four = ({name: s["policies"] for name, s in results["scenarios"].items()} for results in found)
-    assert list(one) == list(four) == settings["scenarios"] and same(four, one)
+    """On the embedded environment: four flights on two devices."""
+    settings = {"episodes": 6, "scenarios": ["hover", "cf2x_T350"]}
+    found = [jdistill.evaluate(run, **settings, devices=count) for count in (1, 2)]
+    assert [results["machine"]["devices"] for results in found] == [1, 2]
+    one, two = ({name: s["policies"] for name, s in results["scenarios"].items()} for results in found)
+    assert list(one) == list(two) == settings["scenarios"] and same(two, one)
     returns = [numbers["return"] for policies in one.values() for numbers in policies.values()]
-    assert len(set(returns)) == 6, "no two flights are alike"
+    assert len(set(returns)) == 4, "no two flights are alike"
 
 
 def test_choosing_devices():

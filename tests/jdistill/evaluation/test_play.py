@@ -11,15 +11,14 @@ import pytest
 from PIL import Image
 
 from bridge import mujoco_render
-from bridge.crazyflie import PointControl, PointControlCfg
+from bridge.crazyflie import PointControl
 from bridge.env import AutoReset
 from jdistill.cli.main import run_command
 from jdistill.evaluation import play, video
-from jdistill.run.compose import compose
 from jdistill.run.inputs import load_teacher
 from jdistill.run.progress import read_progress
 from jdistill.run.runner import DistillationRunner
-from tests.conftest import BUNDLED_TEACHER
+from tests.conftest import BUNDLED_TEACHER, small_cfg
 
 SCENE = ["--scenario", "hover", "env.episode_length_s=0.6"]
 
@@ -111,10 +110,8 @@ def test_missing_packages_are_told_before_anything_runs(small_run, tmp_path, cap
 def test_training_is_filmed_and_goes_on_as_without_it(tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    settings = ["env.num_envs=2", "agent.num_steps_per_env=16", "agent.max_iterations=3"]
-    students = []
+    cfg, students = small_cfg(3), []
     for filmed in (True, False):
-        cfg = compose("crazyflie", PointControlCfg, [], settings)
         env = AutoReset(PointControl(cfg.env))
         camera = video.Camera(env, length=40) if filmed else None
         callbacks = [video.FilmStudent(camera, interval=2)] if camera else []

@@ -56,15 +56,22 @@ def ours_of(torch_model, normalize: bool):
     return policy, state
 
 
-@pytest.mark.parametrize("kind", MODELS)
+CLIPPED = 30, {"normalize": True}
+STRADDLING = 20, {"normalize": True, "gradient_length": 15, "loss_type": "huber", "optimizer": "adamw"}
+LEFT_OVER = 16, {"normalize": False, "gradient_length": 5, "max_grad_norm": None}
+
+
 @pytest.mark.parametrize(
-    ("steps", "settings"),
+    ("kind", "steps", "settings"),
     [
-        (30, {"normalize": True}),
-        (20, {"normalize": True, "gradient_length": 15, "loss_type": "huber", "optimizer": "adamw"}),
-        (16, {"normalize": False, "gradient_length": 5, "max_grad_norm": None}),
+        ("mlp", *CLIPPED),
+        ("gru", *CLIPPED),
+        ("gru", *STRADDLING),
+        ("gru", *LEFT_OVER),
+        ("gru of two layers", *LEFT_OVER),
+        ("lstm", *CLIPPED),
+        ("lstm of two layers", *STRADDLING),
     ],
-    ids=["mse adam clipped", "huber adamw straddling", "unclipped, no normalizer, left over"],
 )
 def test_three_updates_give_the_same_student(make_distillation, teacher_actor, kind, steps, settings):
     settings = {"gradient_length": 15, "max_grad_norm": 1.0, "loss_type": "mse", "optimizer": "adam", **settings}

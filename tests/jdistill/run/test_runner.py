@@ -51,6 +51,7 @@ class Breaking(Masses):
 def make_runner(tmp_path):
     def make(env_cls=Masses, *overrides: str, folder=tmp_path, callbacks=()) -> DistillationRunner:
         settings = ["env.num_envs=2", "agent.num_steps_per_env=16", "agent.save_interval=1", "agent.logger=none"]
+        settings += ["agent.student.rnn_type=null"]
         cfg = compose("crazyflie", PointControlCfg, [], [*settings, *overrides])
         env, teacher = AutoReset(env_cls(cfg.env.num_envs)), masses_teacher()
         return DistillationRunner(env, cfg, teacher, folder, load_recording(env, cfg, teacher), callbacks)
@@ -122,7 +123,8 @@ def test_a_history_is_gone_on_with_bitwise(make_runner, tmp_path):
     settings = ["agent.algorithm.use_dagger=true", "agent.algorithm.max_buffer_size=96"]
     settings += ["agent.algorithm.use_two_stage_training=true", "agent.algorithm.phase1_iterations=2"]
     settings += ["agent.algorithm.phase1_until_return=1e9", "agent.algorithm.beta_schedule=linear"]
-    settings += ["agent.algorithm.beta_per=episode", "agent.save_interval=3", "agent.algorithm.ema_decay=0.9"]
+    settings += ["agent.algorithm.beta_per=episode", "agent.save_interval=3", "agent.student.rnn_type=gru"]
+    settings += ["agent.algorithm.ema_decay=0.9"]
     whole = make_runner(Masses, *settings, "agent.max_iterations=6", folder=tmp_path / "whole")
     whole.start()
     whole.learn()
@@ -205,7 +207,7 @@ def test_what_is_recorded_can_be_trained_on(make_runner, tmp_path, capsys):
     assert episodes >= 10
     settings = [f"agent.algorithm.dataset=[{file}]", "agent.max_iterations=30", "agent.algorithm.gradient_steps=20"]
     settings += ["agent.algorithm.use_two_stage_training=true", "agent.algorithm.phase1_iterations=2"]
-    settings += ["agent.algorithm.beta_schedule=linear"]
+    settings += ["agent.algorithm.beta_schedule=linear", "agent.student.rnn_type=gru"]
     runner = make_runner(Masses, *settings, "agent.algorithm.burn_in_steps=5", folder=tmp_path / "trained")
     assert f"Dataset: {episodes} episodes" in runner.recording.summary
     runner.start()
