@@ -1,8 +1,8 @@
 """CRC-32 of the arrays of a checkpoint, also of those of which every process holds a part only.
 
 An array that one process holds has one number. One that lies on the devices of several has a list of
-``[[[start, stop], ...], number]``, the bounds of each part along every axis and its number; together they are all of it,
-so whoever reads the array, on whatever devices, can check all of it.
+``[[[start, stop], ...], number]``: the bounds of each part along every axis, and its number. Together the parts are all
+of it, so whoever reads the array, on whatever devices, can check all of it.
 """
 
 from __future__ import annotations
