@@ -1,14 +1,17 @@
 """Faults tried on real runs: how many were survived, and what was lost, silent, or a traceback.
 
-    python -m benchmarks.faults [--chains 20] [--files 60] [--full 10] [--seed 0] [--out docs/faults.json]
+    python -m benchmarks.faults [--chains 20] [--full 10] [--signals 12] [--files 60] [--out docs/faults.json]
 
 - *kills*: chains of a run that is killed at a random file operation and gone on with, until it is done. Its student
   must be, bit by bit, that of the run nobody killed.
 - *full disks*: from a random file operation on every one fails. The last checkpoint must still be there.
+- *signals*: one that asks the run to end, once or several times, or a pipe that nobody reads any more. Every iteration
+  that was printed must be saved.
 - *damaged files*: a random byte of a checkpoint, a policy file or a recording is another one. Whoever reads the file
   must say so in one line, or the numbers must be those that were written.
 
-Needs a C compiler, on Linux. Half an hour on two cores.
+Needs a C compiler, on Linux. Half an hour on two cores. The results are written after every trial, and those of parts
+that are left out (0) stay. With ``--page`` nothing is tried: the tables of docs/reliability.md are written.
 """
 
 from __future__ import annotations
@@ -19,6 +22,7 @@ import os
 import random
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -31,11 +35,26 @@ import numpy as np
 from safetensors.numpy import load_file
 
 from benchmarks.crazyflie import ROOT
+from jdistill.files import replace_file
+from jdistill.run.folders import newest_checkpoint
 
 ITERATIONS = 6
 RUN = ["--num_envs", "4", "--logger", "none", "--device", "cpu", "--devices", "1", "--phase1", "2"]
 RUN += ["agent.num_steps_per_env=8", "agent.algorithm.gradient_length=4", "agent.save_interval=1"]
 OUTCOMES = ("tried", "survived", "lost", "silent", "tracebacks")
+PAGE = ROOT / "docs" / "reliability.md"
+BEGIN, END = "<!-- written by python -m benchmarks.faults --page -->", "<!-- up to here -->"
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGPIPE)
+BEFORE = """| fault | tried | survived | lost | silent | tracebacks |
+|---|---|---|---|---|---|
+| kills, in chains | 61 | 23 | 4 | 0 | |
+| full disks | 30 | 30 | 0 | 0 | up to 85 each |
+| signals | 26 | 16 | 10 | 0 | |
+| damaged checkpoints | 49 | 10 | 0 | 39 | 0 |
+| damaged policy files | 22 | 0 | 0 | 22 | 0 |
+| odd settings | 7000 | | | | 447 |
+| odd command lines | 570 | | | | 28 |"""
+"""What came of faults of these kinds before anything was done about them."""
 
 
 def build(folder: Path) -> Path:
@@ -54,13 +73,22 @@ class Trainer:
 
     def train(self, *flags: str, **fault: Any) -> subprocess.CompletedProcess[str]:
         """``train_jax.py`` with a fault: ``mode``, and the file operation ``at`` which it happens."""
-        command = [sys.executable, "train_jax.py", "--logdir", str(self.logdir), *self.flags, *flags]
-        if "--resume" in flags:
-            command = [*command[:4], *flags]
+        command, env = self._command(*flags), self._environment(**fault)
+        return subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=600)
+
+    def begin(self, *flags: str) -> subprocess.Popen[str]:
+        """``train_jax.py``, without a fault."""
+        command, pipe = self._command(*flags), subprocess.PIPE
+        return subprocess.Popen(command, cwd=ROOT, env=self._environment(), stdout=pipe, stderr=pipe, text=True)
+
+    def _command(self, *flags: str) -> list[str]:
+        command = [sys.executable, "train_jax.py", "--logdir", str(self.logdir)]
+        return [*command, *([] if "--resume" in flags else self.flags), *flags]
+
+    def _environment(self, **fault: Any) -> dict[str, str]:
         count = self.logdir.parent / "count"
         env = {**os.environ, "FAULT_ROOT": str(self.logdir), "LD_PRELOAD": str(self.library), "FAULT_COUNT": str(count)}
-        env |= {f"FAULT_{name.upper()}": str(value) for name, value in fault.items()}
-        return subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=600)
+        return env | {f"FAULT_{name.upper()}": str(value) for name, value in fault.items()}
 
     @property
     def operations(self) -> int:
@@ -85,8 +113,12 @@ def same(file: Path, other: Path) -> bool:
     return ours.keys() == theirs.keys() and all(np.array_equal(x, theirs[name]) for name, x in ours.items())
 
 
-def kills(folder: Path, library: Path, chains: int, rng: random.Random, flags: Sequence[str] = RUN) -> Counter[str]:
-    """Chains of kills and resumes."""
+Found = Iterator[Counter[str]]
+"""How often each of the :data:`OUTCOMES` has come out, after every trial."""
+
+
+def kills(folder: Path, library: Path, chains: int, rng: random.Random, flags: Sequence[str] = RUN) -> Found:
+    """Chains of kills and resumes; a chain survives, a kill is tried."""
     whole = Trainer(folder / "whole", library, flags)
     whole.train("--max_iterations", str(ITERATIONS)).check_returncode()
     operations, found = whole.operations, Counter(dict.fromkeys(OUTCOMES, 0))
@@ -110,12 +142,10 @@ def kills(folder: Path, library: Path, chains: int, rng: random.Random, flags: S
         found["survived" if equal else "silent" if ended else "lost"] += 1
         print(f"  chain {chain}: {'as if nobody had killed it' if equal else done.stderr.strip()[-300:]}", flush=True)
         shutil.rmtree(trainer.logdir.parent)
-    return found
+        yield found
 
 
-def full_disks(
-    folder: Path, library: Path, number: int, rng: random.Random, flags: Sequence[str] = RUN
-) -> Counter[str]:
+def full_disks(folder: Path, library: Path, number: int, rng: random.Random, flags: Sequence[str] = RUN) -> Found:
     """A disk that is full from some operation on; the run must go on once it is not."""
     found = Counter(dict.fromkeys(OUTCOMES, 0))
     for i in range(number):
@@ -131,13 +161,40 @@ def full_disks(
         found["survived" if goes_on else "lost"] += 1
         print(f"  full disk {i}: {done.stderr.strip()[-200:]}", flush=True)
         shutil.rmtree(trainer.logdir.parent)
-    return found
+        yield found
 
 
-def damaged_files(folder: Path, library: Path, number: int, rng: random.Random) -> Counter[str]:
+def signals(folder: Path, library: Path, number: int, rng: random.Random, flags: Sequence[str] = RUN) -> Found:
+    """What asks a run to end before its time."""
+    found = Counter(dict.fromkeys(OUTCOMES, 0))
+    for i in range(number):
+        trainer = Trainer(folder / f"signal{i}" / "logs", library, [*flags, "agent.save_interval=1000000"])
+        trainer.logdir.mkdir(parents=True)
+        process, signum = trainer.begin("--max_iterations", "1000000"), rng.choice(SIGNALS)
+        assert process.stdout and process.stderr
+        wanted, printed = rng.randint(1, 12), -1
+        for line in process.stdout:
+            printed = int(m[1]) if (m := re.search(r"Learning iteration (\d+)/", line)) else printed
+            if printed == wanted:
+                break
+        for _ in range(rng.randint(1, 4)):
+            process.stdout.close() if signum == signal.SIGPIPE else process.send_signal(signum)
+        if not process.stdout.closed:
+            printed = max([printed, *map(int, re.findall(r"Learning iteration (\d+)/", process.stdout.read()))])
+        err = process.stderr.read()
+        told = process.wait(timeout=600) == 128 + signum and "everything is saved" in err
+        saved = newest_checkpoint(trainer.run) if trainer.run else 0
+        found.update({"tried": 1, "tracebacks": "Traceback" in err})
+        found["lost" if (saved or 0) <= printed else "survived" if told else "silent"] += 1
+        print(f"  signal {i}: {signum.name} at iteration {wanted}, {saved} saved: {err.strip()[-200:]}", flush=True)
+        shutil.rmtree(trainer.logdir.parent)
+        yield found
+
+
+def damaged_files(folder: Path, library: Path, number: int, rng: random.Random, flags: Sequence[str] = RUN) -> Found:
     """Another byte in a file that a later command reads."""
     found = Counter(dict.fromkeys(OUTCOMES, 0))
-    trainer, recording = Trainer(folder / "damaged" / "logs", library), folder / "flown.hdf5"
+    trainer, recording = Trainer(folder / "damaged" / "logs", library, flags), folder / "flown.hdf5"
     trainer.train("--max_iterations", "3", "--record", str(recording), "env.episode_length_s=0.05").check_returncode()
     trainer.train("--resume", "--max_iterations", "5").check_returncode()
     assert trainer.run
@@ -159,7 +216,7 @@ def damaged_files(folder: Path, library: Path, number: int, rng: random.Random) 
         if not told:
             print(f"  {file.name} byte {place}: {'means nothing' if unchanged else 'SILENT'}", flush=True)
         file.write_bytes(content)
-    return found
+        yield found
 
 
 def _files(run: Path, recording: Path, number: int, rng: random.Random) -> Iterator[Path]:
@@ -202,27 +259,53 @@ def _unchanged(run: Path, file: Path, whole: dict[str, np.ndarray]) -> bool:
     return all(np.array_equal(arrays[name], x) for name, x in student.items())
 
 
+PARTS = {"kills, in chains": kills, "full disks": full_disks, "signals": signals, "damaged files": damaged_files}
+
+
+def table(results: dict[str, Any]) -> str:
+    """In Markdown."""
+    lines = [f"| fault | {' | '.join(OUTCOMES)} |", f"|---|{'---|' * len(OUTCOMES)}"]
+    for what, found in results["rows"].items():
+        lines.append(f"| {what} | {' | '.join(str(found[outcome]) for outcome in OUTCOMES)} |")
+    return "\n".join(lines)
+
+
+def tables(results: dict[str, Any]) -> str:
+    """What the page has of them."""
+    return f"{table(results)}\n\nBefore there were checksums, and before more than Ctrl-C was caught:\n\n{BEFORE}"
+
+
+def write_page(results: dict[str, Any]) -> None:
+    """Put the tables in their place."""
+    before, _, rest = PAGE.read_text().partition(BEGIN)
+    replace_file(PAGE, f"{before}{BEGIN}\n\n{tables(results)}\n\n{END}{rest.partition(END)[2]}")
+
+
 def main() -> int:
     """Try, count, print."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--chains", type=int, default=20)
     parser.add_argument("--full", type=int, default=10)
+    parser.add_argument("--signals", type=int, default=12)
     parser.add_argument("--files", type=int, default=60)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path)
+    parser.add_argument("--page", action="store_true", help="try nothing, write the page")
     args = parser.parse_args()
-    rng, rows = random.Random(args.seed), {}
+    if args.page:
+        write_page(json.loads(PAGE.with_name("faults.json").read_text()))
+        return 0
+    before = json.loads(args.out.read_text())["rows"] if args.out and args.out.is_file() else {}
+    results: dict[str, Any] = {"seed": args.seed, "rows": before}
     with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        library = build(folder)
-        rows["kills, in chains"] = kills(folder, library, args.chains, rng)
-        rows["full disks"] = full_disks(folder, library, args.full, rng)
-        rows["damaged files"] = damaged_files(folder, library, args.files, rng)
-    print(f"| fault | {' | '.join(OUTCOMES)} |\n|---|{'---|' * len(OUTCOMES)}")
-    for what, found in rows.items():
-        print(f"| {what} | {' | '.join(str(found[outcome]) for outcome in OUTCOMES)} |")
-    if args.out:
-        args.out.write_text(json.dumps({"seed": args.seed, "rows": rows}, indent=1) + "\n")
+        library = build(Path(name))
+        for number, (what, part) in zip((args.chains, args.full, args.signals, args.files), PARTS.items(), strict=True):
+            rng = random.Random(f"{args.seed} {what}")
+            for found in part(Path(name), library, number, rng) if number else ():
+                results["rows"][what] = dict(found)
+                if args.out:
+                    args.out.write_text(json.dumps(results, indent=1) + "\n")
+    print(table(results))
     return 0
 
 

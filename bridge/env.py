@@ -19,6 +19,7 @@ from jax import Array
 
 from bridge.episodes import begin_episodes, count_episodes
 from bridge.errors import RenderError, SettingError
+from bridge.errors import SimulatorError as SimulatorError
 from bridge.keys import keys_for, random_ages, split_keys
 from bridge.nonfinite import finite_envs
 from bridge.observation import Layout as Layout

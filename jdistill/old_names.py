@@ -54,6 +54,12 @@ MOVED = {
     "schedule": "core.schedule",
     "video": "evaluation.video",
 }
+LEFT: dict[str, dict[str, tuple[str, ...]]] = {
+    "config": {"run.compose": ("BridgeCfg", "RunCfg", "compose", "load_file")},
+    "interop.rsl_rl_checkpoint": {"export.rsl_rl_export": ("actor_checkpoint", "distillation_checkpoint")},
+    "runner": {"run.inputs": ("load_recording", "load_teacher", "make_student", "resolve_obs_groups")},
+}
+"""What is in another module now than the one that an old name gives, which has it too once that name was used."""
 COMMANDS = ("convert", "dataset", "evaluate", "export.__main__", "play", "report", "runs")
 """What ``python -m jdistill.NAME`` runs; of a package, as ``jdistill.export`` is one now, that is its ``__main__``."""
 _PACKAGE = __package__ + "."
@@ -77,7 +83,7 @@ class _Loader(InspectLoader):
     def exec_module(self, module: ModuleType) -> None:
         """Put the module that is meant into the place of the new one."""
         name = module.__name__.removeprefix(_PACKAGE)
-        sys.modules[module.__name__] = importlib.import_module(_PACKAGE + MOVED.get(name, f"cli.{name}"))
+        sys.modules[module.__name__] = moved(name) or importlib.import_module(f"{_PACKAGE}cli.{name}")
 
     def get_code(self, fullname: str) -> CodeType:
         """What ``python -m`` runs."""
@@ -102,4 +108,10 @@ def install() -> None:
 
 def moved(name: str) -> ModuleType | None:
     """The module that ``jdistill.<name>`` was, None if it was none: for ``from jdistill import networks``."""
-    return importlib.import_module(_PACKAGE + MOVED[name]) if name in MOVED else None
+    if name not in MOVED:
+        return None
+    module = importlib.import_module(_PACKAGE + MOVED[name])
+    for home, names in LEFT.get(name, {}).items():
+        for left in names:
+            setattr(module, left, getattr(importlib.import_module(_PACKAGE + home), left))
+    return module

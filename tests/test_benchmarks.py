@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from benchmarks import dagger, devices, forest, quadrotors, raptor, tasks_page, teachers
+from benchmarks import dagger, devices, faults, forest, quadrotors, raptor, tasks_page, teachers
 from benchmarks.page import DOCS, page
 from tests.conftest import ROOT
 
@@ -73,6 +73,13 @@ def test_the_tables_of_the_simulators_are_those_of_the_numbers():
     file = DOCS / "tasks.json"
     results = json.loads(file.read_text()) if file.is_file() else {"tasks": {}}
     assert f"\n\n{tasks_page.tables(results)}\n\n" in tasks_page.PAGE.read_text()
+
+
+def test_the_faults_that_were_tried_are_what_the_page_says():
+    results = json.loads((DOCS / "faults.json").read_text())
+    assert f"\n\n{faults.tables(results)}\n\n" in faults.PAGE.read_text()
+    for what, found in results["rows"].items():
+        assert found["survived"] > 0 and not (found["lost"] or found["silent"] or found["tracebacks"]), what
 
 
 def test_what_devices_exchange_is_what_the_page_says():

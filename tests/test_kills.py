@@ -22,11 +22,11 @@ def flags(tmp_path) -> list[str]:
 
 
 def test_a_run_that_is_killed_again_and_again_ends_as_if_nobody_had(tmp_path: Path, flags):
-    found = faults.kills(tmp_path, faults.build(tmp_path), 1, random.Random(3), flags)
+    (found,) = faults.kills(tmp_path, faults.build(tmp_path), 1, random.Random(3), flags)
     assert found["tried"] >= 1 and found["survived"] == 1
     assert not (found["lost"] or found["silent"] or found["tracebacks"])
 
 
 def test_a_full_disk_is_one_line_and_loses_no_checkpoint(tmp_path: Path, flags):
-    found = faults.full_disks(tmp_path, faults.build(tmp_path), 1, random.Random(0), flags)
+    (found,) = faults.full_disks(tmp_path, faults.build(tmp_path), 1, random.Random(0), flags)
     assert found["survived"] == 1 and not (found["lost"] or found["silent"] or found["tracebacks"])

@@ -19,8 +19,9 @@ import pytest
 
 from jdistill.core import networks
 from jdistill.core.networks import Policy
-from jdistill.errors import ConfigError
+from jdistill.errors import CheckpointError, ConfigError
 from jdistill.export.policy_file import save_policy
+from jdistill.run.checkpoint import Checkpoints
 from jdistill.run.processes import Group, find_group
 from tests.conftest import ROOT
 from tests.test_train_jax import ENVIRONMENT, command, train
@@ -143,6 +144,25 @@ def test_torchrun_and_a_recording_of_both_processes(tmp_path, alone):
     assert f"Dataset: {episodes} episodes, {sum(steps)} steps" in out, "they are read together"
 
 
+def damage(run: Path, step: int) -> None:
+    """Change a bit of what several processes wrote, such that an array has other numbers."""
+    checkpoints = Checkpoints(run, 5)
+    arrays, info = checkpoints.read(step)
+    assert info["checksums"].keys() == arrays.keys() and len(info["checksums"]["env_state.done"]) == 2, "of each part"
+    file = max((x for x in (run / "checkpoints" / str(step) / "state").rglob("d/*")), key=lambda x: x.stat().st_size)
+    content = file.read_bytes()
+    for place in range(len(content) // 8, len(content), len(content) // 8):
+        file.write_bytes(content[:place] + bytes([content[place] ^ 16]) + content[place + 1 :])
+        try:
+            checkpoints.read(step)
+        except CheckpointError as e:
+            if "is not what was saved" in str(e):
+                break
+    else:
+        raise AssertionError("no bit changed a number")
+    checkpoints.close()
+
+
 def test_a_signal_to_one_saves_and_ends_all_and_a_death_ends_all_with_a_line(tmp_path):
     many = [*RUN, "--max_iterations", "100000", "agent.save_interval=5"]
     processes = start(2, tmp_path, *many)
@@ -155,9 +175,12 @@ def test_a_signal_to_one_saves_and_ends_all_and_a_death_ends_all_with_a_line(tmp
     assert saved > 7 and str(saved) in {p.name for p in (newest(tmp_path) / "checkpoints").iterdir()}
     assert f"Learning iteration {saved - 1}/" in out + told[0][1]
 
-    processes = start(2, tmp_path, "--resume", "--max_iterations", "100000")
+    before = (saved - 1) // 5 * 5
+    damage(newest(tmp_path), saved)
+    processes = start(2, tmp_path, "--resume", "--fallback", "--max_iterations", "100000")
     out = await_iteration(processes[0], (saved // 5 + 2) * 5 + 1)
-    assert f"at iteration {saved}" in out and "anew" not in out
+    assert re.search(rf"checkpoints/{saved}: damaged \('.+' is not what was saved\); it is kept in .*damaged\n", out)
+    assert f"at iteration {before}" in out and "anew" not in out
     processes[0].kill()
     killed = time.monotonic()
     status, _, err = ended(processes)[1]

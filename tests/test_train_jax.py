@@ -73,6 +73,21 @@ def complaint(capsys, *arguments: str) -> str:
     return lines[0]
 
 
+def test_a_window_of_the_preset_gives_way_to_the_rollouts_asked_for_and_one_of_the_users_does_not(tmp_path, capsys):
+    asked = [
+        "--teacher",
+        str(tmp_path / "nobody.pt"),
+        "agent.num_steps_per_env=16",
+        "agent.algorithm.num_learning_epochs=1",
+    ]
+    assert status_of(asked) == 1
+    said = capsys.readouterr()
+    assert "agent.algorithm.gradient_length=60 is longer than an iteration: it is 16 here\n" in said.out
+    assert said.err.endswith("nobody.pt: no such file\n") and said.err.count("\n") == 1
+    for chosen in (["agent.algorithm.gradient_length=60"], ["agent.algorithm={gradient_length: 60}"]):
+        assert "gradient_length=60: longer than the 16 steps of an iteration" in complaint(capsys, *asked, *chosen)
+
+
 @pytest.fixture(scope="module")
 def two_stages(tmp_path_factory):
     """A short run through both phases with TensorBoard, a profile and a name."""

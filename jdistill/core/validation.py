@@ -103,7 +103,7 @@ def _sampler(cfg: AgentCfg) -> str:
     return sampler_name(cfg.algorithm)
 
 
-def _steps(cfg: AgentCfg) -> int:
+def steps_of_iteration(cfg: AgentCfg) -> int:
     """Steps of an environment that an iteration trains on."""
     return cfg.num_steps_per_env * cfg.algorithm.num_learning_epochs
 
@@ -195,7 +195,7 @@ CONFLICTS = (
     ),
     Conflict(
         "algorithm.gradient_length",
-        lambda c: c.algorithm.gradient_length > _steps(c),
+        lambda c: c.algorithm.gradient_length > steps_of_iteration(c),
         "longer than the {steps} steps of an iteration (num_steps_per_env * num_learning_epochs), so nothing would "
         "ever be learned",
     ),
@@ -219,7 +219,7 @@ def validate(cfg: AgentCfg) -> None:
             value = _sampler(cfg) if setting == "algorithm.sampler" else attrgetter(setting)(cfg)
             written = str(value).lower() if isinstance(value, bool) else value
             raise ConfigError(
-                f"agent.{setting}={written}: {complaint.format(sampler=_sampler(cfg), steps=_steps(cfg))}"
+                f"agent.{setting}={written}: {complaint.format(sampler=_sampler(cfg), steps=steps_of_iteration(cfg))}"
             )
     check_cnn_cfg(cfg.student.cnn_cfg)
     for group, dims in cfg.student.encoder_dims.items():

@@ -8,7 +8,6 @@ state lies what is known of it: iteration, mean return, a checksum of every arra
 from __future__ import annotations
 
 import logging
-import zlib
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,7 @@ from jax import Array
 
 from jdistill.core.distillation import TrainState
 from jdistill.errors import CheckpointError
-from jdistill.run import processes
+from jdistill.run import checksums, processes
 
 STATE, INFO = "state", "info"
 ASIDE = "damaged"
@@ -61,7 +60,7 @@ class Checkpoints:
         ``mean_return`` is None where it says nothing about the student; such a state is never the best.
         """
         arrays = _copied(state)
-        info = {"iteration": iteration, "mean_return": mean_return, "checksums": _checksums(arrays)}
+        info = {"iteration": iteration, "mean_return": mean_return, "checksums": checksums.of_arrays(arrays)}
         args = ocp.args.Composite(**{STATE: ocp.args.StandardSave(arrays), INFO: ocp.args.JsonSave(info)})
         self._write(self._latest, iteration, args)
         return self._save_best(iteration, args, mean_return)
@@ -93,7 +92,7 @@ class Checkpoints:
         while (step := self._latest.latest_step()) is not None:
             folder = Path(self._latest.directory) / str(step)
             try:
-                arrays, info = self.read(step)
+                arrays, info = self._read_by_all(step)
             except CheckpointError as e:
                 if not fallback:
                     hint = "go on from the checkpoint before it with --resume --fallback, or delete this folder"
@@ -105,8 +104,19 @@ class Checkpoints:
                 continue
             state = _from_host(arrays, template)
             args = ocp.args.Composite(**{STATE: ocp.args.StandardSave(arrays), INFO: ocp.args.JsonSave(info)})
-            return state, jax.process_count() == 1 and self._save_best(step, args, info.get("mean_return"))
+            return state, self._save_best(step, args, info.get("mean_return"))
         raise CheckpointError(f"{self._latest.directory}: no checkpoint that could be read")
+
+    def _read_by_all(self, step: int) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+        """:meth:`read`, which counts as failed in all processes if it fails in one of them."""
+        failure: CheckpointError | None = None
+        try:
+            found = self.read(step)
+        except CheckpointError as e:
+            failure = e
+        if processes.largest(failure is not None):
+            raise failure or CheckpointError(f"{self._latest.directory / str(step)}: another process cannot read it")
+        return found
 
     def _set_aside(self, folder: Path) -> None:
         self._aside.mkdir(exist_ok=True)
@@ -131,10 +141,9 @@ class Checkpoints:
         arrays, info = found[STATE], dict(found[INFO])
         if info["iteration"] != step:
             raise ValueError(f"it is that of iteration {info['iteration']}")
-        # Those of version 0.1, and those that several processes wrote, have no checksums.
-        for name, checksum in (info.get("checksums") or {}).items():
-            if name not in arrays or _checksum(arrays[name]) != checksum:
-                raise ValueError(f"'{name}' is not what was saved")
+        # Those of version 0.1, and those that several processes of it wrote, have no checksums.
+        if wrong := checksums.first_wrong(arrays, info.get("checksums") or {}):
+            raise ValueError(f"'{wrong}' is not what was saved")
         return arrays, info
 
     def close(self) -> None:
@@ -184,15 +193,6 @@ def _copied(state: Any) -> dict[str, Any]:
     if jax.process_count() > 1:
         return jax.jit(lambda leaves: {name: jnp.copy(_data(x)) for name, x in leaves.items()})(leaves)
     return {name: np.array(_data(x)) for name, x in leaves.items()}
-
-
-def _checksums(arrays: dict[str, Any]) -> dict[str, int]:
-    """Of every array; none where each process has a part of them only."""
-    return {} if jax.process_count() > 1 else {name: _checksum(x) for name, x in arrays.items()}
-
-
-def _checksum(x: np.ndarray) -> int:
-    return zlib.crc32(np.ascontiguousarray(x).reshape(-1).view(np.uint8))
 
 
 def _data(x: Array) -> Array:

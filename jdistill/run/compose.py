@@ -18,12 +18,15 @@ from omegaconf.errors import OmegaConfBaseException
 
 from bridge.tasks import Simulator, Task
 from jdistill.core.config import AgentCfg, one_of
+from jdistill.core.validation import steps_of_iteration
 from jdistill.errors import ConfigError, nearest
 from jdistill.files import replace_file
 from jdistill.run.values import check_finite, parse_file, parse_override
 
 WHOLE = ("agent.student.cnn_cfg", "agent.student.encoder_dims")
 """Settings whose keys make sense together: said as a mapping on a command line, they replace what was said before."""
+WINDOW = "agent.algorithm.gradient_length"
+"""Nothing is learned from an iteration that is shorter."""
 OPEN = ("agent.obs_groups", *WHOLE)
 """What is below these has the user's own names, or is checked elsewhere."""
 
@@ -98,19 +101,38 @@ def with_obs_groups(
     return [expanded(layer) for layer in [*layers, *last]], [o for o in overrides if o not in named]
 
 
+def names_window(layers: Iterable[dict[str, Any]], overrides: Iterable[str]) -> bool:
+    """Whether somebody says what the setting :data:`WINDOW` is to be."""
+    said = any(WINDOW in dict(flatten(layer)) for layer in layers)
+    return said or any(WINDOW.rpartition(".")[2] in override for override in overrides)
+
+
 def compose_task(
-    task: str, env_cls: type, simulator: Simulator, layers: Sequence[dict[str, Any]], overrides: Sequence[str]
+    task: str,
+    env_cls: type,
+    simulator: Simulator,
+    layers: Sequence[dict[str, Any]],
+    overrides: Sequence[str],
+    window_yields: bool = False,
 ) -> RunCfg:
     """:func:`compose` for a task of ``simulator``, which may take some of the settings to apply them by itself."""
     sections, overrides = simulator.separate([layer.get("env") or {} for layer in layers], overrides)
     ours = [{k: v for k, v in layer.items() if k != "env"} for layer in layers]
-    return compose(task, env_cls, [*ours, *({"env": dict(section)} for section in sections)], overrides, simulator.name)
+    layers = [*ours, *({"env": dict(section)} for section in sections)]
+    return compose(task, env_cls, layers, overrides, simulator.name, window_yields)
 
 
 def compose(
-    task: str, env_cls: type, layers: Iterable[dict[str, Any]], overrides: Iterable[str], sim: str | None = None
+    task: str,
+    env_cls: type,
+    layers: Iterable[dict[str, Any]],
+    overrides: Iterable[str],
+    sim: str | None = None,
+    window_yields: bool = False,
 ) -> RunCfg:
     """Merge the defaults, the ``layers`` (nested dicts, later wins), then dotted ``overrides`` (``key=value``).
+
+    With ``window_yields``, a window that is longer than an iteration becomes as long as that. Else it is an error.
 
     Raises:
         ConfigError: an unknown key (with the nearest known one), a value of the wrong type, or one that makes no sense.
@@ -137,6 +159,8 @@ def compose(
     bridge: Any = OmegaConf.to_object(cfg.bridge)
     if agent.empirical_normalization is not None:
         agent.student.obs_normalization = agent.empirical_normalization
+    if window_yields:
+        agent.algorithm.gradient_length = min(agent.algorithm.gradient_length, steps_of_iteration(agent))
     for name, settings in (("agent", agent), ("env", env)):
         check_finite(dataclasses.asdict(settings), name)
     agent.validate()

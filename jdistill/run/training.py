@@ -18,7 +18,7 @@ from bridge.tasks import DEFAULT_TASK, Request, Task
 from jdistill.core.config import AlgorithmCfg
 from jdistill.errors import ConfigError
 from jdistill.run import processes
-from jdistill.run.compose import RunCfg, compose_task, flatten, load_file, with_obs_groups
+from jdistill.run.compose import WINDOW, RunCfg, compose_task, flatten, load_file, names_window, with_obs_groups
 from jdistill.run.devices import Placement, describe_devices, device_facts, make_mesh
 from jdistill.run.folders import find_run, new_run, note_start, planned_folder, settings_of
 from jdistill.run.held import HeldRun
@@ -157,9 +157,13 @@ def configure(job: Job, beginning: Beginning, started: Started) -> RunCfg:
 
     def composed(layers: Sequence[dict[str, Any]], overrides: Sequence[str] = ()) -> RunCfg:
         layers, overrides = with_obs_groups([*defaults, *layers], overrides, task)
-        return compose_task(task.name, task.cfg_cls, started.simulator, layers, overrides)
+        return compose_task(task.name, task.cfg_cls, started.simulator, layers, overrides, not chosen)
 
-    cfg = composed([*beginning.layers, job.settings()], job.overrides)
+    chosen = names_window(said := [*beginning.layers, job.settings()], job.overrides)
+    cfg = composed(said, job.overrides)
+    usual = dict(pair for layer in defaults for pair in flatten(layer)).get(WINDOW, AlgorithmCfg.gradient_length)
+    if not chosen and cfg.agent.algorithm.gradient_length < usual and processes.is_main():
+        print(f"{WINDOW}={usual} is longer than an iteration: it is {cfg.agent.algorithm.gradient_length} here")
     if run:
         before = composed(beginning.layers[:1])
         if cfg.agent.teacher.file != before.agent.teacher.file:  # What was said of the one does not hold for the other.

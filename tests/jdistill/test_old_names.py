@@ -10,7 +10,7 @@ import pytest
 
 import jdistill
 from jdistill import old_names
-from jdistill.old_names import COMMANDS, MOVED, OldNames
+from jdistill.old_names import COMMANDS, LEFT, MOVED, OldNames
 from tests.conftest import ROOT
 
 pytestmark = pytest.mark.full
@@ -21,6 +21,14 @@ def test_an_old_name_gives_the_very_module(name):
     module = importlib.import_module(f"jdistill.{name}")
     assert module is importlib.import_module(f"jdistill.{MOVED[name]}")
     assert module.__spec__.name == module.__name__ == f"jdistill.{MOVED[name]}"
+
+
+@pytest.mark.parametrize("name", LEFT)
+def test_a_module_by_its_old_name_has_what_has_left_it(name):
+    module = importlib.import_module(f"jdistill.{name}")
+    for home, names in LEFT[name].items():
+        for left in names:
+            assert getattr(module, left) is getattr(importlib.import_module(f"jdistill.{home}"), left)
 
 
 def test_an_old_module_does_not_hide_the_function():
