@@ -13,6 +13,7 @@ import argparse
 import json
 import multiprocessing
 import os
+import re
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -108,12 +109,20 @@ def row(name: str, folder: Path) -> dict[str, Any]:
     return found
 
 
+def cell(found: dict[str, Any]) -> str:
+    """What became of one try: of files the first one that was missed, else the error."""
+    if found["outcome"] == "wants files":
+        path = re.search(rf"{NOWHERE}/[^\s'\"]+", found["error"])
+        return f"wants `{Path(path[0]).name}`" if path else "wants files"
+    return found["outcome"] if found["outcome"] != "fails" else f"fails: {found['error'][:120]}"
+
+
 def table(rows: Sequence[dict[str, Any]]) -> str:
     """In Markdown."""
     columns = ("as it is", "on Newton", "with newton's files")
     lines = [f"| task | {' | '.join(columns)} | images |", "|---" * (len(columns) + 2) + "|"]
     for found in rows:
-        cells = [found[column]["outcome"] if column in found else "" for column in columns]
+        cells = [cell(found[column]) if column in found else "" for column in columns]
         last = next(found[column] for column in reversed(columns) if column in found)
         images = [f"{group} {spec}" for group, spec in last.get("observes", {}).items() if spec.count(",") == 2]
         lines.append(f"| {found['task']} | {' | '.join(cells)} | {', '.join(images)} |")
