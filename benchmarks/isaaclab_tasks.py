@@ -97,7 +97,8 @@ def alone(name: str, overrides: Sequence[str]) -> dict[str, Any]:
 def row(name: str, folder: Path) -> dict[str, Any]:
     """What becomes of the task as it is, then with what may help it."""
     overrides: list[str] = []
-    found = {"task": name, "as it is": (last := alone(name, overrides))}
+    last = alone(name, overrides)
+    found: dict[str, Any] = {"task": name, "as it is": last}
     if last["outcome"] == "wants Kit":
         overrides = [NEWTON]
         found["on Newton"] = last = alone(name, overrides)
@@ -138,7 +139,7 @@ def main() -> None:
     args = parser.parse_args()
     os.environ["ISAACSIM_ASSET_ROOT"] = NOWHERE
     with tempfile.TemporaryDirectory() as name, ThreadPoolExecutor(args.workers) as pool:
-        rows = []
+        rows: list[dict[str, Any]] = []
         for found in pool.map(lambda task: row(task, Path(name)), args.tasks or FAMILIES):
             rows.append(found)
             print(json.dumps(found), file=sys.stderr, flush=True)

@@ -36,6 +36,7 @@ class SceneCfg(CartpoleCameraSceneCfg):
         ray_alignment="yaw",
         pattern_cfg=patterns.GridPatternCfg(resolution=0.5, size=(0.0, 2.0)),
         mesh_prim_paths=["/World/stairs"],
+        global_world_only=True,  # Else Newton's rays end at the cart.
     )
 
 
