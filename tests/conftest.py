@@ -54,14 +54,9 @@ LONGEST = [
     *("bridge/test_isaaclab_point_control.py", "test_train_isaaclab.py", "jdistill/export/test_exporters.py"),
     *("test_processes.py", "jdistill/core/test_distillation.py", "test_train_jax.py", "jdistill/run/test_mesh.py"),
     *("test_processes_isaaclab.py", "jdistill/evaluation/test_evaluate.py", "test_old_runs.py", "test_wheel.py"),
-    *(
-        "test_mjlab.py",
-        "test_isaaclab_cameras.py",
-        "test_train_library.py",
-        "bridge/test_library.py",
-        "jdistill/run/test_teaching.py",
-    ),
-    *("test_notebook.py", "test_docs.py", "bridge/test_scenarios.py", "jdistill/evaluation/test_play.py"),
+    *("test_isaaclab_cameras.py", "test_mjlab.py", "test_train_library.py", "bridge/test_library.py"),
+    *("jdistill/run/test_teaching.py", "test_notebook.py", "test_docs.py", "bridge/test_scenarios.py"),
+    "jdistill/evaluation/test_play.py",
     *("bridge/test_quadrotors.py", "jdistill/run/test_faults.py", "test_kills.py", "jdistill/core/test_nonfinite.py"),
     *("test_images.py", "bridge/test_forest.py", "jdistill/export/test_crazyflie.py", "bridge/test_crazyflie.py"),
 ]
