@@ -93,7 +93,7 @@ def measure(simulator: Any, groups: Sequence[str]) -> dict[str, float]:
     return {
         "passes": passes + 4 * env.num_actions,
         "torch_writes": writes.total / number,
-        "xla_copies": copied_by_xla(program.as_text()) / env.num_envs,
+        "xla_copies": copied_by_xla(program.as_text() or "") / env.num_envs,
     }
 
 

@@ -41,7 +41,7 @@ FAMILIES = (
 NEWTON = "physics=newton_mjwarp"
 NOWHERE = "/nvidia"
 """Stands for the folder on NVIDIA's servers."""
-SECONDS = 400
+SECONDS = 900
 """A task that has not made its steps by then is given up."""
 
 
@@ -62,6 +62,13 @@ def attempt(name: str, overrides: Sequence[str]) -> dict[str, Any]:
         return {"outcome": "runs", "observes": {group: str(spec) for group, spec in env.obs_specs.items()}}
 
 
+def outcome(error: BaseException, text: str) -> str:
+    """What kind of failure this is."""
+    if NOWHERE in text or isinstance(error, FileNotFoundError):
+        return "wants files"
+    return "does not offer it" if "did not match a selectable preset" in text else "fails"
+
+
 def child(name: str, overrides: Sequence[str], results: Connection) -> None:
     """In the task's own process: :func:`attempt`, with all that simulators print out of the way."""
     with open(os.devnull, "w") as nothing:
@@ -71,8 +78,7 @@ def child(name: str, overrides: Sequence[str], results: Connection) -> None:
         found = attempt(name, overrides)
     except BaseException as e:
         text = " ".join(str(e).split()).removeprefix(f"{name}: ")
-        file = NOWHERE in text or isinstance(e, FileNotFoundError)
-        found = {"outcome": "wants files" if file else "fails", "error": f"{type(e).__name__}: {text[:300]}"}
+        found = {"outcome": outcome(e, text), "error": f"{type(e).__name__}: {text[:300]}"}
     results.send(found)
     os._exit(0)
 
