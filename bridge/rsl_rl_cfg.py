@@ -14,6 +14,8 @@ def of_distillation(cfg: Mapping[str, Any]) -> dict[str, Any]:
     agent = {name: cfg[name] for name in RUNNER if name in cfg}
     student = cfg.get("student", {})
     agent["student"] = network(student)
+    if student.get("cnn_cfg"):
+        agent["student"]["cnn_cfg"] = _listed(student["cnn_cfg"])
     agent["student"]["init_noise_std"] = (student.get("distribution_cfg") or {}).get("init_std", 0.0)
     agent["teacher"] = _teacher(cfg.get("teacher", {}))
     agent["algorithm"] = dict(cfg.get("algorithm", {}))
@@ -42,6 +44,13 @@ def network(model: Mapping[str, Any]) -> dict[str, Any]:
     if "hidden_dims" in found:
         found["hidden_dims"] = list(found["hidden_dims"])
     return {"pre_dims": [], "rnn_type": None, **found}
+
+
+def _listed(value: Any) -> Any:
+    """Nested settings with lists for tuples, as files have them."""
+    if isinstance(value, Mapping):
+        return {name: _listed(x) for name, x in value.items()}
+    return list(value) if isinstance(value, tuple) else value
 
 
 def _teacher(model: Mapping[str, Any]) -> dict[str, Any]:

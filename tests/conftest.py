@@ -56,7 +56,8 @@ OPTIONAL = {
 LONGEST = [
     *("bridge/test_isaaclab_point_control.py", "test_train_isaaclab.py", "jdistill/run/test_mesh.py"),
     *("test_train_jax.py", "test_processes_isaaclab.py", "jdistill/export/test_exporters.py", "test_mjlab.py"),
-    *("test_docs.py", "jdistill/core/test_distillation.py", "test_train_library.py", "test_old_runs.py"),
+    *("test_docs.py", "test_isaaclab_cameras.py", "jdistill/core/test_distillation.py", "test_train_library.py"),
+    "test_old_runs.py",
     *("test_notebook.py", "bridge/test_scenarios.py", "jdistill/run/test_teaching.py", "bridge/test_forest.py"),
     *("test_wheel.py", "jdistill/evaluation/test_evaluate.py", "jdistill/run/test_faults.py", "test_kills.py"),
     *("bridge/test_library.py", "jdistill/core/test_samplers.py", "jdistill/evaluation/test_play.py"),

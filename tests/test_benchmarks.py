@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from benchmarks import dagger, devices, faults, forest, quadrotors, raptor, tasks_page, teachers
+from benchmarks import dagger, devices, faults, forest, isaaclab_tasks, quadrotors, raptor, tasks_page, teachers
 from benchmarks.page import DOCS, page
 from tests.conftest import ROOT
 
@@ -34,6 +34,20 @@ def test_what_images_cost_is_what_the_page_says():
     for table in (images.table(results), images.profile_table(results)):
         assert f"\n\n{table}\n\n" in text
     assert min(results["times_as_fast_as_rsl_rl"].values()) >= 1
+
+
+@pytest.mark.full
+def test_what_an_image_costs_on_its_way_is_what_the_page_says():
+    from benchmarks import copies  # Which has torch beside it.
+
+    results, text = json.loads((DOCS / "copies.json").read_text()), (DOCS / "images.md").read_text()
+    assert f"\n\n{copies.table(results['results'])}\n\n" in text
+    assert all(row["torch_writes"] == row["passes"] for row in results["results"].values())
+
+
+def test_what_isaac_labs_tasks_do_is_what_the_page_says():
+    rows = json.loads((DOCS / "isaaclab_tasks.json").read_text())["rows"]
+    assert f"\n\n{isaaclab_tasks.table(rows)}\n\n" in (DOCS / "isaaclab.md").read_text()
 
 
 def test_the_students_of_many_quadrotors_are_what_the_page_says():

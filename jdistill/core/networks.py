@@ -74,7 +74,7 @@ class Normalizer(struct.PyTreeNode):
 
         The other ``shards`` hold as many observations each. Where ``counts`` (...) is False there is none.
         """
-        obs = obs.reshape(-1, obs.shape[-1])
+        obs = flat(obs, obs.ndim - 1)
         mean, var, number = shards.moments(obs, None if counts is None else counts.reshape(-1))
         count = jnp.maximum(self.count + number, 1)
         rate = number / count

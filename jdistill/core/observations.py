@@ -11,6 +11,7 @@ member and ``policy`` stands for all, in the environment's order (see :func:`mem
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -51,7 +52,8 @@ def with_vector(obs: Any, vector: Any) -> Any:
 
 def flat(obs: Any, axes: int = 2) -> Any:
     """``obs`` with its leading axes, so many of them, in one."""
-    return jax.tree.map(lambda x: x.reshape(-1, *x.shape[axes:]), obs)
+    # Not -1: a vector of no numbers, beside images, would leave it open.
+    return jax.tree.map(lambda x: x.reshape(math.prod(x.shape[:axes]), *x.shape[axes:]), obs)
 
 
 def group_names(entries: Sequence[str]) -> list[str]:

@@ -111,7 +111,9 @@ def _observation(where: str, group: h5py.Group, seen: Seen) -> Any:
     except ObservationError as e:
         raise DatasetError(f"{where}: {e}") from e
     for found, expected in itertools.zip_longest(*map(jax.tree.leaves, (value, seen.shapes))):
-        wanted = expected and jax.ShapeDtypeStruct((len(groups[names[0]]), *expected.shape), expected.dtype)
+        wanted = expected
+        if expected is not None:  # A vector of no numbers is false.
+            wanted = jax.ShapeDtypeStruct((len(groups[names[0]]), *expected.shape), expected.dtype)
         if _text(found) != _text(wanted):
             what = f"obs {'+'.join(names)} is {_text(found)}, expected {_text(wanted)} as in this task"
             raise DatasetError(f"{where}: {what}")

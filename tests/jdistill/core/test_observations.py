@@ -8,6 +8,7 @@ import pytest
 
 from bridge.env import ObservationSpec
 from jdistill.core import observations
+from jdistill.core.networks import Normalizer
 from jdistill.errors import ObservationError
 
 OBS = {"policy": jnp.arange(10.0).reshape(2, 5), "critic": 100 + jnp.arange(4.0).reshape(2, 2)}
@@ -74,6 +75,16 @@ def test_what_no_policy_can_take_is_named(spec, complaint):
     for entry in ("camera", "camera[:2]"):
         with pytest.raises(ObservationError, match=complaint + r"a policy takes vectors .* there are policy \(5\), "):
             observations.size(["policy", entry], specs)
+
+
+def test_images_alone_come_with_a_vector_of_nothing():
+    """Which has no numbers to find its rows by."""
+    camera = jnp.zeros((3, 2, 4, 5, 1), jnp.uint8)
+    seen = observations.select({"camera": camera}, ["camera"])
+    rows = observations.flat(seen)
+    assert seen.vector.shape == (3, 2, 0) and rows.vector.shape == (6, 0) and rows.images[0].shape == (6, 4, 5, 1)
+    normalizer = Normalizer.create(0).update(seen.vector)
+    assert normalizer.count == 6 and normalizer(rows.vector).shape == (6, 0)
 
 
 def test_truth_values_are_numbers():
