@@ -13,6 +13,7 @@ from jdistill.core.actor import PolicyActor
 from jdistill.core.distillation import Distillation
 from jdistill.core.sampling import Experience
 from jdistill.core.sharding import Shards
+from jdistill.core.statistics import Metrics, is_finite
 from jdistill.data.dataset import info
 from jdistill.errors import ConfigError, SettingError, TrainingError
 from jdistill.run.callbacks import Record
@@ -100,6 +101,21 @@ def test_a_broken_episode_leaves_no_trace_in_what_is_learned(sampler):
         (np.asarray(a) != np.asarray(b)).any()
         for a, b in zip(jax.tree.leaves(nan.params), jax.tree.leaves(start.student.params), strict=True)
     )
+
+
+@pytest.mark.parametrize("shape", [(7,), (16, 64), (40, 10, 26), (4, 3, 8, 8, 2)])
+def test_one_broken_number_is_found_wherever_it_is(shape):
+    """XLA's extremes of three axes and more lose a NaN on CPUs."""
+    check = jax.jit(lambda x: (is_finite(x), Metrics.create({}, [("x", x)]).first_broken[0]))
+    rng = np.random.default_rng(0)
+    good = rng.normal(size=shape).astype(np.float32)
+    good.flat[:2] = 3e38, -3e38
+    assert check(good) == (True, -1)
+    for broken in (np.nan, np.inf, -np.inf) * 4:
+        x, index = good.copy(), tuple(rng.integers(0, shape))
+        x[index] = broken
+        found, place = check(x)
+        assert not found and place == (index[0] * shape[1] + index[1] if len(shape) > 1 else -1), (broken, index)
 
 
 def test_an_episode_is_left_out_back_to_its_beginning():
