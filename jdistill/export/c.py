@@ -8,6 +8,7 @@
 
 ``-DPOLICY_NO_LIBM`` does without libm too, ``-DPOLICY_SCRATCH=static`` without arrays on the stack. The names begin
 with what ``--name`` says. What each number of an observation and an action is, the header says as an enum, with units.
+Images are further arguments, between observation and action.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from typing import Any
 import numpy as np
 
 from jdistill.errors import ExportError
-from jdistill.export import c_functions
+from jdistill.export import c_functions, c_images, images
 from jdistill.export.formats import Exported, Student
 from jdistill.export.layers import WEIGHTS, DenseLayer, PolicyLayers
 from jdistill.export.verify import Start, Step
@@ -45,8 +46,6 @@ def export(student: Student, out: Path) -> Exported:
     Raises:
         ExportError: the name is no C identifier, or the compiler refuses the code.
     """
-    if student.layers.encoders or student.layers.cnns:
-        raise ExportError("c: the C code has no CNN and no encoder, as this student has: export in another format")
     name, layers = student.name, student.layers
     if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
         raise ExportError(f"--name {name!r}: not a C identifier (letters, digits and _, no digit first)")
@@ -97,9 +96,11 @@ def compiled(compiler: Sequence[str], source: Path, name: str, layers: PolicyLay
         state = (ctypes.c_float * max(state_size(layers), 1))()
         reset(state)
 
-        def act(obs: np.ndarray) -> np.ndarray:
+        def act(obs: Any) -> np.ndarray:
+            vector, seen = images.inputs([cnn.cfg for cnn in layers.cnns], obs)
+            given = [np.ascontiguousarray(x, np.float32) for x in (vector, *seen)]
             action = np.zeros((1, layers.num_actions), np.float32)
-            step(state, np.ascontiguousarray(obs, np.float32).ctypes, action.ctypes)
+            step(state, *(x.ctypes for x in given), action.ctypes)
             return action
 
         return act
@@ -119,15 +120,22 @@ def sizes(layers: PolicyLayers) -> dict[str, int]:
     """Bytes of constants (flash), of the state, and of the arrays on the stack during a step."""
     constants = sum(array.size for _, array in _constants(layers))
     gates = 2 * max((layer.weight_ih.shape[0] for layer in layers.recurrent), default=0)
+    numbers = 2 * _widest(layers) + 2 * _scratch(layers) + gates
     return {
         "constant_bytes": 4 * constants,
         "state_bytes": 4 * state_size(layers),
-        "stack_bytes": 4 * (2 * _widest(layers) + gates),
+        "stack_bytes": 4 * numbers,
     }
 
 
 def _widest(layers: PolicyLayers) -> int:
-    return max(layers.obs_size, *(layer.outputs for layer in layers.all))
+    return max(layers.obs_size, *(max(layer.inputs, layer.outputs) for layer in layers.all))
+
+
+def _scratch(layers: PolicyLayers) -> int:
+    """Numbers of what encoders and CNNs compute in between; 0 without any."""
+    inner = [layer.outputs for encoder in layers.encoders for layer in encoder.layers[:-1]]
+    return max([c_images.largest(layers.cnns), *inner])
 
 
 # -- the header ----------------------------------------------------------------------------------------------------
@@ -146,6 +154,7 @@ def header_text(name: str, layers: PolicyLayers, description: Mapping[str, Any])
         what = "The recurrent state"
     else:
         fields, what = "    float unused;", "There is no recurrent state; callers are the same"
+    sizes_of_images = c_images.macros(c_images.images(name, layers.cnns))
     return f"""/* A policy written by jdistill: {layers.obs_size} numbers in, {layers.num_actions} out. */
 #ifndef {upper}_H
 #define {upper}_H
@@ -156,7 +165,7 @@ extern "C" {{
 
 #define {upper}_OBS_SIZE {layers.obs_size}
 #define {upper}_NUM_ACTIONS {layers.num_actions}
-{rate_line}
+{sizes_of_images}{rate_line}
 {"".join(enums)}/* {what}. */
 typedef struct {{
 {fields}
@@ -166,7 +175,7 @@ typedef struct {{
 void {name}_reset({name}_state *state);
 
 /* One control step: the raw observation to the action. */
-void {name}_step({name}_state *state, const float obs[{upper}_OBS_SIZE], float action[{upper}_NUM_ACTIONS]);
+{_signature(name, layers)};
 
 #ifdef __cplusplus
 }}
@@ -176,10 +185,19 @@ void {name}_step({name}_state *state, const float obs[{upper}_OBS_SIZE], float a
 """
 
 
+def _signature(name: str, layers: PolicyLayers) -> str:
+    """Of the function of a control step."""
+    upper = name.upper()
+    obs = f"const float obs[{upper}_OBS_SIZE]" if layers.obs_size else "const float *obs"
+    seen = [f"const float {image.name}[{image.size}]" for image in c_images.images(name, layers.cnns)]
+    arguments = [f"{name}_state *state", obs, *seen, f"float action[{upper}_NUM_ACTIONS]"]
+    return f"void {name}_step({', '.join(arguments)})"
+
+
 def observation_parts(description: Mapping[str, Any]) -> list[tuple[str, int, str]]:
     """Name, place and comment of each part of the observation; what has no layout is its group."""
     parts, place = [], 0
-    groups = description.get("observation", {}).get("groups", [])
+    groups = [group for group in description.get("observation", {}).get("groups", []) if "shape" not in group]
     for group in groups:
         frame = f", {group['frame']} frame" if group.get("frame") else ""
         whole = [{"name": group["name"], "size": group["size"], "unit": ""}]
@@ -217,12 +235,16 @@ def _enum(prefix: str, parts: Sequence[tuple[str, int, str]], comment: str) -> s
 def source_text(name: str, layers: PolicyLayers) -> str:
     """``policy.c``."""
     used = ["dense", *([layers.kind] if layers.kind else [])]
-    used += [layer.activation for layer in layers.dense if layer.activation != "identity"]
-    library, functions = c_functions.sources(dict.fromkeys(used))
+    inner = [layer for encoder in layers.encoders for layer in encoder.layers]
+    used += [layer.activation for layer in (*layers.dense, *inner) if layer.activation != "identity"]
+    used += c_images.used(layers.cnns)
+    library, functions = c_functions.sources(dict.fromkeys(used), c_images.FUNCTIONS)
     constants = "\n".join(_array(key, value) for key, value in _constants(layers))
     hidden = f"#define HIDDEN {layers.recurrent[0].outputs}\n" if layers.recurrent else ""
-    upper = name.upper()
-    steps = "\n".join(f"    {line}" for line in _steps(layers))
+    scratch = f"#define SCRATCH {_scratch(layers)}\n" if _scratch(layers) else ""
+    steps = "\n".join(f"    {line}" for line in _steps(name, layers))
+    between = [f"{array}[SCRATCH]" for array in "ab" if re.search(rf"\b{array}\b", steps)]
+    arrays = ", ".join(["x[WIDEST]", "y[WIDEST]", *between])
     reset = "\n".join(f"    {line}" for line in _reset(layers))
     return f"""#include "{name}.h"
 
@@ -232,7 +254,7 @@ def source_text(name: str, layers: PolicyLayers) -> str:
 {library}
 
 #define WIDEST {_widest(layers)}
-{hidden}
+{scratch}{hidden}
 {constants}
 {functions}
 
@@ -241,9 +263,9 @@ void {name}_reset({name}_state *state)
 {reset}
 }}
 
-void {name}_step({name}_state *state, const float obs[{upper}_OBS_SIZE], float action[{upper}_NUM_ACTIONS])
+{_signature(name, layers)}
 {{
-    POLICY_SCRATCH float x[WIDEST], y[WIDEST];
+    POLICY_SCRATCH float {arrays};
     int i;
 {steps}
 }}
@@ -254,7 +276,9 @@ def _constants(layers: PolicyLayers) -> Iterator[tuple[str, np.ndarray]]:
     if layers.normalizer is not None:
         yield "mean", layers.normalizer.mean
         yield "scale", layers.normalizer.scale
-    for kind, dense in (("pre", layers.pre), ("mlp", layers.mlp)):
+    yield from c_images.constants(layers.cnns)
+    encoders = ((f"encoder_{i}", encoder.layers) for i, encoder in enumerate(layers.encoders))
+    for kind, dense in (*encoders, ("pre", layers.pre), ("mlp", layers.mlp)):
         for i, layer in enumerate(dense):
             yield f"{kind}_{i}_weight", layer.weight
             yield f"{kind}_{i}_bias", layer.bias
@@ -266,12 +290,20 @@ def _constants(layers: PolicyLayers) -> Iterator[tuple[str, np.ndarray]]:
                 yield f"rnn_{i}_initial_{letter}", value
 
 
-def _steps(layers: PolicyLayers) -> Iterator[str]:
+def _steps(name: str, layers: PolicyLayers) -> Iterator[str]:
     """Statements from ``obs`` to ``action``: ``x`` and ``y`` take turns."""
     if not layers.recurrent:
         yield "(void)state;"
     value = "obs[i]" if layers.normalizer is None else "(obs[i] - mean[i]) / scale[i]"
-    yield from _loop(layers.obs_size, f"x[i] = {value};")
+    if not layers.obs_size:
+        yield "(void)obs;"
+    elif layers.encoders:
+        yield from _loop(layers.obs_size, f"y[i] = {value};")
+        yield from _encode(layers)
+    else:
+        yield from _loop(layers.obs_size, f"x[i] = {value};")
+    features = sum(cnn.cfg.num_features for cnn in layers.cnns)
+    yield from c_images.steps(c_images.images(name, layers.cnns), layers.all[0].inputs - features)
     here, there = "x", "y"
     for i, layer in enumerate(layers.pre):
         yield from _dense_call(f"pre_{i}", layer, here, there)
@@ -285,6 +317,20 @@ def _steps(layers: PolicyLayers) -> Iterator[str]:
         yield from _dense_call(f"mlp_{i}", layer, here, there)
         here, there = there, here
     yield from _loop(layers.num_actions, f"action[i] = {here}[i];")
+
+
+def _encode(layers: PolicyLayers) -> Iterator[str]:
+    """Statements from the observation in ``y`` to what the layers behind the encoders take, in ``x``."""
+    place = end = 0
+    for i, encoder in enumerate(layers.encoders):
+        yield from _loop(encoder.start - end, f"x[{place} + i] = y[{end} + i];")
+        place, here = place + encoder.start - end, f"y + {encoder.start}"
+        for j, layer in enumerate(encoder.layers):
+            there = f"x + {place}" if layer is encoder.layers[-1] else "ab"[j % 2]
+            yield from _dense_call(f"encoder_{i}_{j}", layer, here, there)
+            here = there
+        place, end = place + encoder.layers[-1].outputs, encoder.start + encoder.layers[0].inputs
+    yield from _loop(layers.obs_size - end, f"x[{place} + i] = y[{end} + i];")
 
 
 def _dense_call(name: str, layer: DenseLayer, x: str, y: str) -> Iterator[str]:
@@ -305,6 +351,8 @@ def _reset(layers: PolicyLayers) -> Iterator[str]:
 
 
 def _loop(size: int, statement: str) -> Iterator[str]:
+    if not size:
+        return
     yield f"for (i = 0; i < {size}; i++) {{"
     yield f"    {statement}"
     yield "}"

@@ -1,13 +1,14 @@
 """The C functions that exported policies are made of: C99, float32, no heap, no globals.
 
-Only those that a policy uses are written, so that compilers find nothing unused. ``expf``, ``tanhf``, ``log1pf`` and
-``erff`` are the C library's, or with ``-DPOLICY_NO_LIBM`` the ones here, which need neither library nor tables.
+Only those that a policy uses are written, so that compilers find nothing unused. ``expf``, ``tanhf``, ``log1pf``,
+``sqrtf`` and ``erff`` are the C library's, or with ``-DPOLICY_NO_LIBM`` the ones here, which need neither library nor
+tables.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 
@@ -66,6 +67,24 @@ static float log1pf_(float x)
         sum = 1.0f / (float)i + square * sum;
     }
     return 2.0f * s * sum;
+}"""),
+    "sqrtf": Function("""
+/* sqrt(x): half of the exponent, then Newton's steps. */
+static float sqrtf_(float x)
+{
+    float y;
+    uint32_t bits;
+    int i;
+    if (!(x > 0.0f)) {
+        return x;
+    }
+    memcpy(&bits, &x, sizeof bits);
+    bits = (bits >> 1) + 0x1fbd1df5u;
+    memcpy(&y, &bits, sizeof y);
+    for (i = 0; i < 3; i++) {
+        y = 0.5f * (y + x / y);
+    }
+    return y;
 }"""),
     "erff": Function(
         """
@@ -197,26 +216,28 @@ def function_name(activation: str) -> str:
     return re.findall(r"static void (\w+)\(", ACTIVATIONS[activation].source)[0]
 
 
-def sources(used: Iterable[str]) -> tuple[str, str]:
-    """C text of the functions ``used`` (layers' kinds and names of :data:`ACTIVATIONS`) and of all they need.
+def sources(used: Iterable[str], others: Mapping[str, Function]) -> tuple[str, str]:
+    """C text of the functions ``used`` (layers' kinds, names of :data:`ACTIVATIONS` and of ``others``) and of all they
+    need.
 
     Returns:
         What comes from the C library or takes its place, and the others.
     """
     needed: list[str] = []
+    helpers = {**HELPERS, **others}
 
-    def visit(name: str, among: dict[str, Function]) -> None:
+    def visit(name: str, among: Mapping[str, Function]) -> None:
         for other in among[name].needs:
-            visit(other, LIBM if other in LIBM else HELPERS)
+            visit(other, LIBM if other in LIBM else helpers)
         key = name if among is not ACTIVATIONS else f"activation {name}"
         if key not in needed:
             needed.append(key)
 
     for name in used:
-        visit(name, HELPERS if name in ("dense", "gru", "lstm") else ACTIVATIONS)
+        visit(name, helpers if name in ("dense", "gru", "lstm", *others) else ACTIVATIONS)
     library = [name for name in needed if name in LIBM]
-    others = [HELPERS.get(n) or ACTIVATIONS[n.removeprefix("activation ")] for n in needed if n not in LIBM]
-    return _library(library), "\n".join(function.source for function in others)
+    own = [helpers.get(n) or ACTIVATIONS[n.removeprefix("activation ")] for n in needed if n not in LIBM]
+    return _library(library), "\n".join(function.source for function in own)
 
 
 def _library(names: list[str]) -> str:
@@ -224,5 +245,5 @@ def _library(names: list[str]) -> str:
         return ""
     aliases = "\n".join(f"#define {name}_ {name}" for name in names)
     own = "\n".join(LIBM[name].source for name in names)
-    includes = "#include <stdint.h>\n#include <string.h>\n" if "expf" in names else ""
+    includes = "#include <stdint.h>\n#include <string.h>\n" if {"expf", "sqrtf"} & {*names} else ""
     return f"#ifdef POLICY_NO_LIBM\n{includes}{own}\n#else\n#include <math.h>\n{aliases}\n#endif"

@@ -77,7 +77,10 @@ def _observed(header: Mapping[str, Any]) -> list[int]:
     """Which of the controller's 22 numbers each number of the observation is."""
     places = dict(zip(PARTS, np.cumsum([0, *PARTS.values()]).tolist(), strict=False))
     order: list[int] = []
-    parts = [part for group in header.get("observation", {}).get("groups", []) for part in group.get("layout") or [{}]]
+    groups = header.get("observation", {}).get("groups", [])
+    if images := [group["name"] for group in groups if "shape" in group]:
+        raise ExportError(f"crazyflie: the student sees images ({', '.join(images)}); the firmware has none")
+    parts = [part for group in groups for part in group.get("layout") or [{}]]
     for part in parts or [{}]:
         named = re.fullmatch(r"(\w+)(?:\[(\d+):(\d+)\])?", part.get("name", ""))
         if named is None or named[1] not in PARTS:

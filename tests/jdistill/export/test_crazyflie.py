@@ -215,6 +215,7 @@ def test_what_the_firmware_cannot_fly_is_refused(tmp_path, monkeypatch, capsys):
         (student_of(entries=["student[:18]"]), "observes a part of position_error, "),
         (student_of(observation={"groups": unknown}), "observes numbers that nobody named"),
         (student_of(observation={}), "observes numbers that nobody named"),
+        (student_of(observation={"groups": [{"name": "depth", "shape": [8, 8, 1]}]}), r"sees images \(depth\)"),
         (student_of(action={"layout": ["slider"]}), "actions are not front_right"),
         (student_of(control_rate_hz=60.0), "60.0 actions a second do not divide"),
         (student_of(motors=None), "nothing says how the motors pull"),
