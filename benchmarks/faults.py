@@ -1,6 +1,6 @@
 """Faults tried on real runs: how many were survived, and what was lost, silent, or a traceback.
 
-    python -m benchmarks.faults [--chains 20] [--full 10] [--signals 12] [--files 60] [--out docs/faults.json]
+    python -m benchmarks.faults [--chains 20] [--full 10] [--signals 12] [--files 60] [--inputs 1000] [--out FILE]
 
 - *kills*: chains of a run that is killed at a random file operation and gone on with, until it is done. Its student
   must be, bit by bit, that of the run nobody killed.
@@ -9,6 +9,8 @@
   that was printed must be saved.
 - *damaged files*: a random byte of a checkpoint, a policy file or a recording is another one. Whoever reads the file
   must say so in one line, or the numbers must be those that were written.
+- *odd inputs*: settings, command lines, configuration, policy and run files by Hypothesis, so many for each of the
+  properties of ``tests/test_fuzz.py``, other ones for every ``--seed``. Each must be one line or be read.
 
 Needs a C compiler, on Linux. Half an hour on two cores. The results are written after every trial, and those of parts
 that are left out (0) stay. With ``--page`` nothing is tried: the tables of docs/reliability.md are written.
@@ -219,6 +221,19 @@ def damaged_files(folder: Path, library: Path, number: int, rng: random.Random, 
         yield found
 
 
+def odd_inputs(folder: Path, library: Path, number: int, rng: random.Random, flags: Sequence[str] = RUN) -> Found:
+    """What people and programs write by mistake."""
+    env = {**os.environ, "FUZZ_EXAMPLES": str(number)}
+    command = [sys.executable, "-m", "pytest", "-q", "-n0", f"--hypothesis-seed={rng.getrandbits(32)}"]
+    command += [f"--basetemp={folder / 'inputs'}", "-o", "addopts=", "tests/test_fuzz.py"]
+    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
+    held, failed = (
+        int(m[1]) if (m := re.search(rf"(\d+) {word}", done.stdout)) else 0 for word in ("passed", "failed")
+    )
+    print(done.stdout[-500:])
+    yield Counter({"tried": number * (held + failed), "survived": number * held, "tracebacks": failed})
+
+
 def _files(run: Path, recording: Path, number: int, rng: random.Random) -> Iterator[Path]:
     newest = max((run / "checkpoints").iterdir(), key=lambda x: int(x.name))
     parts = [x for x in newest.rglob("*") if x.is_file() and x.stat().st_size]
@@ -259,7 +274,13 @@ def _unchanged(run: Path, file: Path, whole: dict[str, np.ndarray]) -> bool:
     return all(np.array_equal(arrays[name], x) for name, x in student.items())
 
 
-PARTS = {"kills, in chains": kills, "full disks": full_disks, "signals": signals, "damaged files": damaged_files}
+PARTS = {
+    "kills, in chains": kills,
+    "full disks": full_disks,
+    "signals": signals,
+    "damaged files": damaged_files,
+    "odd inputs": odd_inputs,
+}
 
 
 def table(results: dict[str, Any]) -> str:
@@ -288,6 +309,7 @@ def main() -> int:
     parser.add_argument("--full", type=int, default=10)
     parser.add_argument("--signals", type=int, default=12)
     parser.add_argument("--files", type=int, default=60)
+    parser.add_argument("--inputs", type=int, default=1000, help="of each kind")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path)
     parser.add_argument("--page", action="store_true", help="try nothing, write the page")
@@ -299,10 +321,11 @@ def main() -> int:
     results: dict[str, Any] = {"seed": args.seed, "rows": before}
     with tempfile.TemporaryDirectory() as name:
         library = build(Path(name))
-        for number, (what, part) in zip((args.chains, args.full, args.signals, args.files), PARTS.items(), strict=True):
+        numbers = (args.chains, args.full, args.signals, args.files, args.inputs)
+        for number, (what, part) in zip(numbers, PARTS.items(), strict=True):
             rng = random.Random(f"{args.seed} {what}")
             for found in part(Path(name), library, number, rng) if number else ():
-                results["rows"][what] = dict(found)
+                results["rows"][what] = {outcome: found[outcome] for outcome in OUTCOMES}
                 if args.out:
                     args.out.write_text(json.dumps(results, indent=1) + "\n")
     print(table(results))

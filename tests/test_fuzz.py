@@ -7,6 +7,7 @@ import dataclasses
 import importlib
 import io
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -25,7 +26,15 @@ from jdistill.run.progress import last_row, read_progress
 from tests.conftest import BUNDLED_TEACHER
 
 pytestmark = pytest.mark.full
-seeded = settings(derandomize=True, deadline=None, max_examples=150, suppress_health_check=list(HealthCheck))
+# The suite tries the same ones every time, ``python -m benchmarks.faults`` others and more of them.
+EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "0"))
+seeded = settings(
+    derandomize=not EXAMPLES,
+    deadline=None,
+    max_examples=EXAMPLES or 150,
+    database=None,
+    suppress_health_check=list(HealthCheck),
+)
 DEFAULT = compose("crazyflie", PointControlCfg, [], [])
 KNOWN = sorted(dict(flatten({name: dataclasses.asdict(getattr(DEFAULT, name)) for name in ("agent", "env", "bridge")})))
 ODD = st.one_of(
