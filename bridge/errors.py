@@ -11,6 +11,15 @@ class UserError(Exception):
 
     status = 1
 
+    def __str__(self) -> str:
+        """In one line, whatever is in the names and values that it tells of."""
+        return visible(super().__str__())
+
+
+def visible(text: str) -> str:
+    """``text`` in one line, without what a terminal would obey."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
 
 class SettingError(UserError, ValueError):
     """A setting, flag or task that a simulator cannot use."""

@@ -200,6 +200,11 @@ class AgentCfg:
         validate(self)
 
 
+def steps_of_iteration(cfg: AgentCfg) -> int:
+    """Steps of an environment that an iteration trains on."""
+    return cfg.num_steps_per_env * cfg.algorithm.num_learning_epochs
+
+
 def sampler_name(cfg: AlgorithmCfg) -> str:
     """The sampler in use."""
     return cfg.sampler or ("uniform" if cfg.use_dagger or cfg.dataset else "streaming")

@@ -26,6 +26,7 @@ from jdistill.core.config import (
     AgentCfg,
     one_of,
     sampler_name,
+    steps_of_iteration,
 )
 from jdistill.errors import ConfigError
 
@@ -101,11 +102,6 @@ def _has_history(cfg: AgentCfg) -> bool:
 
 def _sampler(cfg: AgentCfg) -> str:
     return sampler_name(cfg.algorithm)
-
-
-def steps_of_iteration(cfg: AgentCfg) -> int:
-    """Steps of an environment that an iteration trains on."""
-    return cfg.num_steps_per_env * cfg.algorithm.num_learning_epochs
 
 
 class Conflict(NamedTuple):

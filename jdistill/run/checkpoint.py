@@ -37,6 +37,7 @@ DROPPED = "teacher."
 """How leaves of version 0.1 begin that are no part of the state any more: the teacher has a file of its own."""
 ENV = "env_state."
 """How the simulator's leaves begin. Another version of a simulator may have others; learning goes on without them."""
+AVERAGE, PARAMS = "ema_params.", "student.params."
 CARRY = "teacher_carry"
 OF_ENVIRONMENTS = ("env_state", "student_carry", "teacher_carry", "teacher_acts", "history")
 """What goes with the environments, and cannot be gone on with where there are more or fewer of them."""
@@ -202,6 +203,10 @@ def _data(x: Array) -> Array:
 
 def _from_host(arrays: dict[str, np.ndarray], template: TrainState) -> TrainState:
     arrays = {RENAMED.get(name, name): x for name, x in arrays.items() if not name.startswith(DROPPED)}
+    if template.ema_params is not None and not any(name.startswith(AVERAGE) for name in arrays):
+        # Of a run without an average, which begins at the parameters.
+        newest = {name: x for name, x in arrays.items() if name.startswith(PARAMS)}
+        arrays |= {name.replace(PARAMS, AVERAGE, 1): x for name, x in newest.items()}
     left_out = _left_out(arrays, _by_name(template))
     template = template.replace(**dict.fromkeys(left_out))
     expected = _by_name(template)

@@ -17,8 +17,7 @@ from omegaconf import OmegaConf, StringNode
 from omegaconf.errors import OmegaConfBaseException
 
 from bridge.tasks import Simulator, Task
-from jdistill.core.config import AgentCfg, one_of
-from jdistill.core.validation import steps_of_iteration
+from jdistill.core.config import AgentCfg, one_of, steps_of_iteration
 from jdistill.errors import ConfigError, nearest
 from jdistill.files import replace_file
 from jdistill.run.values import check_finite, parse_file, parse_override
@@ -185,7 +184,7 @@ def _set(cfg: Any, known: list[str], key: str, value: Any) -> None:
         raise ConfigError(f"{key}={value}: is a section, set what is in it: {', '.join(_siblings(key + '.', known))}")
     try:
         OmegaConf.update(cfg, key, value, merge=False)
-    except OmegaConfBaseException as e:
+    except (OmegaConfBaseException, OverflowError) as e:  # An integer may be too large for a float.
         raise ConfigError(f"{key}={value}: {str(e).splitlines()[0]}") from e
 
 

@@ -18,6 +18,7 @@ from typing import Any
 
 import jdistill
 from bridge import registry
+from bridge.errors import visible
 from jdistill.errors import ConfigError, nearest
 from jdistill.files import replace_file
 from jdistill.run.compose import load_file
@@ -274,16 +275,11 @@ def table(infos: list[RunInfo]) -> str:
 
 def _cells(info: RunInfo) -> list[str]:
     return [
-        shlex.quote(_visible(info.name)),
-        _visible(info.task),
+        shlex.quote(visible(info.name)),
+        visible(info.task),
         f"{info.iterations}/{info.max_iterations or '?'}",
         info.phase,
         "-" if info.best_return is None else f"{info.best_return:.2f}",
         f"{info.updated:%Y-%m-%d %H:%M}",
-        _visible(info.problem),
+        visible(info.problem),
     ]
-
-
-def _visible(text: str) -> str:
-    """``text`` without what a terminal would obey."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

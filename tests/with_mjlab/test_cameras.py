@@ -11,6 +11,7 @@ import pytest
 import torch
 from mjlab.managers.observation_manager import ObservationGroupCfg, ObservationTermCfg
 from mjlab.sensor import CameraSensorCfg
+from mjlab.tasks import registry
 from mjlab.tasks.manipulation import mdp
 from mjlab.tasks.registry import load_env_cfg, load_rl_cfg, register_mjlab_task
 
@@ -36,6 +37,8 @@ def registered():
     depth = ObservationTermCfg(func=mdp.camera_depth, params={"sensor_name": "side", "cutoff_distance": 4.0})
     cfg.observations["camera"] = ObservationGroupCfg(terms={"depth": depth}, enable_corruption=False)
     register_mjlab_task(task_id=TASK, env_cfg=cfg, play_env_cfg=cfg, rl_cfg=load_rl_cfg(STOCK))
+    yield
+    del registry._REGISTRY[TASK]  # mjlab has no other way back.
 
 
 def test_pictures_are_those_of_a_plain_loop():
