@@ -95,17 +95,6 @@ def test_odd_values_of_settings(key, value):
         yaml.safe_dump(dataclasses.asdict(cfg))
 
 
-@pytest.mark.parametrize("value", ["9" * 400, f"1{'0' * 309}", "1e400", str(2**63)])
-def test_numbers_that_no_setting_can_hold(value):
-    for key in KNOWN:
-        told(lambda key=key: compose("crazyflie", PointControlCfg, [], [f"{key}={value}"]))
-
-
-def test_a_name_of_two_lines_is_told_in_one():
-    with pytest.raises(UserError, match=r"^agent\.\\n\\x1b\[31m: unknown setting"):
-        compose("crazyflie", PointControlCfg, [], ["agent.\n\x1b[31m=1"])
-
-
 @seeded
 @given(key=st.text(max_size=30), value=ODD)
 def test_settings_that_there_are_not(key, value):

@@ -166,3 +166,19 @@ def test_unknown_sections_of_a_file_are_named(tmp_path):
     path.write_text(yaml.safe_dump({"agents": {"seed": 1}}))
     with pytest.raises(ConfigError, match=r"agents.*did you mean agent"):
         run_cfg(layers=[load_file(path)])
+
+
+@pytest.mark.parametrize("value", ["9" * 400, f"1{'0' * 309}", str(2**1100)])
+def test_an_integer_that_no_float_can_hold_is_refused_wherever_a_float_is_wanted(value):
+    cfg = run_cfg()
+    known = flatten({"agent": dataclasses.asdict(cfg.agent), "env": dataclasses.asdict(cfg.env)})
+    floats = [key for key, default in known if isinstance(default, float)]
+    assert len(floats) > 20
+    for key in floats:
+        with pytest.raises(ConfigError, match=rf"^{key}=\d+: .*$"):
+            run_cfg(f"{key}={value}")
+
+
+def test_a_name_of_two_lines_is_told_in_one():
+    with pytest.raises(ConfigError, match=r"^agent\.\\n\\x1b\[31m: unknown setting"):
+        run_cfg("agent.\n\x1b[31m=1")
