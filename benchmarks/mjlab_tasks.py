@@ -1,7 +1,9 @@
 """Tasks of mjlab, start to finish: mjlab's own PPO trains a teacher briefly, the command distills it.
 
     uv run --extra mjlab python -m benchmarks.mjlab_tasks --out docs/mjlab_tasks.json
-    uv run --extra mjlab python -m benchmarks.mjlab_tasks Go1 G1 --teacher_iterations 1500
+    uv run --extra mjlab python -m benchmarks.mjlab_tasks Go1 G1 --teacher_iterations 1500 --teachers DIR
+
+With ``--teachers`` they are kept, and one that is there is not trained again.
 
 The student does not see the base's linear velocity, which no sensor of the robots measures, and has a memory instead.
 :func:`measure` gives the rows for a table of several simulators. mjlab is in a Python environment of its own, so
@@ -26,6 +28,7 @@ import torch
 
 from benchmarks.bridge import Stopwatch, compiled_loop, seconds
 from benchmarks.crazyflie import ROOT
+from benchmarks.kept import kept_teacher
 from jdistill.run.progress import read_progress
 from jdistill.run.provenance import machine, versions
 
@@ -33,16 +36,18 @@ TASKS = {"Go1": "Mjlab-Velocity-Flat-Unitree-Go1", "G1": "Mjlab-Velocity-Flat-Un
 SEES = "actor[3:]"
 STUDENT = (f"agent.obs_groups.student={SEES}", "agent.student.rnn_type=gru", "agent.student.rnn_hidden_dim=64")
 """The first three numbers are the base's linear velocity."""
+ON_CPU = {"env.sim.mujoco.solver": "cg"}
+"""There Newton's Hessian of elliptic cones takes four fifths of a step: 58 in place of 274 steps of Go1 a second."""
 
 
 @dataclass
 class Size:
     """How much is trained and measured; a trial takes less."""
 
-    num_envs: int = 64
-    teacher_iterations: int = 300
+    num_envs: int = 128
+    teacher_iterations: int = 200
     student_iterations: int = 40
-    num_steps: int = 64
+    num_steps: int = 32
     episodes: int = 64
     episode_s: int = 20
     timed_steps: int = 50
@@ -51,6 +56,11 @@ class Size:
 def device() -> str:
     """Where all of it runs."""
     return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def settings() -> dict[str, str]:
+    """Of the environment, the teacher's and the student's."""
+    return {} if device() == "cuda" else ON_CPU
 
 
 def run(*command: str | Path) -> str:
@@ -66,6 +76,8 @@ def train_teacher(task: str, folder: Path, size: Size) -> Path:
     arguments = ["--env.scene.num-envs", str(size.num_envs), "--agent.max-iterations", str(size.teacher_iterations)]
     arguments += ["--agent.logger", "tensorboard", "--log-root", str(folder)]
     arguments += [] if device() == "cuda" else ["--gpu-ids", "None"]
+    for key, value in settings().items():
+        arguments += [f"--{key}", value]
     run("-m", "mjlab.scripts.train", task, *arguments)
     return next(folder.rglob(f"model_{size.teacher_iterations - 1}.pt"))
 
@@ -74,6 +86,7 @@ def command(task: str, teacher: str | Path, size: Size) -> list[str]:
     """What a user types behind ``train_jax.py``."""
     arguments = ["--task", task, "--num_envs", str(size.num_envs), "--teacher", str(teacher)]
     arguments += ["--phase1", str(size.student_iterations // 3), "--max_iterations", str(size.student_iterations)]
+    arguments += [f"{key}={value}" for key, value in settings().items()]
     return [*arguments, f"agent.num_steps_per_env={size.num_steps}", *STUDENT]
 
 
@@ -83,8 +96,9 @@ def bridge_share(task: str, size: Size) -> dict[str, float]:
     from bridge.mjlab.simulator import Mjlab
     from bridge.tasks import Session
 
+    overrides = [f"{key}={value}" for key, value in settings().items()]
     loaded = Mjlab().load(task, Mjlab().parse_flags([], device()).options)
-    opened: Any = loaded.open(MjlabCfg(size.num_envs), Session(0, ["actor"]))
+    opened: Any = loaded.open(MjlabCfg(size.num_envs, overrides=overrides), Session(0, ["actor"]))
     with opened as env:
         watch, loop = Stopwatch(env.env), compiled_loop(env, size.timed_steps)
         loop()
@@ -93,12 +107,13 @@ def bridge_share(task: str, size: Size) -> dict[str, float]:
     return {"step_ms": 1e3 * whole, "bridge_us": 1e6 * outside, "bridge_share": outside / whole}
 
 
-def measure_task(task: str, size: Size) -> dict[str, Any]:
+def measure_task(task: str, size: Size, teachers: Path | None) -> dict[str, Any]:
     """A row: the command, both returns, environment steps per second of the training, minutes, the bridge's share."""
     with tempfile.TemporaryDirectory() as name:
-        folder, began = Path(name), time.perf_counter()
-        teacher = train_teacher(task, folder / "ppo", size)
-        trained = time.perf_counter()
+        folder = Path(name)
+        made_by = {"sizes": [size.num_envs, size.teacher_iterations], "task": settings()}
+        teacher, took = kept_teacher((teachers or folder) / task, made_by, lambda at: train_teacher(task, at, size))
+        began = time.perf_counter()
         others = ("--logdir", folder / "logs", "--logger", "none", "--device", device())
         run(ROOT / "train_jax.py", *command(task, teacher, size), *others)
         distilled = time.perf_counter()
@@ -121,14 +136,14 @@ def measure_task(task: str, size: Size) -> dict[str, Any]:
         "student_return": returns["student"],
         "recovered": returns["student"] / returns["teacher"],
         "steps_per_second": statistics.median(speeds),
-        "minutes": {"teacher": (trained - began) / 60, "student": (distilled - trained) / 60},
+        "minutes": {"teacher": took, "student": (distilled - began) / 60},
         **bridge_share(task, size),
     }
 
 
-def measure(names: list[str], size: Size) -> list[dict[str, Any]]:
+def measure(names: list[str], size: Size, teachers: Path | None = None) -> list[dict[str, Any]]:
     """The rows of the tasks ``names`` (of :data:`TASKS`, or mjlab's)."""
-    return [measure_task(TASKS.get(name, name), size) for name in names]
+    return [measure_task(TASKS.get(name, name), size, teachers) for name in names]
 
 
 def table(rows: list[dict[str, Any]]) -> str:
@@ -154,10 +169,11 @@ def main() -> None:
     )
     for name, value in asdict(Size()).items():
         parser.add_argument(f"--{name}", type=int, default=value, metavar="N", help=f"({value})")
+    parser.add_argument("--teachers", type=Path, metavar="DIR", help="where teachers are kept for the next time")
     parser.add_argument("--out", type=Path, help="JSON file for the results")
     args = parser.parse_args()
     size = Size(**{name: getattr(args, name) for name in asdict(Size())})
-    rows = measure(args.names, size)
+    rows = measure(args.names, size, args.teachers)
     print(table(rows))
     if args.out:
         results = {"machine": machine(), "versions": versions("mjlab", "mujoco-warp", "jax"), "size": asdict(size)}

@@ -4,6 +4,7 @@ the command distills students that do not see all of it.
     python -m benchmarks.tasks                      # everything: docs/tasks.json and the tables of docs/simulators.md
     python -m benchmarks.tasks gymnax/Pendulum-v1   # only this task; the other rows stay
     python -m benchmarks.tasks --trial brax/halfcheetah   # a minute, to see that it works; nothing is written
+    python -m benchmarks.tasks --teachers DIR       # keeps teachers in DIR; those that are there are taken
     python -m benchmarks.tasks --page               # the tables from the numbers that are there
 
 Let nothing else run meanwhile.
@@ -29,6 +30,7 @@ from typing import Any
 import jax
 
 from benchmarks.crazyflie import ROOT
+from benchmarks.kept import kept_teacher
 from benchmarks.tasks_page import DOCS, write_tables
 from bridge import registry
 from bridge.env import TrainingEnv
@@ -170,20 +172,21 @@ def worth(task: str, job: Job, file: Path, entries: Sequence[str]) -> float:
     return float(evaluate(opened(task, job.episodes, settings), policy, state, entries, seed=SEED)["return"])
 
 
-def rows_of(name: str, job: Job) -> list[dict[str, Any]]:
-    """A row for each student of a task."""
+def rows_of(name: str, job: Job, teachers: Path | None) -> list[dict[str, Any]]:
+    """A row for each student of a task; the teacher is kept in ``teachers``."""
     from jdistill.run.progress import read_progress
 
     rows = []
     with tempfile.TemporaryDirectory() as temporary:
-        folder, began = Path(temporary), time.perf_counter()
-        teacher = train_teacher(name, job, folder)
-        minutes = {"teacher": (time.perf_counter() - began) / 60}
+        folder = Path(temporary)
+        made_by = {"ppo": ppo_settings(job), "task": job.settings, "sizes": [job.num_envs, job.ppo_iterations]}
+        kept = (teachers or folder) / name.replace("/", "-")
+        teacher, took = kept_teacher(kept, made_by, lambda at: train_teacher(name, job, at))
         expected: float | None = None
         for i, student in enumerate(job.students):
             began = time.perf_counter()
             run = distill(name, job, student, teacher, folder / f"logs{i}")
-            minutes = {**minutes, "student": (time.perf_counter() - began) / 60}
+            minutes = {"teacher": took, "student": (time.perf_counter() - began) / 60}
             if expected is None:
                 expected = worth(name, job, run / "teacher.safetensors", ["policy"])
             said = command(name, job, student, "model.pt")
@@ -307,9 +310,10 @@ def iteration(name: str, job: Job, turns: int) -> dict[str, Any]:
 # -- all of it -----------------------------------------------------------------------------------------------------
 
 
-def measure(name: str, job: Job, turns: int) -> dict[str, Any]:
+def measure(name: str, job: Job, turns: int, teachers: Path | None) -> dict[str, Any]:
     """All that the tables say of a task."""
-    found: dict[str, Any] = {"job": asdict(job), "rows": rows_of(name, job), "collection": collection(name, job, turns)}
+    found: dict[str, Any] = {"job": asdict(job), "rows": rows_of(name, job, teachers)}
+    found["collection"] = collection(name, job, turns)
     if name.startswith("gymnax/"):
         found["iteration"] = iteration(name, replace(job, num_envs=min(job.num_envs, 100)), turns)
     return found
@@ -320,6 +324,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("names", nargs="*", metavar="TASK", help=f"only these of {', '.join(JOBS)}")
     parser.add_argument("--trial", action="store_true", help="as small as can be, to see that it works; writes nothing")
+    parser.add_argument("--teachers", type=Path, metavar="DIR", help="where teachers are kept for the next time")
     parser.add_argument("--page", action="store_true", help="measure nothing, write the tables")
     args = parser.parse_args()
     if unknown := [name for name in args.names if name not in JOBS]:
@@ -329,7 +334,7 @@ def main() -> int:
     results: dict[str, Any] = json.loads(file.read_text()) if file.is_file() else {"tasks": {}}
     for name in [] if args.page else args.names or JOBS:
         job, turns = (trial(JOBS[name]), 2) if args.trial else (JOBS[name], 9)
-        found = measure(name, job, turns)
+        found = measure(name, job, turns, args.teachers)
         print(json.dumps(found, indent=1), flush=True)
         results["tasks"][name] = found
         results |= {"machine": machine(), "versions": versions("jax", *registry.packages(), "rsl-rl-lib")}

@@ -80,7 +80,8 @@ def fresh_policy(lesson: Lesson, policy: Policy, rng: Array) -> PolicyState:
     dense = state.params[last]["dense"]
     first = jnp.clip(lesson.first_action(), -0.95, 0.95)
     dense = {"kernel": 0.1 * dense["kernel"], "bias": jnp.full_like(dense["bias"], jnp.arctanh(first))}
-    return state.replace(params={**state.params, last: {"dense": dense}})
+    begun: PolicyState = state.replace(params={**state.params, last: {"dense": dense}})
+    return begun
 
 
 def num_inputs(state: PolicyState) -> int:

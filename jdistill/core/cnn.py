@@ -20,6 +20,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax import Array, lax
 
+from jdistill.core import initializers
 from jdistill.core.activations import ACTIVATIONS
 from jdistill.core.convolution import convolve, max_pool
 from jdistill.errors import ConfigError
@@ -148,17 +149,13 @@ class CNN(nn.Module):
     @nn.compact
     def __call__(self, image: Array) -> Array:
         """Images (N, ...) as they come to features (N, F)."""
-
-        def uniform(key: Array, shape: tuple[int, ...], bound: float) -> Array:
-            return jax.random.uniform(key, shape, jnp.float32, -bound, bound)
-
         params = []
         for i, layer in enumerate(self.cfg.layers):
             shape = layer.weight_shape
-            bound = math.prod(shape[1:]) ** -0.5
+            init = initializers.uniform(math.prod(shape[1:]) ** -0.5)
             held = {
-                "weight": self.param(f"weight_{i}", uniform, shape, bound),
-                "bias": self.param(f"bias_{i}", uniform, shape[:1], bound),
+                "weight": self.param(f"weight_{i}", init, shape),
+                "bias": self.param(f"bias_{i}", init, shape[:1]),
             }
             if layer.norm == "layer":
                 held["norm_weight"] = self.param(f"norm_weight_{i}", nn.initializers.ones, layer.convolved)

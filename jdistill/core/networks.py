@@ -13,6 +13,7 @@ single bias, so a layer with one bias would not learn the same student.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, ClassVar, NamedTuple
 
 import jax
@@ -21,7 +22,7 @@ from flax import linen as nn
 from flax import struct
 from jax import Array
 
-from jdistill.core import recurrence
+from jdistill.core import initializers, recurrence
 from jdistill.core.activations import ACTIVATIONS, OUTPUT_ACTIVATIONS
 from jdistill.core.cnn import CNN, CNNCfg
 from jdistill.core.observations import Observation, flat, vector_of, with_vector
@@ -97,13 +98,6 @@ class PolicyState(struct.PyTreeNode):
         return obs if self.normalizer is None else with_vector(obs, self.normalizer(vector_of(obs)))
 
 
-def _uniform(bound: float) -> Callable[..., Array]:
-    def init(key: Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> Array:
-        return jax.random.uniform(key, shape, dtype, -bound, bound)
-
-    return init
-
-
 class Dense(nn.Module):
     """Affine layer with torch's default initialisation, U(-1/sqrt(fan_in), 1/sqrt(fan_in)) for weight and bias."""
 
@@ -112,7 +106,7 @@ class Dense(nn.Module):
     @nn.compact
     def __call__(self, x: Array) -> Array:
         """(..., I) to (..., features)."""
-        init = _uniform(x.shape[-1] ** -0.5)
+        init = initializers.uniform(x.shape[-1] ** -0.5)
         return nn.Dense(self.features, kernel_init=init, bias_init=init, name="dense")(x)
 
 
@@ -130,7 +124,7 @@ class RecurrentLayer(nn.Module):
 
         With ``reset`` (T, B) a whole window (T * B, I), to the state after it and the outputs (T, B, hidden).
         """
-        init = _uniform(self.hidden_dim**-0.5)
+        init = initializers.uniform(self.hidden_dim**-0.5)
         width = self.gates * self.hidden_dim
         weight_ih = self.param("weight_ih", init, (x.shape[-1], width))
         weight_hh = self.param("weight_hh", init, (self.hidden_dim, width))
@@ -311,11 +305,13 @@ class Policy(nn.Module):
         return self.step(self.initial_carry(vector_of(obs).shape[0]), obs)[1]
 
 
+@partial(jax.jit, static_argnames=("policy", "obs_size", "normalize"))
 def init(policy: Policy, rng: Array, obs_size: int, normalize: bool) -> PolicyState:
     """Fresh parameters for observations of ``obs_size`` numbers, and of the images that the policy takes."""
     vector = jnp.zeros((1, obs_size))
     images = tuple(jnp.zeros((1, *cfg.shape)) for cfg in policy.cnns)
     params = policy.init(rng, Observation(vector, images) if images else vector)["params"]
+    params = initializers.drawn(rng, params)
     return PolicyState(params=params, normalizer=Normalizer.create(obs_size) if normalize and obs_size else None)
 
 

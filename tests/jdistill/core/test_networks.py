@@ -144,6 +144,22 @@ def test_initialisation_is_torchs_uniform():
     for x in (layer["kernel"], layer["bias"]):
         assert 0.15 < float(jnp.abs(x).max()) <= 0.2
     assert float(layer["kernel"].std()) == pytest.approx(0.2 / 3**0.5, rel=0.05)
+    hidden = state.params["mlp_1"]["dense"]["kernel"]
+    assert float(hidden.std()) == pytest.approx(0.125 / 3**0.5, rel=0.05)
+    both = np.concatenate([np.ravel(layer["kernel"])[:1600] / 0.2, np.ravel(hidden)[:1600] / 0.125])
+    assert len(np.unique(both)) == len(both)  # No number is drawn for two of them.
+
+
+@pytest.mark.parametrize("rnn_type", ["gru", "lstm"])
+def test_recurrent_initialisation_is_torchs_uniform(rnn_type):
+    policy = Policy(4, (8,), rnn_type=rnn_type, rnn_hidden_dim=64, learn_initial_carry=True)
+    state = networks.init(policy, jax.random.key(3), 9, normalize=True)
+    weights = dict(state.params["rnn_0"])
+    assert set(weights) == {"weight_ih", "weight_hh", "bias_ih", "bias_hh"}
+    for x in weights.values():
+        assert 0.12 < float(jnp.abs(x).max()) <= 0.125
+        assert float(x.std()) == pytest.approx(0.125 / 3**0.5, rel=0.15)
+    assert not jnp.any(state.params["initial_0_0"])
 
 
 def test_normalizer_holds_the_moments_of_everything_seen():
