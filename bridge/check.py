@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bridge.env import Env, ObservationSpec, State, require
+from bridge.env import SIZES, Env, ObservationSpec, State, require
 from bridge.errors import SettingError
 from bridge.keys import keys_for
 from bridge.observation import looks_channels_first
@@ -26,7 +26,7 @@ def check_env(env: Env) -> dict[str, ObservationSpec]:
         SettingError: it does not; one line names the field, what it is and what it should be.
     """
     name = type(env).__name__
-    require(env, "num_envs", "num_actions", "max_episode_length", "step_dt", "reset", "step")
+    require(env, *SIZES, "reset", "step")
     action = jax.ShapeDtypeStruct((env.num_envs, env.num_actions), jnp.float32)
     first = _traced(f"{name}.reset", env.num_envs, lambda: env.reset(keys_for(env, jax.random.key(0))))
     after = _traced(f"{name}.step", env.num_envs, env.step, first, action)

@@ -176,10 +176,17 @@ class Parametric(Protocol):
         ...
 
 
+SIZES = ("num_envs", "num_actions", "max_episode_length", "step_dt")
+"""Of an environment: what is countable or lasts, and so is positive."""
+
+
 def require(env: Any, *members: str) -> None:
-    """Raise :class:`SettingError` unless ``env`` has all ``members`` of :class:`Env`."""
+    """Raise :class:`SettingError` unless ``env`` has all ``members`` of :class:`Env`, and its sizes make sense."""
     if missing := [name for name in members if not hasattr(env, name)]:
         raise SettingError(f"{type(env).__name__} has no {' and no '.join(missing)}; bridge.env.Env says what it needs")
+    for name in set(members).intersection(SIZES):
+        if not getattr(env, name) > 0:
+            raise SettingError(f"{name} is {getattr(env, name)}, expected a positive number")
 
 
 class Starts(struct.PyTreeNode):
@@ -214,7 +221,7 @@ class AutoReset:
     def __init__(self, env: Env, restarts_nonfinite: bool = False):
         """``restarts_nonfinite`` does what :func:`bridge.nonfinite.restarting` does. Raises :class:`SettingError` where
         ``env`` does not say how large it is."""
-        require(env, "num_envs", "num_actions", "max_episode_length", "step_dt")
+        require(env, *SIZES)
         self.env = env
         self.num_envs = env.num_envs
         self.num_actions = env.num_actions

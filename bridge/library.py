@@ -37,8 +37,8 @@ class Library(Simulator):
     """Of all tasks."""
 
     def claims(self, request: Request) -> bool:
-        """Every name that begins with the package's."""
-        return request.task.startswith(f"{self.name}/")
+        """Every name that begins with the package's, however it is spelled."""
+        return f"{request.task}/".lower().startswith(f"{self.name}/")
 
     def task_names(self) -> Sequence[str]:
         """What the installed package has; nothing where there is none."""
@@ -46,9 +46,8 @@ class Library(Simulator):
 
     def load(self, name: str, options: Any) -> Task:
         """The task of that name."""
-        short = name.removeprefix(f"{self.name}/")
-        known = self.registered()
-        if short not in known:
+        short, known = name.removeprefix(f"{self.name}/"), self.registered()
+        if short == name or short not in known:
             raise UnknownTaskError(name, [f"{self.name}/{other}" for other in known])
 
         @contextmanager
@@ -87,7 +86,7 @@ def _told(name: str) -> Iterator[None]:
         yield
     except SettingError as e:
         raise SettingError(f"{name}: {e}") from e
-    except (ValueError, TypeError, KeyError, AttributeError, AssertionError, OSError) as e:
+    except (ValueError, TypeError, KeyError, AttributeError, AssertionError, ArithmeticError, OSError) as e:
         raise SettingError(f"{name}: {' '.join(str(e).split()) or type(e).__name__}") from e
 
 

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from bridge.env import Color, Renderer, State
+from bridge.env import SIZES, Color, Renderer, State, require
 from bridge.errors import RenderError, SettingError
 
 GROUP = "policy"
@@ -49,6 +49,7 @@ class Vmapped:
         makes a renderer, given width and height."""
         self.env, self.num_envs = env, num_envs
         self.num_actions, self.max_episode_length, self.step_dt = num_actions, max_episode_length, step_dt
+        require(self, *SIZES)
         self.action_layout = {**({"range": [-1, 1]} if clip else {}), "rate_hz": round(1 / step_dt, 3)}
         self.action_layout |= action_layout or {}
         self._clip, self._draw = clip, draw
@@ -86,7 +87,7 @@ class Vmapped:
     def renderer(self, width: int, height: int, color: Color) -> Renderer:
         """See :class:`bridge.env.Renderer`."""
         if self._draw is None:
-            raise RenderError(f"{type(self.env).__name__} draws no pictures; 'jdistill evaluate' has its numbers")
+            raise RenderError("this environment draws no pictures; 'jdistill evaluate' has its numbers")
         return self._draw(width, height)
 
 

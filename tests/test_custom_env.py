@@ -90,7 +90,9 @@ def test_a_package_announces_its_task(outside, teacher, tmp_path, capsys):
     (tmp_path / "their_envs.py").write_text(EXAMPLE.read_text())
     outside("jdistill.tasks", "pendulum", "their_envs:inverted_pendulum")
     assert run_command("tasks", []) == 0
-    assert ["pendulum", "jax"] in [line.split() for line in capsys.readouterr().out.splitlines()]
+    listed = capsys.readouterr().out.splitlines()
+    assert ["pendulum", "jax"] in [line.split() for line in listed]
+    assert listed[-1].startswith("Not installed: ") and "mjlab (--extra mjlab)" in listed[-1]
     arguments = ["--task", "pendulum", "--teacher", teacher, "--logdir", "logs", "--max_iterations", "1", *SMALL]
     assert run_command("train", arguments) == 0
     (run,) = Path("logs").glob("*/*")

@@ -27,6 +27,7 @@ import yaml
 from safetensors.numpy import load_file
 
 import train_jax
+from bridge import registry
 from jdistill.core import networks
 from jdistill.core.networks import Policy
 from jdistill.export import rsl_rl
@@ -367,13 +368,21 @@ def test_without_isaac_lab_its_extra_is_named(capsys, monkeypatch, tmp_path, arg
     assert complaint(capsys, "--logdir", str(tmp_path / "logs"), *arguments).endswith(needs)
 
 
+def test_what_is_named_and_not_there_is_told_before_a_simulator_starts(capsys, tmp_path, monkeypatch):
+    monkeypatch.setattr(registry, "load", lambda *args: pytest.fail("a simulator was started"))
+    flags = ("--logdir", str(tmp_path / "logs"))
+    assert "holds no model_N.pt" in complaint(capsys, "--teacher", str(tmp_path), *flags)
+    assert "no such file" in complaint(capsys, "--teacher", str(tmp_path / "model_1.pt"), *flags)
+    assert "no such file" in complaint(capsys, "--student", str(tmp_path / "model_1.pt"), *flags)
+
+
 def test_teachers_that_do_not_fit(capsys, tmp_path):
     cut = tmp_path / "cut.safetensors"
     cut.write_bytes(BUNDLED_TEACHER.read_bytes()[:20_000])
     assert "truncated" in complaint(capsys, "--teacher", str(cut), "--logdir", str(tmp_path / "logs"))
     _, _, header = load_policy(BUNDLED_TEACHER)
     for obs_size, actions, expected in (
-        (30, 4, "takes 30 observations, the environment's 'teacher' 26 has 26"),
+        (30, 4, "takes 30 observations, the environment's 'teacher' has 26"),
         (26, 5, "gives 5 actions, the environment takes 4"),
     ):
         policy = Policy(actions, (8,))

@@ -10,7 +10,8 @@ from pathlib import Path
 from jdistill.cli.parser import Parser, positive
 from jdistill.core.activations import ACTIVATIONS, OUTPUT_ACTIVATIONS
 from jdistill.core.networks import summary
-from jdistill.export.brax_checkpoint import find_brax_checkpoint, load_brax_checkpoint
+from jdistill.export.brax_checkpoint import load_brax_checkpoint
+from jdistill.export.brax_files import find_brax_checkpoint
 from jdistill.export.policy_file import save_policy
 from jdistill.export.rsl_rl_checkpoint import load_teacher_checkpoint
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -57,7 +58,9 @@ def _observation_group(where: str, group: h5py.Group, name: str) -> h5py.Dataset
     # Isaac Lab's own recordings hold the members of the group ``policy`` alone, and do not name it.
     known = [key for key in (name, name.replace("/", "."), name.removeprefix("policy/")) if key in obs]
     if not known:
-        raise DatasetError(f"{where}: has no observation group '{name}'; there are {', '.join(obs)}")
+        task = json.loads(group.parent.attrs.get("env_args", "{}")).get("env_name")
+        told = f", recorded on {task}: --task names the task" if task else ""
+        raise DatasetError(f"{where}: has no observation group '{name}'; there are {', '.join(obs)}{told}")
     return _array(where, group, f"obs/{known[0]}", (2, observations.IMAGE_AXES))
 
 

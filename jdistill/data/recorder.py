@@ -82,7 +82,9 @@ class Recorder:
         atexit.unregister(self._finish)
         self._finish()
         self._check()
-        return f"Recorded {self._written['episodes']} episodes, {self._written['steps']} steps in {self.path}"
+        counts = ((self._written[name], name) for name in ("episodes", "steps"))
+        told = ", ".join(f"{n} {name if n != 1 else name[:-1]}" for n, name in counts)
+        return f"Recorded {told} in {self.path}"
 
     def _finish(self) -> None:
         self._queue.put(None)

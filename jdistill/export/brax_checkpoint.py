@@ -22,37 +22,21 @@ import numpy as np
 
 from jdistill.core.networks import Normalizer, Policy, PolicyState
 from jdistill.errors import PolicyFileError
+from jdistill.export.brax_files import CONFIG, STATISTICS
 from jdistill.export.layers import DenseLayer, Normalization, PolicyLayers, build
 
-CONFIG = "ppo_network_config.json"
 ACTIVATIONS = {
     **{name: name for name in ("elu", "selu", "relu", "tanh", "sigmoid", "softplus", "swish", "mish")},
     **{"silu": "swish", "celu": "crelu", "leaky_relu": "lrelu", "linear": "identity"},
 }
 """Brax's names, and ours; Brax's ``gelu`` is an approximation of ours."""
 DEFAULT_ACTIVATION = "swish"
-STATISTICS = "brax.training.acme.running_statistics"
-"""The module that a pickle of Brax's names near its beginning."""
-
-
-def find_brax_checkpoint(path: Path) -> Path | None:
-    """The checkpoint that ``path`` is, or the newest one in it; None where it is none of Brax's."""
-    if path.is_dir():
-        if (path / CONFIG).is_file():
-            return path
-        steps = [child for child in path.iterdir() if child.name.isdigit() and (child / CONFIG).is_file()]
-        return max(steps, key=lambda child: int(child.name), default=None)
-    try:
-        with path.open("rb") as file:
-            return path if STATISTICS.encode() in file.read(200) else None
-    except OSError:
-        return None
 
 
 def load_brax_checkpoint(
     path: Path, activation: str | None = None, output_activation: str | None = None
 ) -> tuple[Policy, PolicyState, dict[str, Any]]:
-    """The policy of a checkpoint that :func:`find_brax_checkpoint` found, and a description of it.
+    """The policy of a checkpoint (see :mod:`jdistill.export.brax_files`), and a description of it.
 
     Args:
         path: the folder or the file.

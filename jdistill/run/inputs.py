@@ -19,7 +19,8 @@ from jdistill.core.sharding import WHOLE, Shards
 from jdistill.core.teachers import TeacherBank
 from jdistill.data.dataset import Recording, Relabeler, Seen, load
 from jdistill.errors import ConfigError, ObservationError
-from jdistill.export.brax_checkpoint import find_brax_checkpoint, load_brax_checkpoint
+from jdistill.export.brax_checkpoint import load_brax_checkpoint
+from jdistill.export.brax_files import find_brax_checkpoint
 from jdistill.export.policy_file import load_policy
 from jdistill.export.rsl_rl_checkpoint import is_torch_file, load_teacher_checkpoint
 from jdistill.run.compose import RunCfg
@@ -217,7 +218,8 @@ def load_teacher(file: Path, env: TrainingEnv, cfg: RunCfg, old_output_activatio
         teacher = Teacher(*load_policy(file, many=True))
     _check_images(file, "teacher", teacher.policy, images)
     if teacher.description["obs_size"] != expected["teacher"]:
-        detail = " + ".join(f"'{g}' {observations.size([g], env.obs_specs)}" for g in groups)
+        sizes = {group: observations.size([group], env.obs_specs) for group in groups}
+        detail = " + ".join(f"'{g}'{f' ({size})' if len(sizes) > 1 else ''}" for g, size in sizes.items())
         seen = [group["name"] for group in teacher.description.get("observation", {}).get("groups", [])]
         raise ConfigError(
             f"{file}: the teacher takes {teacher.description['obs_size']} observations, "

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from bridge.tasks import Task
 from jdistill.errors import ConfigError
+from jdistill.export.brax_files import find_brax_checkpoint
 from jdistill.run.compose import RunCfg
 
 if TYPE_CHECKING:
@@ -90,9 +91,15 @@ def teacher_path(cfg: RunCfg, task: Task, job: Job, beginning: Beginning) -> Pat
     return _named_teacher(name)
 
 
-def _named_teacher(name: str) -> Path:
-    from jdistill.export.brax_checkpoint import find_brax_checkpoint
+def check_named(job: Job) -> None:
+    """Raise :class:`ConfigError` for a teacher or a student that is named and not there, before a simulator starts."""
+    for name in [job.teacher] if isinstance(job.teacher, str | Path) else job.teacher or ():
+        _named_teacher(str(name))
+    if job.student:
+        named_file("--student", job.student)
 
+
+def _named_teacher(name: str) -> Path:
     if found := find_brax_checkpoint(Path(name)):
         return found
     bundled = Path(str(files("jdistill"))) / "teachers" / f"{name}.safetensors"

@@ -62,7 +62,13 @@ def test_settings_are_the_simulators_own():
     ("name", "settings", "expected"),
     [
         ("brax/antt", {}, r"unknown task brax/antt \(did you mean brax/ant\?\); Brax has 1\d"),
+        ("Brax/ant", {}, r"unknown task Brax/ant \(did you mean brax/ant\?\); Brax has"),
+        ("brax", {}, "unknown task brax.*; Brax has"),
         ("brax/ant", {"backend": "spinrg"}, "brax/ant: backend should be in"),
+        ("brax/inverted_pendulum", {"n_frames": 0}, "brax/inverted_pendulum: step_dt is 0.0, expected a"),
+        ("brax/inverted_pendulum", {"episode_length": -1}, "max_episode_length is -1, expected a positive number"),
+        ("gymnax/Pendulum-v1", {"dt": 0.0}, "gymnax/Pendulum-v1: step_dt is 0.0, expected a positive number"),
+        ("gymnax/Pendulum-v1", {"max_steps_in_episode": 0}, "max_episode_length is 0, expected a positive number"),
         ("brax/fast", {"asymmetric_obs": True}, "brax/fast: asymmetric_obs requires dictionary observations"),
         (
             "playground/Go1Getup",

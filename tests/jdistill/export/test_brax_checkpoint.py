@@ -19,7 +19,8 @@ from brax.training.agents.ppo import networks as ppo
 from jdistill.cli.main import run_command
 from jdistill.core import networks
 from jdistill.errors import PolicyFileError
-from jdistill.export.brax_checkpoint import find_brax_checkpoint, load_brax_checkpoint
+from jdistill.export.brax_checkpoint import load_brax_checkpoint
+from jdistill.export.brax_files import find_brax_checkpoint
 
 ACTIONS = 2
 SIZES = {"state": (5,), "privileged_state": (7,)}
