@@ -42,7 +42,7 @@ SEES = {"Go1": "actor[3:]", "G1": "actor[3:]", "Yam": "actor[:8,16:]"}
 """What students do not see is the base's linear velocity, of the arm its joints' velocities."""
 STUDENT = ("agent.student.rnn_type=gru", "agent.student.rnn_hidden_dim=64")
 ON_CPU = {"env.sim.mujoco.solver": "cg"}
-"""There Newton's Hessian of elliptic cones takes four fifths of a step: 58 in place of 274 steps of Go1 a second."""
+"""There Newton's Hessian of elliptic cones takes most of a step of the legged robots."""
 
 
 @dataclass
