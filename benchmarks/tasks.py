@@ -58,6 +58,9 @@ class Job:
     ppo_steps: int = 24
     """Of each environment in an iteration of the teacher's training."""
     ppo_iterations: int = 300
+    init_std: float = 0.7
+    """Of the teacher's exploration. Where only the largest preference counts, or an action beyond the range is cut off,
+    much of it goes on exploring for longer."""
     discount: float = 0.99
     iterations: int = 120
     """Of the distillation; a third of them is phase 1."""
@@ -83,8 +86,10 @@ JOBS = {
     "playground/CartpoleBalance": Job("policy[:3]", ppo_iterations=150, iterations=60),
     "gymnax/Pendulum-v1": Job("policy[:2]", ppo_iterations=250, discount=0.95),
     "gymnax/CartPole-v1": Job("policy[0,2]", ppo_iterations=120),
-    "gymnax/Acrobot-v1": Job("policy[:4]", ppo_iterations=200),
-    "gymnax/MountainCarContinuous-v0": Job("policy[:1]", ppo_iterations=150, ppo_steps=100, discount=0.999),
+    "gymnax/Acrobot-v1": Job("policy[:4]", ppo_iterations=50, ppo_steps=100, init_std=3.0),
+    "gymnax/MountainCarContinuous-v0": Job(
+        "policy[:1]", ppo_iterations=60, ppo_steps=100, init_std=3.0, discount=0.999
+    ),
 }
 """By the names of their tasks. 10 million steps of halfcheetah; of the robot's state students see positions alone."""
 
@@ -108,7 +113,7 @@ def ppo_settings(job: Job) -> dict[str, Any]:
     """rsl_rl's runner, in the terms of its own configs."""
     network: dict[str, Any] = {"class_name": "rsl_rl.models:MLPModel", "hidden_dims": [128, 128], "activation": "elu"}
     network["obs_normalization"] = True
-    noise = {"class_name": "rsl_rl.modules.distribution:GaussianDistribution", "init_std": 0.7}
+    noise = {"class_name": "rsl_rl.modules.distribution:GaussianDistribution", "init_std": job.init_std}
     algorithm = {"class_name": "rsl_rl.algorithms:PPO", "num_learning_epochs": 5, "num_mini_batches": 4}
     algorithm |= {"gamma": job.discount, "lam": 0.95, "schedule": "adaptive", "desired_kl": 0.01, "entropy_coef": 2e-3}
     return {
