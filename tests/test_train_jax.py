@@ -75,16 +75,18 @@ def complaint(capsys, *arguments: str) -> str:
 
 
 def test_a_window_of_the_preset_gives_way_to_the_rollouts_asked_for_and_one_of_the_users_does_not(tmp_path, capsys):
+    nobody = tmp_path / "nobody.pt"
+    nobody.write_bytes(b"no policy")
     asked = [
         "--teacher",
-        str(tmp_path / "nobody.pt"),
+        str(nobody),
         "agent.num_steps_per_env=16",
         "agent.algorithm.num_learning_epochs=1",
     ]
     assert status_of(asked) == 1
     said = capsys.readouterr()
     assert "agent.algorithm.gradient_length=60 is longer than an iteration: it is 16 here\n" in said.out
-    assert said.err.endswith("nobody.pt: no such file\n") and said.err.count("\n") == 1
+    assert "nobody.pt: " in said.err and said.err.count("\n") == 1
     for chosen in (["agent.algorithm.gradient_length=60"], ["agent.algorithm={gradient_length: 60}"]):
         assert "gradient_length=60: longer than the 16 steps of an iteration" in complaint(capsys, *asked, *chosen)
 

@@ -89,6 +89,6 @@ def test_a_teacher_of_another_group_is_told(tmp_path, capsys):
     arguments = ["--task", "gymnax/Pendulum-v1", "--teacher", str(file), "--logdir", str(tmp_path), *SMALL]
     assert run_command("train", arguments) == 1
     error = capsys.readouterr().err
-    assert "'policy' 3 has 3; it was trained on state: set agent.obs_groups.teacher=state" in error
+    assert "'policy' has 3; it was trained on state: set agent.obs_groups.teacher=state" in error
     assert run_command("train", ["--task", "gymnax/Pendulum-v1", "env.max_torqe=1", *arguments[2:]]) == 1
     assert "env.max_torqe: unknown setting (did you mean env.max_torque?)" in capsys.readouterr().err

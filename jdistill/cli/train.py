@@ -161,10 +161,13 @@ def run(argv: list[str], program: Sequence[str] = PROGRAM) -> int:
     parser = make_parser(_prog(program))
     args = parse(parser, argv)
     from jdistill.run import compilation, training
+    from jdistill.run.policy_paths import check_named
     from jdistill.run.processes import is_main
     from jdistill.run.runner import Interrupted
 
     compilation.prepare()
+    if not (args.distributed or args.coordinator):  # Connected processes tell an error once.
+        check_named(job_of(args))
     beginning = training.begin(job_of(args), args.unknown, f"{_prog(program)} ...")
     args, started = start_simulator(beginning.request, args, lambda rest: parse(parser, rest), parser)
 

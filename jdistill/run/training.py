@@ -22,7 +22,7 @@ from jdistill.run.compose import WINDOW, RunCfg, compose_task, flatten, load_fil
 from jdistill.run.devices import Placement, describe_devices, device_facts, make_mesh
 from jdistill.run.folders import find_run, new_run, note_start, planned_folder, settings_of
 from jdistill.run.held import HeldRun
-from jdistill.run.policy_paths import check_named, named_file, teacher_path
+from jdistill.run.policy_paths import named_file, teacher_path
 from jdistill.run.presets import config_path, preset
 from jdistill.run.session import Started, open_env
 
@@ -121,7 +121,6 @@ def begin(job: Job, flags: Sequence[str] = (), program: str = "...") -> Beginnin
     Raises:
         ConfigError: a file or a run that cannot be used, or one of another task; one line.
     """
-    check_named(job)
     layers = [load_file(config_path(str(job.config)))] if job.config else []
     run = None
     if job.resume:
