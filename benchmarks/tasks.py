@@ -83,7 +83,7 @@ JOBS = {
         students={"GRU": GRU, "LSTM": LSTM, "MLP, 4 observations": MLP},
         stacked="benchmarks/stacked.py:halfcheetah",
     ),
-    "playground/CartpoleBalance": Job("policy[:3]", ppo_iterations=150, iterations=60),
+    "playground/CartpoleBalance": Job("policy[:3]", ppo_iterations=150, iterations=240),
     "gymnax/Pendulum-v1": Job("policy[:2]", ppo_iterations=250, discount=0.95),
     "gymnax/CartPole-v1": Job("policy[0,2]", ppo_iterations=120),
     "gymnax/Acrobot-v1": Job("policy[:4]", ppo_iterations=50, ppo_steps=100, init_std=3.0),
