@@ -61,6 +61,7 @@ class Job:
     init_std: float = 0.7
     """Of the teacher's exploration. Where only the largest preference counts, or an action beyond the range is cut off,
     much of it goes on exploring for longer."""
+    entropy_coef: float = 2e-3
     discount: float = 0.99
     iterations: int = 120
     """Of the distillation; a third of them is phase 1."""
@@ -86,7 +87,7 @@ JOBS = {
     "playground/CartpoleBalance": Job("policy[:3]", ppo_iterations=150, iterations=240),
     "gymnax/Pendulum-v1": Job("policy[:2]", ppo_iterations=250, discount=0.95),
     "gymnax/CartPole-v1": Job("policy[0,2]", ppo_iterations=120),
-    "gymnax/Acrobot-v1": Job("policy[:4]", ppo_iterations=50, ppo_steps=100, init_std=3.0),
+    "gymnax/Acrobot-v1": Job("policy[:4]", ppo_iterations=50, ppo_steps=100, init_std=3.0, entropy_coef=0.0),
     "gymnax/MountainCarContinuous-v0": Job(
         "policy[:1]", ppo_iterations=60, ppo_steps=100, init_std=3.0, discount=0.999
     ),
@@ -115,7 +116,8 @@ def ppo_settings(job: Job) -> dict[str, Any]:
     network["obs_normalization"] = True
     noise = {"class_name": "rsl_rl.modules.distribution:GaussianDistribution", "init_std": job.init_std}
     algorithm = {"class_name": "rsl_rl.algorithms:PPO", "num_learning_epochs": 5, "num_mini_batches": 4}
-    algorithm |= {"gamma": job.discount, "lam": 0.95, "schedule": "adaptive", "desired_kl": 0.01, "entropy_coef": 2e-3}
+    algorithm |= {"gamma": job.discount, "lam": 0.95, "schedule": "adaptive", "desired_kl": 0.01}
+    algorithm["entropy_coef"] = job.entropy_coef
     return {
         "num_steps_per_env": job.ppo_steps,
         "save_interval": 10**9,
