@@ -161,11 +161,6 @@ def measure_task(task: str, size: Size, teachers: Path | None) -> dict[str, Any]
     }
 
 
-def measure(names: list[str], size: Size, teachers: Path | None = None) -> list[dict[str, Any]]:
-    """The rows of the tasks ``names`` (of :data:`TASKS`, or mjlab's)."""
-    return [measure_task(TASKS.get(name, name), size, teachers) for name in names]
-
-
 def write(out: Path, rows: list[dict[str, Any]], size: Size) -> None:
     """Put ``rows`` among those of other tasks, each with its sizes."""
     results = json.loads(out.read_text()) if out.is_file() else {"rows": []}
@@ -203,10 +198,12 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="JSON file for the results")
     args = parser.parse_args()
     size = Size(**{name: getattr(args, name) for name in asdict(Size())})
-    rows = measure(args.names, size, args.teachers)
+    rows = []
+    for name in args.names:
+        rows.append(measure_task(TASKS.get(name, name), size, args.teachers))
+        if args.out:  # After each, since all of it takes hours.
+            write(args.out, rows, size)
     print(table(rows))
-    if args.out:
-        write(args.out, rows, size)
 
 
 if __name__ == "__main__":

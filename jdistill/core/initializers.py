@@ -32,8 +32,8 @@ class Uniform(struct.PyTreeNode, nn.meta.AxisMetadata[Array]):
         return self.replace(value=val)
 
     def add_axis(self, index: int, params: dict[Any, Any]) -> Any:
-        """No lifted transformation is in use."""
-        raise NotImplementedError
+        """Nothing in it belongs to an axis."""
+        return self
 
     remove_axis = add_axis
 

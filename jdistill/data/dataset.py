@@ -8,7 +8,6 @@ The layout is described in :mod:`jdistill.data.episode_writer`. Training needs o
 from __future__ import annotations
 
 import itertools
-import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -29,7 +28,7 @@ from jdistill.core.networks import Normalizer
 from jdistill.core.observations import Observation
 from jdistill.core.teachers import TeacherBank
 from jdistill.data import episode
-from jdistill.data.episode import Relabeler, Seen
+from jdistill.data.episode import Relabeler, Seen, task_of
 from jdistill.data.integrity import check_sums, check_total, damage, is_numeric, refuse_links, whole
 from jdistill.data.write_ahead_log import recover
 from jdistill.errors import ConfigError, DatasetError
@@ -256,7 +255,7 @@ def info(path: Path) -> str:
     ranges: dict[str, tuple[float, float, tuple[int, ...]]] = {}
     lengths, returns, by_teacher, phases = [], [], 0, 0
     with open_dataset(path) as episodes:
-        args, damaged = episodes[0][1].parent.attrs.get("env_args", "{}"), damage(path, episodes)
+        task, damaged = task_of(episodes[0][1]) or "unknown", damage(path, episodes)
 
         def visit(name: str, item: Any) -> None:
             if is_numeric(item) and item.size:
@@ -277,14 +276,10 @@ def info(path: Path) -> str:
                 returns.append(float(np.sum(group["rewards"])))
             if is_numeric(phase := group.get("phase")):
                 by_teacher, phases = by_teacher + int(np.sum(phase[()] == 1)), phases + phase.size
-    try:
-        env = json.loads(args).get("env_name", "unknown")
-    except (ValueError, TypeError, AttributeError):
-        env = "unknown"
     by_whom = f" ({by_teacher / phases:.1%} by the teacher)" if phases else ""
     earned = f"{min(returns):.2f} to {max(returns):.2f}, mean {np.mean(returns):.2f}" if returns else "not recorded"
     lines = [
-        f"{path}: task {env}",
+        f"{path}: task {task}",
         f"episodes  {len(lengths)}",
         f"steps     {sum(lengths)}{by_whom}",
         f"lengths   {min(lengths)} to {max(lengths)}, mean {np.mean(lengths):.1f}",

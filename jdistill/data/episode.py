@@ -51,6 +51,14 @@ def measure(where: str, group: h5py.Group, seen: Seen, teacher: Relabeler | None
     return len(_observation_group(where, group, first)), label(group)
 
 
+def task_of(group: h5py.Group) -> str | None:
+    """The task that an episode was recorded on, as far as its file says."""
+    try:
+        return str(json.loads(group.parent.attrs["env_args"])["env_name"])
+    except (KeyError, ValueError, TypeError):
+        return None
+
+
 def _observation_group(where: str, group: h5py.Group, name: str) -> h5py.Dataset:
     obs = group.get("obs")
     if not isinstance(obs, h5py.Group):
@@ -58,7 +66,7 @@ def _observation_group(where: str, group: h5py.Group, name: str) -> h5py.Dataset
     # Isaac Lab's own recordings hold the members of the group ``policy`` alone, and do not name it.
     known = [key for key in (name, name.replace("/", "."), name.removeprefix("policy/")) if key in obs]
     if not known:
-        task = json.loads(group.parent.attrs.get("env_args", "{}")).get("env_name")
+        task = task_of(group)
         told = f", recorded on {task}: --task names the task" if task else ""
         raise DatasetError(f"{where}: has no observation group '{name}'; there are {', '.join(obs)}{told}")
     return _array(where, group, f"obs/{known[0]}", (2, observations.IMAGE_AXES))

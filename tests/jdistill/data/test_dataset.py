@@ -395,7 +395,7 @@ def test_a_recording_under_way_is_told_from_a_broken_file(tmp_path):
     [
         (["student"], (6, 2), "obs student is"),
         (["student"], (5, 4), "the environment takes 4 actions"),
-        (["policy"], (5, 2), "has no observation group 'policy'; there are student, teacher"),
+        (["policy"], (5, 2), "there are student, teacher, recorded on crazyflie: --task names the task"),
         (["student[:9]"], (9, 2), "reaches beyond the group, which has 5 numbers"),
     ],
 )
@@ -403,6 +403,18 @@ def test_other_dimensions_are_told(recorded, entries, sizes, expected):
     with pytest.raises(DatasetError) as error:
         load(AlgorithmCfg(dataset=[str(recorded[0])]), Seen(entries, seen(sizes[0]).shapes), sizes[1], 1, 1)
     assert expected in str(error.value) and "data/demo_0" in str(error.value)
+
+
+@pytest.mark.parametrize("header", [None, "{", "[]", "3", "{}"])
+def test_a_file_that_does_not_name_its_task(recorded, tmp_path, header):
+    path = shutil.copy(recorded[0], tmp_path / "other.hdf5")
+    with h5py.File(path, "r+") as file:
+        del file["data"].attrs["env_args"]
+        if header is not None:
+            file["data"].attrs["env_args"] = header
+    assert info(path).startswith(f"{path}: task unknown\n")
+    with pytest.raises(DatasetError, match=r"has no observation group 'policy'; there are student, teacher$"):
+        load(AlgorithmCfg(dataset=[str(path)]), Seen(["policy"], seen(5).shapes), 2, 1, 1)
 
 
 def test_more_than_the_memory_holds(recorded, monkeypatch):
